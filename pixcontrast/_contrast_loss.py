@@ -1,0 +1,241 @@
+"""What the two losses share: options, and the way from embeddings to loss to bank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from pixcontrast import _check as check
+from pixcontrast._equation.problem import Denominator
+from pixcontrast._equation.reduction import Reduction
+from pixcontrast._labels import mark_absent
+from pixcontrast._pixels import (
+    as_images,
+    flat_map,
+    flat_predictions,
+    take_pixels,
+    unit_length,
+)
+from pixcontrast.bank import MemoryBank, check_not_in_backward
+from pixcontrast.functional import (
+    DENOMINATORS,
+    REDUCTIONS,
+    Backend,
+    check_backend,
+    info_nce,
+)
+from pixcontrast.mining import HardNegativeSampler
+from pixcontrast.samplers import AnchorSample, AnchorSampler, HardAnchorSampler
+
+
+class ContrastLoss(nn.Module):
+    """What both losses share; a subclass says what the batch itself contributes."""
+
+    contrast_choices: tuple[str, ...]
+    bank: MemoryBank | None
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        base_temperature: float | None = None,
+        ignore_index: int = 255,
+        anchor_sampler: AnchorSampler | None = None,
+        negative_sampler: HardNegativeSampler | None = None,
+        bank: MemoryBank | None = None,
+        contrast: Sequence[str] | None = None,
+        denominator: Denominator = "negatives",
+        normalize: bool = True,
+        reduction: Reduction = "mean",
+        update_bank: bool = True,
+        gather: bool = False,
+        process_group: Any = None,
+        validate: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        check.check_temperature("temperature", temperature)
+        if base_temperature is not None:
+            check.check_temperature("base_temperature", base_temperature)
+        check.check_ignore_index(ignore_index)
+        check.check_callable("anchor_sampler", anchor_sampler)
+        check.check_instance("negative_sampler", negative_sampler, HardNegativeSampler)
+        check.check_instance("bank", bank, MemoryBank)
+        check.check_choice("denominator", denominator, DENOMINATORS)
+        check.check_choice("reduction", reduction, REDUCTIONS)
+        for name, flag in (
+            ("normalize", normalize),
+            ("update_bank", update_bank),
+            ("gather", gather),
+            ("validate", validate),
+        ):
+            check.check_flag(name, flag)
+        check_backend(backend)
+        if gather:
+            raise NotImplementedError(
+                "gather: contrast across ranks is not part of this version; use gather=False"
+            )
+        if bank is not None and bank.ignore_index != ignore_index:
+            raise ValueError(
+                f"ignore_index: expected that of the bank, {bank.ignore_index}; got {ignore_index}"
+            )
+        self.temperature = temperature
+        self.base_temperature = base_temperature
+        self.ignore_index = ignore_index
+        self.anchor_sampler = HardAnchorSampler() if anchor_sampler is None else anchor_sampler
+        self.negative_sampler = negative_sampler
+        self.bank = bank
+        self.contrast = self._resolve_contrast(contrast)
+        self.denominator: Denominator = denominator
+        self.normalize = normalize
+        self.reduction: Reduction = reduction
+        self.update_bank = update_bank
+        self.gather = gather
+        self.process_group = process_group
+        self.validate = validate
+        self.backend: Backend = backend
+
+    @overload
+    def forward(
+        self,
+        emb: Tensor,
+        labels: Tensor,
+        preds: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_anchors: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        emb: Tensor,
+        labels: Tensor,
+        preds: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_anchors: Literal[True],
+    ) -> tuple[Tensor, AnchorSample]: ...
+
+    def forward(
+        self,
+        emb: Tensor,
+        labels: Tensor,
+        preds: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        return_anchors: bool = False,
+    ) -> Tensor | tuple[Tensor, AnchorSample]:
+        self._check_call(emb, labels, preds, weight, generator)
+        updated = self._bank_to_update()
+
+        images = as_images(emb)
+        num_classes = None if self.bank is None else self.bank.num_classes
+        marked = mark_absent(flat_map(labels, images), self.ignore_index, num_classes)
+        classes = None if preds is None else flat_predictions(preds, images)
+        sample = self.anchor_sampler(
+            marked, classes, ignore_index=self.ignore_index, generator=generator
+        )
+        anchors = self._take_anchors(images, sample)
+        pieces = [self._piece(source, images, marked) for source in self.contrast]
+        loss = info_nce(
+            anchors,
+            sample.labels,
+            [entries for entries, _ in pieces],
+            [piece_labels for _, piece_labels in pieces],
+            temperature=self.temperature,
+            denominator=self.denominator,
+            weight=None if weight is None else flat_map(weight, images).flatten()[sample.indices],
+            mining=self.negative_sampler,
+            generator=generator,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            backend=self.backend,
+        )
+        if self.base_temperature is not None:
+            loss = loss * (self.temperature / self.base_temperature)
+        if updated is not None:
+            updated.update(emb, labels, generator=generator)
+        return (loss, sample) if return_anchors else loss
+
+    def extra_repr(self) -> str:
+        names = (
+            "temperature",
+            "base_temperature",
+            "ignore_index",
+            "anchor_sampler",
+            "negative_sampler",
+            "contrast",
+            "denominator",
+            "normalize",
+            "reduction",
+            "update_bank",
+            "backend",
+        )
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    def _batch_piece(self, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The entries that this batch contributes, and their labels; None: the anchors."""
+        raise NotImplementedError
+
+    def _piece(
+        self, source: str, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if source == "batch":
+            return self._batch_piece(images, labels)
+        assert self.bank is not None  # _resolve_contrast has seen to it
+        return self.bank.entries(source)
+
+    def _take_anchors(self, images: Tensor, sample: AnchorSample) -> Tensor:
+        anchors = take_pixels(images, sample.indices)
+        # Padding holds pixel 0, whatever that is; zeros in its place say nothing to anyone.
+        anchors = torch.where((sample.labels != self.ignore_index)[:, None], anchors, 0.0)
+        return unit_length(anchors) if self.normalize else anchors
+
+    def _bank_to_update(self) -> MemoryBank | None:
+        if self.bank is None or not self.update_bank:
+            return None
+        if not (self.training and torch.is_grad_enabled()):
+            return None
+        check_not_in_backward()
+        self.bank.claim(self)
+        return self.bank
+
+    def _check_call(
+        self,
+        emb: Tensor,
+        labels: Tensor,
+        preds: Tensor | None,
+        weight: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        check.check_embeddings(emb)
+        check.check_pixel_labels(labels, emb)
+        if preds is not None:
+            check.check_predictions(preds, emb)
+        if weight is not None:
+            check.check_pixel_weight(weight, emb)
+        check.check_generator(generator, emb.device)
+        if self.bank is not None:
+            self.bank.check_fits(emb)
+            if labels.device.type == "cpu" or self.validate:
+                check.check_label_range(labels, self.ignore_index, self.bank.num_classes)
+
+    def _resolve_contrast(self, contrast: Sequence[str] | None) -> tuple[str, ...]:
+        queues = [choice for choice in self.contrast_choices if choice != "batch"]
+        if contrast is None:
+            bank = self.bank
+            filled = [q for q in queues if bank is not None and bank.slots(q)]
+            return ("batch", *filled)
+        check.check_contrast(contrast, self.contrast_choices)
+        for queue in contrast:
+            if queue in queues:
+                slots = None if self.bank is None else self.bank.slots(queue)
+                check.check_queue_is_there(queue, slots)
+        return tuple(contrast)

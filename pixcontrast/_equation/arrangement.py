@@ -1,0 +1,109 @@
+"""Vectors sorted by class, without copying them, so that most tiles need no mask.
+
+On the CPU, where looking at a value costs nothing, those that take no part are left out and the
+classes' places are known. On any other device that would be a wait: vectors stay as they
+stand, and every question is answered so that it holds for whatever labels there are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pixcontrast._equation.problem import Piece, Problem
+from pixcontrast._labels import ABSENT
+
+# On an accelerator absent anchors stay in their place. With a label of their own they match no
+# entry, not even an absent one.
+ABSENT_ANCHOR = ABSENT - 1
+
+
+def values_cost_nothing(device: torch.device) -> bool:
+    """Whether the host may look at values on this device without waiting for it."""
+    return device.type == "cpu"
+
+
+class Arrangement:
+    """(n, D) vectors in an order that suits the tiles.
+
+    Attributes:
+        labels: (m,) in that order; m is n, or fewer where absent vectors are left out.
+        order: (m,) the places of the vectors in the tensor they came in, or None: as it stands.
+        sorted: whether labels ascend and none is absent.
+    """
+
+    def __init__(self, vectors: Tensor, labels: Tensor, problem: Problem) -> None:
+        self._vectors = vectors
+        self._problem = problem
+        self.labels = labels
+        self.order: Tensor | None = None
+        self.sorted = values_cost_nothing(labels.device)
+        if self.sorted:
+            self._sort()
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def rows(self, tile: slice) -> Tensor:
+        """The vectors of a tile, as operands: a view where they lie together, else a copy."""
+        operand = self._problem.operand(self._vectors[self.places(tile)])
+        if self.sorted:
+            return operand
+        # 0 · NaN in a product would reach those that take part.
+        return torch.where((self.labels[tile] >= 0)[:, None], operand, 0.0)
+
+    def places(self, tile: slice) -> slice | Tensor:
+        """Where the vectors of a tile lie in the tensor they came in."""
+        if self.order is None or tile.start == tile.stop:
+            return tile
+        if self._breaks[tile.start] == self._breaks[tile.stop - 1]:
+            first = int(self.order[tile.start])
+            return slice(first, first + tile.stop - tile.start)
+        return self.order[tile]
+
+    def overlap(self, tile: slice, other: Arrangement, other_tile: slice) -> bool:
+        """Whether a class of one tile may stand in the other (or an absent vector in either)."""
+        if not self.sorted:
+            return True
+        first, last = self.label_range(tile)
+        other_first, other_last = other.label_range(other_tile)
+        return first <= other_last and other_first <= last
+
+    def label_range(self, tile: slice) -> tuple[int, int]:
+        """The least and the largest label of a tile that is not empty; the CPU alone."""
+        return int(self.labels[tile.start]), int(self.labels[tile.stop - 1])
+
+    def with_classes_of(self, other: Arrangement, other_tile: slice) -> slice:
+        """The part that holds every vector of the other tile's classes."""
+        if not self.sorted:
+            return slice(0, len(self))
+        first, last = other.label_range(other_tile)
+        bounds = torch.tensor([first, last + 1])
+        start, stop = torch.searchsorted(self.labels, bounds).tolist()
+        return slice(start, stop)
+
+    def count_of(self, labels: Tensor) -> Tensor:
+        """How many vectors here have each of the given labels."""
+        ascending = self.labels if self.sorted else self.labels.sort().values
+        after = torch.searchsorted(ascending, labels, right=True)
+        return after - torch.searchsorted(ascending, labels)
+
+    def _sort(self) -> None:
+        present = (self.labels != ABSENT).nonzero().squeeze(1)
+        ascending, order = self.labels[present].sort(stable=True)
+        order = present[order]
+        self.labels = ascending
+        gaps = (order.diff() != 1).to(torch.int64)
+        self._breaks = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
+        self.order = order
+
+
+def arrange_anchors(problem: Problem) -> Arrangement:
+    labels = problem.labels
+    if not values_cost_nothing(labels.device):
+        labels = labels.masked_fill(labels == ABSENT, ABSENT_ANCHOR)
+    return Arrangement(problem.anchors, labels, problem)
+
+
+def arrange_entries(piece: Piece, problem: Problem) -> Arrangement:
+    return Arrangement(piece.entries, piece.labels, problem)

@@ -1,0 +1,59 @@
+"""∂L/∂s, the derivative of an anchor's loss by its similarities, for any tile of them.
+
+With σ the logistic function and w_i = 1/|P_i| Σ_p σ(Z_i − s_ip):
+
+    denominator="negatives"   ∂L_i/∂s_in = w_i · exp(s_in − Z_i)
+                              ∂L_i/∂s_ip = −σ(Z_i − s_ip) / |P_i|
+    denominator="all"         ∂L_i/∂s_ij = exp(s_ij − Z_i) − [j ∈ P_i] / |P_i|
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixcontrast._equation.problem import Denominator
+
+
+class AnchorStatistics(NamedTuple):
+    """What the derivative needs of each anchor's whole row: (R, 1) each.
+
+    Attributes:
+        log_sum: Z_i, −∞ without an entry in it.
+        weight: w_i for `"negatives"`; 1 for `"all"`; 0 for an anchor without a positive.
+        share: 1/|P_i|, 0 for an anchor without a positive.
+    """
+
+    log_sum: Tensor
+    weight: Tensor
+    share: Tensor
+
+    def of(self, block: slice | Tensor) -> AnchorStatistics:
+        return AnchorStatistics(*(column[block] for column in self))
+
+    def put(self, block: slice | Tensor, values: AnchorStatistics) -> None:
+        for column, value in zip(self, values, strict=True):
+            column[block] = value
+
+
+def coefficients(
+    logits: Tensor,
+    positive: Tensor | None,
+    negative: Tensor | None,
+    statistics: AnchorStatistics,
+    denominator: Denominator,
+) -> Tensor:
+    """(R, T) ∂L/∂s of a tile. Without masks every entry of the tile is a negative."""
+    log_sum, weight, share = statistics
+    pushed = torch.exp(logits - log_sum).mul_(weight)
+    if positive is None or negative is None:
+        return pushed
+    if denominator == "negatives":
+        pushed.masked_fill_(~negative, 0.0)
+        pulled = torch.sigmoid(log_sum - logits).mul_(share)
+    else:
+        pushed.masked_fill_(~(negative | positive), 0.0)
+        pulled = share.expand_as(logits)
+    return pushed.sub_(pulled.masked_fill(~positive, 0.0))

@@ -1,0 +1,103 @@
+"""What every backend is handed: anchors, contrast entries in pieces, and the equation's options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pixcontrast.mining import HardNegativeSampler
+
+Denominator = Literal["negatives", "all"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of contrast entries. Pieces are never concatenated outside `dense`.
+
+    Attributes:
+        entries: (n, D), as the caller gave them; the anchors themselves where `is_anchors`.
+        labels: (n,) int64, `ABSENT` for entries that take no part.
+        is_anchors: whether entry j is anchor j, and so not its own positive.
+        first_column: the number of this piece's first entry among all N entries.
+    """
+
+    entries: Tensor
+    labels: Tensor
+    is_anchors: bool
+    first_column: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call of `info_nce`, checked and resolved.
+
+    Attributes:
+        anchors: (M, D), as the caller gave them.
+        labels: (M,) int64, `ABSENT` for anchors that take no part.
+        pieces: the contrast entries.
+        temperature: τ.
+        denominator: what Z sums over, see `pixcontrast.functional.info_nce`.
+        mining: which entries count per anchor, or None for all of them.
+        seed: () int64, the state of the random choice that `mining` makes, if it makes one.
+        product_dtype: the dtype to which the operands of the similarities are rounded.
+        compute_dtype: the dtype of similarities, softmax, sums and the loss.
+    """
+
+    anchors: Tensor
+    labels: Tensor
+    pieces: tuple[Piece, ...]
+    temperature: float
+    denominator: Denominator
+    mining: HardNegativeSampler | None
+    seed: Tensor | None
+    product_dtype: torch.dtype
+    compute_dtype: torch.dtype
+
+    @property
+    def inverse_temperature(self) -> float:
+        # Kept finite in the dtype that multiplies: 0 · inf would be NaN for orthogonal vectors.
+        return min(1.0 / self.temperature, torch.finfo(self.compute_dtype).max)
+
+    @property
+    def logit_limit(self) -> float:
+        """Similarities saturate here, so that the difference of two of them stays finite."""
+        return torch.finfo(self.compute_dtype).max / 4
+
+    def without_vectors(self) -> Problem:
+        """This problem without a reference to any anchor or entry; labels stay."""
+        return self.with_vectors(torch.empty(0), [None] * len(self.pieces))
+
+    def with_vectors(self, anchors: Tensor, entries: Sequence[Tensor | None]) -> Problem:
+        """This problem about other vectors; None for a piece that will not be looked at."""
+        nothing = torch.empty(0)
+        pieces = tuple(
+            replace(piece, entries=nothing if vectors is None else vectors)
+            for piece, vectors in zip(self.pieces, entries, strict=True)
+        )
+        return replace(self, anchors=anchors, pieces=pieces)
+
+    def operand(self, vectors: Tensor) -> Tensor:
+        """Vectors rounded to the product's dtype, held in the dtype that accumulates.
+
+        A product of two 16-bit numbers is exact in float32, so this is what a matrix unit does
+        that multiplies in 16 bits and accumulates in 32.
+        """
+        return vectors.to(self.product_dtype).to(self.compute_dtype)
+
+
+def product_dtype(anchors: Tensor) -> torch.dtype:
+    """The anchors' dtype, or autocast's where autocast would convert such a matrix product."""
+    device = anchors.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if casts and anchors.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return anchors.dtype
+
+
+def compute_dtype(anchors: Tensor) -> torch.dtype:
+    """float64 for float64 anchors, float32 for everything else."""
+    return torch.float64 if anchors.dtype == torch.float64 else torch.float32

@@ -1,0 +1,182 @@
+"""The equation in its tiled form: bounded memory, any device, the gradient made in the forward.
+
+The negative side of the loss is an attention (queries are anchors, keys and values are entries),
+and its output is the negative part of the anchors' gradient:
+
+    τ · ∂L_i/∂a_i = w_i · o_i − 1/|P_i| Σ_p σ(Z_i − s_ip) k_p,    o_i = Σ_n softmax_n(s_i) k_n
+
+`denominator_pass` makes Z and o, one tile at a time; `positives_pass` then visits the positives
+alone and makes the loss, w and the rest. The gradient of the anchors in their role as anchors is
+complete when the forward ends. Entries that require a gradient take one more pass in the
+backward, `entries_gradient`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixcontrast._equation.arrangement import Arrangement, arrange_anchors, arrange_entries
+from pixcontrast._equation.coefficients import AnchorStatistics, coefficients
+from pixcontrast._equation.partial import Partial
+from pixcontrast._equation.problem import Problem
+from pixcontrast._equation.tiles import Tiling
+
+
+class Forward(NamedTuple):
+    """What the forward leaves, per anchor and in the caller's order.
+
+    Attributes:
+        losses: (M,) 0 without a positive.
+        has_positive: (M,) bool.
+        gradient: (M, D) ∂L_i/∂a_i with the entries held fixed, or None where none is wanted.
+        statistics: what `entries_gradient` needs.
+    """
+
+    losses: Tensor
+    has_positive: Tensor
+    gradient: Tensor | None
+    statistics: AnchorStatistics
+
+
+def allocate_forward(problem: Problem, *, want_gradient: bool) -> Forward:
+    """The results, made before any tile so that they lie together, as for M absent anchors."""
+    like = problem.anchors.new_zeros(0, dtype=problem.compute_dtype)
+    num_anchors = problem.labels.numel()
+    return Forward(
+        losses=like.new_zeros(num_anchors),
+        has_positive=like.new_zeros(num_anchors, dtype=torch.bool),
+        gradient=like.new_zeros(problem.anchors.shape) if want_gradient else None,
+        statistics=AnchorStatistics(*(like.new_zeros(num_anchors, 1) for _ in range(3))),
+    )
+
+
+def tiled_forward(problem: Problem, *, want_gradient: bool) -> Forward:
+    """Losses and, where wanted, the gradient of the anchors in their role as anchors."""
+    result = allocate_forward(problem, want_gradient=want_gradient)
+    anchors = arrange_anchors(problem)
+    if len(anchors) == 0:
+        return result
+    pieces = [arrange_entries(piece, problem) for piece in problem.pieces]
+    tiling = Tiling(problem, anchors, pieces)
+    num_positives = _count_positives(problem, anchors, pieces)
+    share = share_of(num_positives, problem.compute_dtype)[:, None]
+
+    partial = denominator_pass(tiling, want_gradient)
+    log_sum = partial.log_sum()[:, None]
+    losses, weight, pull = positives_pass(tiling, log_sum, problem, want_gradient)
+    if problem.denominator == "negatives":
+        losses, weight = losses * share, weight * share
+    else:
+        # Not where there is no positive: Z is −∞ for an anchor that has nothing beside it.
+        losses = torch.where(share > 0, log_sum - losses * share, 0.0)
+        weight = (share > 0).to(share.dtype)
+
+    everyone = anchors.places(slice(0, len(anchors)))
+    result.losses[everyone] = losses.squeeze(1)
+    result.has_positive[everyone] = num_positives > 0
+    result.statistics.put(everyone, AnchorStatistics(log_sum, weight, share))
+    if result.gradient is not None and pull is not None:
+        gradient = partial.mean().mul_(weight).sub_(pull.mul_(share))
+        result.gradient[everyone] = gradient.mul_(problem.inverse_temperature)
+    return result
+
+
+def denominator_pass(tiling: Tiling, want_gradient: bool) -> Partial:
+    """Z and o over N_i, or over everything but i itself for `denominator="all"`."""
+    partial = Partial(tiling.rows, bounded=tiling.bounded, weighted=want_gradient)
+    for tile in tiling.all():
+        outside = tiling.outside_denominator(tile)
+        if outside is not None:
+            tile.logits.masked_fill_(outside, -torch.inf)
+        partial.merge_tile(tile.block, tile.logits, tile.entries)
+    return partial
+
+
+def positives_pass(
+    tiling: Tiling, log_sum: Tensor, problem: Problem, want_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sums over P_i, not yet divided by |P_i|: two of (m, 1), and (m, D) where wanted.
+
+    For `"negatives"`: Σ softplus(Z − s), Σ σ(Z − s), Σ σ(Z − s)·k. For `"all"`: Σ s, 0, Σ k.
+    """
+    losses, weight = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
+    pull = torch.zeros_like(tiling.rows) if want_gradient else None
+    for tile in tiling.with_positives():
+        positive = tiling.positive(tile)
+        if positive is None:
+            continue
+        if problem.denominator == "negatives":
+            margin = torch.sub(log_sum[tile.block], tile.logits)
+            # By default softplus turns linear at 20, where that is exact to 1e-9 only.
+            terms = F.softplus(margin, threshold=50.0).mul_(positive)
+            strength = margin.sigmoid_().mul_(positive)
+            weight[tile.block] += strength.sum(dim=1, keepdim=True)
+        else:
+            terms = tile.logits.mul_(positive)
+            strength = positive.to(terms.dtype)
+        losses[tile.block] += terms.sum(dim=1, keepdim=True)
+        if pull is not None:
+            pull[tile.block].addmm_(strength, tile.entries)
+    return losses, weight, pull
+
+
+def entries_gradient(
+    problem: Problem, statistics: AnchorStatistics, upstream: Tensor, wanted: list[bool]
+) -> list[Tensor | None]:
+    """Σ_i g_i ∂L_i/∂k_j for the entries of the pieces that want it, else None.
+
+    `upstream` is g (M,). Pieces that want nothing are not looked at: a bank may have been
+    written to since the forward.
+    """
+    results = allocate_entries_gradient(problem, wanted)
+    anchors = arrange_anchors(problem)
+    if len(anchors) == 0:
+        return results
+    pieces = [
+        arrange_entries(piece, problem) if want else None
+        for piece, want in zip(problem.pieces, wanted, strict=True)
+    ]
+    tiling = Tiling(problem, anchors, pieces)
+    everyone = anchors.places(slice(0, len(anchors)))
+    statistics = statistics.of(everyone)
+    scale = upstream[everyone][:, None] * problem.inverse_temperature
+    for tile in tiling.all():
+        change = coefficients(
+            tile.logits,
+            tiling.positive(tile),
+            tiling.negative(tile),
+            statistics.of(tile.block),
+            problem.denominator,
+        ).mul_(scale[tile.block])
+        result, piece = results[tile.piece], pieces[tile.piece]
+        assert result is not None
+        assert piece is not None
+        result[piece.places(tile.columns)] += change.T @ tiling.rows[tile.block]
+    return results
+
+
+def allocate_entries_gradient(problem: Problem, wanted: list[bool]) -> list[Tensor | None]:
+    return [
+        piece.entries.new_zeros(piece.entries.shape, dtype=problem.compute_dtype) if want else None
+        for piece, want in zip(problem.pieces, wanted, strict=True)
+    ]
+
+
+def _count_positives(problem: Problem, anchors: Arrangement, pieces: list[Arrangement]) -> Tensor:
+    """(m,) |P_i|, from the labels alone."""
+    count = torch.zeros_like(anchors.labels)
+    for piece, arrangement in zip(problem.pieces, pieces, strict=True):
+        count += arrangement.count_of(anchors.labels)
+        if piece.is_anchors:
+            count -= (anchors.labels >= 0).to(count.dtype)
+    return count
+
+
+def share_of(num_positives: Tensor, dtype: torch.dtype) -> Tensor:
+    """1/|P_i|, 0 without a positive."""
+    share = num_positives.clamp(min=1).to(dtype).reciprocal()
+    return torch.where(num_positives > 0, share, 0.0)

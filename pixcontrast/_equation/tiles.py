@@ -1,0 +1,164 @@
+"""The tiles of similarities that the tiled form works on, and what stands in each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixcontrast._equation.arrangement import Arrangement, values_cost_nothing
+from pixcontrast._equation.problem import Problem
+
+# A tile of similarities is 256 × 4,096, 4 MB in float32: products that large run at the
+# processor's rate, and the exponentials that follow find it in the cache (docs/performance.md).
+TILE_ROWS = 256
+TILE_COLUMNS = 4096
+# Positives stand in few columns for few rows: sorted by class, about 1/C + rows/M of them.
+POSITIVE_ROWS = 64
+
+# Below this no exponential of a similarity overflows, nor does a row of them underflow to
+# nothing, so that they need no maximum taken off: exp(±40) in float32, which ends at exp(88).
+BOUNDED_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
+
+
+class Tile(NamedTuple):
+    """Similarities (R, T) of a block of anchors with some columns of a piece.
+
+    `logits` is a buffer that the next tile overwrites; `entries` are its (T, D) columns.
+    """
+
+    piece: int
+    block: slice
+    columns: slice
+    logits: Tensor
+    entries: Tensor
+
+
+class Tiling:
+    """All tiles of a problem; a piece that is None has none.
+
+    Attributes:
+        rows: (m, D) the arranged anchors, as operands.
+        bounded: whether every similarity is known to lie within `BOUNDED_LOGIT`.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        anchors: Arrangement,
+        pieces: Sequence[Arrangement | None],
+    ) -> None:
+        self.anchors = anchors
+        self.rows = anchors.rows(slice(0, len(anchors)))
+        self._problem = problem
+        self._pieces = pieces
+        widest = max((len(piece) for _, piece in self._wanted()), default=0)
+        highest = min(max(TILE_ROWS, POSITIVE_ROWS), len(anchors))
+        self._buffer = self.rows.new_empty(highest * min(TILE_COLUMNS, widest))
+        largest = self._largest_logit()
+        self.bounded = largest <= BOUNDED_LOGIT[self.rows.dtype]
+        self._may_saturate = not largest < problem.logit_limit
+
+    def all(self) -> Iterator[Tile]:
+        """Every tile; the entries of a column are fetched once."""
+        for number, piece in self._wanted():
+            for columns in slices(slice(0, len(piece)), TILE_COLUMNS):
+                entries = piece.rows(columns)
+                for block in slices(slice(0, len(self.anchors)), TILE_ROWS):
+                    yield self._tile(number, block, columns, entries)
+
+    def with_positives(self) -> Iterator[Tile]:
+        """The tiles that hold all positives, in as few columns as the arrangement allows."""
+        for block in slices(slice(0, len(self.anchors)), POSITIVE_ROWS):
+            for number, piece in self._wanted():
+                part = piece.with_classes_of(self.anchors, block)
+                for columns in slices(part, TILE_COLUMNS):
+                    yield self._tile(number, block, columns, piece.rows(columns))
+
+    def positive(self, tile: Tile) -> Tensor | None:
+        """(R, T) who is a positive of whom, or None: nobody, as far as labels tell."""
+        if not self._may_share_a_class(tile):
+            return None
+        same = self._same_class(tile)
+        return same & ~self._is_self(tile) if self._holds_anchors(tile) else same
+
+    def negative(self, tile: Tile) -> Tensor | None:
+        """(R, T) who is a negative of whom, or None: everybody."""
+        if not self._may_share_a_class(tile):
+            return None
+        return ~self._same_class(tile) & self._present(tile)
+
+    def outside_denominator(self, tile: Tile) -> Tensor | None:
+        """(R, T) which similarities Z leaves out, or None: it takes them all."""
+        if not self._may_share_a_class(tile):
+            return None
+        if self._problem.denominator == "negatives":
+            return self._same_class(tile) | ~self._present(tile)
+        if self._holds_anchors(tile):
+            return self._is_self(tile) | ~self._present(tile)
+        return ~self._present(tile)
+
+    def _tile(self, number: int, block: slice, columns: slice, entries: Tensor) -> Tile:
+        num_rows, num_columns = block.stop - block.start, columns.stop - columns.start
+        logits = self._buffer[: num_rows * num_columns].view(num_rows, num_columns)
+        rows, scale = self.rows[block], self._problem.inverse_temperature
+        torch.addmm(logits, rows, entries.T, beta=0.0, alpha=scale, out=logits)
+        if self._may_saturate:
+            limit = self._problem.logit_limit
+            logits.clamp_(-limit, limit)
+        return Tile(number, block, columns, logits, entries)
+
+    def _may_share_a_class(self, tile: Tile) -> bool:
+        return self._arrangement(tile).overlap(tile.columns, self.anchors, tile.block)
+
+    def _same_class(self, tile: Tile) -> Tensor:
+        row_labels = self.anchors.labels[tile.block]
+        column_labels = self._arrangement(tile).labels[tile.columns]
+        return row_labels[:, None] == column_labels[None, :]
+
+    def _present(self, tile: Tile) -> Tensor:
+        return (self._arrangement(tile).labels[tile.columns] >= 0)[None, :]
+
+    def _is_self(self, tile: Tile) -> Tensor:
+        # Anchors as rows and as columns stand in one order.
+        device = tile.logits.device
+        row_numbers = torch.arange(tile.block.start, tile.block.stop, device=device)
+        column_numbers = torch.arange(tile.columns.start, tile.columns.stop, device=device)
+        return row_numbers[:, None] == column_numbers[None, :]
+
+    def _holds_anchors(self, tile: Tile) -> bool:
+        return self._problem.pieces[tile.piece].is_anchors
+
+    def _arrangement(self, tile: Tile) -> Arrangement:
+        arrangement = self._pieces[tile.piece]
+        assert arrangement is not None  # tiles are made of wanted pieces alone
+        return arrangement
+
+    def _wanted(self) -> Iterator[tuple[int, Arrangement]]:
+        for number, piece in enumerate(self._pieces):
+            if piece is not None:
+                yield number, piece
+
+    def _largest_logit(self) -> float:
+        """A bound on |s|, from the longest vectors; infinite where looking would be a wait."""
+        if not values_cost_nothing(self.rows.device):
+            return float("inf")
+        longest = 0.0
+        for _, piece in self._wanted():
+            for columns in slices(slice(0, len(piece)), TILE_COLUMNS):
+                longest = max(longest, _longest(piece.rows(columns)))
+        return _longest(self.rows) * longest * self._problem.inverse_temperature
+
+
+def slices(part: slice, size: int) -> Iterator[slice]:
+    """Consecutive parts of at most `size`."""
+    for start in range(part.start, part.stop, size):
+        yield slice(start, min(start + size, part.stop))
+
+
+def _longest(vectors: Tensor) -> float:
+    if vectors.shape[0] == 0:
+        return 0.0
+    return float(torch.linalg.vector_norm(vectors, dim=1).max())

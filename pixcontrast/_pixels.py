@@ -1,0 +1,67 @@
+"""Pixels of an embedding map: where they are, how they are taken out, how they get unit length.
+
+Inside the package an embedding is always (B, D, *S). All B·P pixels are numbered through, images
+in order, pixels of an image in row-major order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pixcontrast._resize import resize_nearest
+
+# A vector with no component above this counts as zero: scaled to unit length, its gradient
+# would overflow float32.
+SMALLEST = 1e-30
+
+
+def as_images(emb: Tensor) -> Tensor:
+    """(B, D, *S) as it is; (N, D) points as a view (1, D, N), one image."""
+    return emb.T[None] if emb.ndim == 2 else emb
+
+
+def flat_map(pixel_map: Tensor, images: Tensor) -> Tensor:
+    """A map (B, *S_any), or (N,) of points, as (B, P) at the size of the embedding."""
+    if pixel_map.ndim == 1:
+        return pixel_map[None]
+    return resize_nearest(pixel_map, images.shape[2:]).flatten(1)
+
+
+def flat_predictions(preds: Tensor, images: Tensor) -> Tensor:
+    """Predicted classes, or logits of them, as (B, P) classes at the size of the embedding."""
+    if not preds.is_floating_point():
+        return flat_map(preds, images)
+    if preds.ndim == 2:
+        return preds.detach().argmax(dim=1)[None]
+    # Picked first: nearest resizing and argmax commute, and fewer pixels need an argmax.
+    return resize_nearest(preds.detach(), images.shape[2:]).argmax(dim=1).flatten(1)
+
+
+def take_pixels(images: Tensor, indices: Tensor) -> Tensor:
+    """(K, D) the pixels with the given numbers out of B·P.
+
+    Indexed in place, whatever the strides: neither the map nor its gradient is permuted.
+    """
+    places: list[Tensor] = []
+    for size in reversed(images.shape[2:]):
+        places.insert(0, indices % max(size, 1))
+        indices = indices // max(size, 1)
+    where: tuple[Tensor | slice, ...] = (indices, slice(None), *places)
+    return images[where]
+
+
+def unit_length(vectors: Tensor, dim: int = 1) -> Tensor:
+    """Vectors scaled to unit length; a zero vector stays zero, with zero gradient.
+
+    Made in float32 at least, and in the dtype that came. Neither squares nor their sum overflow
+    or vanish: the largest component is taken out first, as a constant, which the result and
+    its derivative do not depend on.
+    """
+    wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    largest = wide.detach().abs().amax(dim=dim, keepdim=True)
+    is_zero = largest <= SMALLEST
+    scaled = wide / torch.where(is_zero, 1.0, largest)
+    norm = torch.linalg.vector_norm(scaled, dim=dim, keepdim=True)
+    unit = scaled / torch.where(is_zero, 1.0, norm)
+    return torch.where(is_zero, 0.0, unit).to(vectors.dtype)

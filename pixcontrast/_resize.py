@@ -1,0 +1,29 @@
+"""Maps of labels, predictions and weights brought to the size of the embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def resize_nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(..., *S_any) of any dtype to (..., *size), as PyTorch's `mode="nearest"` does.
+
+    Pixels are picked, never mixed: integers of any size stay exact, and so do logits.
+    """
+    first = maps.ndim - len(size)
+    for dimension, (old, new) in enumerate(zip(maps.shape[first:], size, strict=True), first):
+        if old != new:
+            maps = maps.index_select(dimension, _picked(old, new, maps.device))
+    return maps
+
+
+def _picked(old: int, new: int, device: torch.device) -> Tensor:
+    """(new,) which of `old` places nearest resizing picks: PyTorch itself is asked."""
+    if new == 0:
+        return torch.zeros(0, dtype=torch.int64, device=device)
+    places = torch.arange(old, dtype=torch.float32, device=device)
+    return F.interpolate(places[None, None], size=new, mode="nearest")[0, 0].to(torch.int64)

@@ -1,0 +1,245 @@
+"""The memory bank: pixels and regions of earlier batches, in one ring a class."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from pixcontrast import _check as check
+from pixcontrast._groups import rank_pixels
+from pixcontrast._labels import ABSENT, mark_absent
+from pixcontrast._pixels import as_images, flat_map, take_pixels, unit_length
+from pixcontrast._regions import inverse_norms, region_means
+from pixcontrast._ring import write_rings
+
+QUEUES = ("pixels", "regions")
+
+
+class MemoryBank(nn.Module):
+    """Two ring buffers per class: embeddings of single pixels, and of regions.
+
+    The memory of Wang et al., ICCV 2021, section 3.2. From each image and class present it takes
+    one region, the unit-length mean of that image's unit-length embeddings of the class, and
+    min(`pixels_per_image`, available) of its pixels, at random without replacement. First in,
+    first out: images in batch order; a write across the end of a ring wraps, a write larger than
+    the ring keeps the newest. Only written slots ever count. Class 0 is a class like any other.
+    Pixels whose embedding is not finite, or zero, never enter, nor count in a region (their norm
+    is taken in float32 at least; one that overflows or vanishes there counts as such).
+
+    Args:
+        num_classes: C, at least 1.
+        dim: D, the size of the embeddings, at least 1.
+        pixel_slots: the length of each class's pixel ring; 0 leaves that queue out.
+        region_slots: the length of each class's region ring; 0 leaves that queue out.
+        pixels_per_image: the most pixels that an image gives to a class; 0 leaves the pixel
+            queue out.
+        ignore_index: the label that takes no part; no class.
+        dtype: of the stored vectors: float32, bfloat16, float16 or float64.
+        sharded: not yet to be had.
+        process_group: the ranks that share the bank; not yet to be had for more than one.
+
+    Attributes:
+        pixels: (C, pixel_slots, D) stored pixels, of unit length. A persistent buffer.
+        regions: (C, region_slots, D) stored regions, of unit length. A persistent buffer.
+        pixel_count: (C,) how many pixels of each class are valid: those in slots 0 … count−1.
+        region_count: (C,) likewise.
+        pixel_next, region_next: (C,) the slot that is written next.
+
+    Raises:
+        ValueError, TypeError: for an option out of its range; the message names it.
+        NotImplementedError: for `sharded=True`.
+
+    Example:
+        >>> import torch
+        >>> from pixcontrast import MemoryBank
+        >>> bank = MemoryBank(2, 8, pixel_slots=100, region_slots=10, pixels_per_image=3)
+        >>> bank.update(torch.randn(4, 8, 5, 5), torch.zeros(4, 5, 5, dtype=torch.long))
+        >>> bank.pixel_count, bank.region_count
+        (tensor([12,  0]), tensor([4, 0]))
+    """
+
+    pixels: Tensor
+    regions: Tensor
+    pixel_count: Tensor
+    region_count: Tensor
+    pixel_next: Tensor
+    region_next: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        pixel_slots: int = 5000,
+        region_slots: int = 5000,
+        pixels_per_image: int = 10,
+        ignore_index: int = 255,
+        dtype: torch.dtype = torch.float32,
+        sharded: bool = False,
+        process_group: Any = None,
+    ) -> None:
+        super().__init__()
+        check.check_count("num_classes", num_classes, at_least=1)
+        check.check_count("dim", dim, at_least=1)
+        check.check_count("pixel_slots", pixel_slots, at_least=0)
+        check.check_count("region_slots", region_slots, at_least=0)
+        check.check_count("pixels_per_image", pixels_per_image, at_least=0)
+        check.check_ignore_index(ignore_index)
+        check.check_ignored_is_no_class(ignore_index, num_classes)
+        check.check_floating_dtype("dtype", dtype)
+        check.check_flag("sharded", sharded)
+        if sharded:
+            raise NotImplementedError(
+                "sharded: a bank spread over ranks is not part of this version; use sharded=False"
+            )
+        if pixels_per_image == 0:
+            pixel_slots = 0
+        self.num_classes = num_classes
+        self.dim = dim
+        self.pixels_per_image = pixels_per_image
+        self.ignore_index = ignore_index
+        self.sharded = sharded
+        self.process_group = process_group
+        for name, slots in (("pixel", pixel_slots), ("region", region_slots)):
+            vectors = torch.zeros(num_classes, slots, dim, dtype=dtype)
+            self.register_buffer(f"{name}s", vectors)
+            self.register_buffer(f"{name}_count", torch.zeros(num_classes, dtype=torch.int64))
+            self.register_buffer(f"{name}_next", torch.zeros(num_classes, dtype=torch.int64))
+        self._updater: weakref.ref[object] | None = None
+        self._warned = False
+
+    @property
+    def pixel_slots(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def region_slots(self) -> int:
+        return self.regions.shape[1]
+
+    def slots(self, queue: str) -> int:
+        """How many slots a class has in the queue `"pixels"` or `"regions"`."""
+        check.check_choice("queue", queue, QUEUES)
+        return self.pixel_slots if queue == "pixels" else self.region_slots
+
+    def entries(self, queue: str) -> tuple[Tensor, Tensor]:
+        """The queue `"pixels"` or `"regions"` as `info_nce` takes it.
+
+        Returns:
+            (C·slots, D) a view of the queue, and (C·slots,) int64 labels, `ignore_index` for
+            slots that have not been written.
+        """
+        slots = self.slots(queue)
+        vectors = self.pixels if queue == "pixels" else self.regions
+        count = self.pixel_count if queue == "pixels" else self.region_count
+        written = torch.arange(slots, device=count.device) < count[:, None]
+        classes = torch.arange(self.num_classes, device=count.device)[:, None]
+        labels = torch.where(written, classes, self.ignore_index)
+        return vectors.view(-1, self.dim), labels.flatten()
+
+    @torch.no_grad()
+    def update(
+        self, emb: Tensor, labels: Tensor, *, generator: torch.Generator | None = None
+    ) -> None:
+        """Take in a batch.
+
+        Args:
+            emb: (B, D, *S) floating, with 1 to 3 spatial dimensions, of any length; or (N, D)
+                points, one image.
+            labels: (B, *S_any) integer, resized to S by nearest; or (N,).
+            generator: the source of randomness of the choice of pixels, on emb's device.
+
+        Raises:
+            ValueError, TypeError: for arguments that do not fit; the message names them. Labels
+                of num_classes or more raise on the CPU; elsewhere, where looking would be a
+                wait, such pixels are ignored.
+            RuntimeError: when asked for during a backward pass, as from a checkpointed region.
+        """
+        check_not_in_backward()
+        check.check_embeddings(emb)
+        check.check_pixel_labels(labels, emb)
+        check.check_generator(generator, emb.device)
+        self.check_fits(emb)
+        self._check_one_rank()
+        if labels.device.type == "cpu":
+            check.check_label_range(labels, self.ignore_index, self.num_classes)
+
+        images = as_images(emb)
+        marked = mark_absent(flat_map(labels, images), self.ignore_index, self.num_classes)
+        inverse = inverse_norms(images)
+        marked = marked.masked_fill(inverse == 0, ABSENT)
+        if self.region_slots:
+            means, present = region_means(images, marked, self.num_classes, inverse)
+            write_rings(
+                self.regions, self.region_count, self.region_next, means[:, :, None], present.long()
+            )
+        if self.pixel_slots:
+            vectors, available = self._sample_pixels(images, marked, generator)
+            write_rings(self.pixels, self.pixel_count, self.pixel_next, vectors, available)
+
+    def check_fits(self, emb: Tensor) -> None:
+        """Raise where embeddings (B, D, *S) are of another width or on another device."""
+        check.check_bank_fits(emb, self.dim, self.pixels.device)
+
+    def claim(self, updater: object) -> None:
+        """Note which loss updates this bank, and warn once when a second one does."""
+        current = None if self._updater is None else self._updater()
+        if current is None:
+            self._updater = weakref.ref(updater)
+        elif current is not updater and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "two losses update the same MemoryBank, so that each batch enters twice; build "
+                "one of them with update_bank=False",
+                stacklevel=4,
+            )
+
+    def _sample_pixels(
+        self, images: Tensor, labels: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, C, pixels_per_image, D) unit vectors and (B, C) how many of them there are."""
+        num_images, num_pixels = labels.shape
+        shape = torch.Size((num_images, self.num_classes, self.pixels_per_image))
+        ranked = rank_pixels(labels, None, generator)
+        image = ranked.order // max(num_pixels, 1)
+        group = image * self.num_classes + labels.flatten()[ranked.order]
+        taken = ranked.present & (ranked.rank < self.pixels_per_image)
+        beyond = shape.numel()  # where everything lands that is not taken
+        place = torch.where(taken, group * self.pixels_per_image + ranked.rank, beyond)
+        indices = ranked.order.new_zeros(beyond + 1).scatter_(0, place, ranked.order)[:beyond]
+        count = taken.new_zeros(beyond + 1).scatter_(0, place, taken)[:beyond]
+        vectors = take_pixels(images, indices)
+        vectors = unit_length(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
+        return vectors.view(*shape, self.dim), count.view(shape).sum(dim=2)
+
+    def _check_one_rank(self) -> None:
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        if distributed.get_world_size(self.process_group) > 1:
+            raise NotImplementedError(
+                "MemoryBank.update: a bank that several ranks fill is not part of this "
+                "version; build the loss with update_bank=False, or run on one rank"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Who updates a bank is of this process alone, and a weak reference cannot be copied.
+        return {**self.__dict__, "_updater": None}
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_classes}, {self.dim}, pixel_slots={self.pixel_slots}, "
+            f"region_slots={self.region_slots}, pixels_per_image={self.pixels_per_image}, "
+            f"ignore_index={self.ignore_index}, dtype={self.pixels.dtype}"
+        )
+
+
+def check_not_in_backward() -> None:
+    """Raise inside a backward pass, where a recomputed forward would enter its batch twice."""
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "MemoryBank: an update was asked for during a backward pass, as happens in a "
+            "checkpointed region, whose forward runs twice; call the loss outside of it"
+        )

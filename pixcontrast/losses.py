@@ -1,0 +1,125 @@
+"""The losses: which pixels are pulled together, and which are pushed apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pixcontrast._contrast_loss import ContrastLoss
+from pixcontrast._regions import classes_by_image, inverse_norms, region_means
+
+# Without a bank the number of classes is not known, and shapes must not depend on labels.
+MOST_CLASSES_OF_AN_IMAGE = 256
+
+
+class PixelContrastLoss(ContrastLoss):
+    """The pixel-to-pixel contrastive loss of Wang et al., ICCV 2021.
+
+    Pixels of one class are pulled together and pushed from those of other classes, across the
+    images of the batch and, with a bank, across those of earlier batches. The loss of one anchor
+    is equation 3 of the paper, given at `pixcontrast.functional.info_nce`.
+
+    Args:
+        temperature: τ, above 0.
+        base_temperature: multiplies the loss by τ/base_temperature (the authors use 0.07);
+            None: no factor.
+        ignore_index: the label of pixels that take no part.
+        anchor_sampler: which pixels become anchors; None: `HardAnchorSampler()`. Any callable
+            of the same signature will do.
+        negative_sampler: which entries count per anchor; None: all of them.
+        bank: the memory of earlier batches. It becomes a part of this module.
+        contrast: what to contrast with, a tuple out of `"batch"` (the sampled anchors, each but
+            for itself, with gradient on both sides), `"pixels"` and `"regions"` (the bank's two
+            queues). None: `("batch",)` without a bank, all that there are with one.
+            `("pixels", "regions")` is the authors' memory variant.
+        denominator: `"negatives"` (the paper's) or `"all"` (SupCon's), see `info_nce`.
+        normalize: give embeddings unit length first; a zero vector stays zero, with zero
+            gradient.
+        reduction: `"mean"`, `"sum"`, or `"none"`: (K,) in the sampler's order.
+        update_bank: whether the bank takes in each batch, after the loss, in training mode
+            and grad mode.
+        gather: not yet to be had.
+        process_group: the ranks to gather from; not yet to be had.
+        validate: check the values of labels on a GPU too, at the price of a wait.
+        backend: which form of `info_nce` to run.
+
+    Call:
+        `loss(emb, labels, preds=None, *, weight=None, generator=None, return_anchors=False)`
+
+        - `emb`: (B, D, *S) floating, with 1 to 3 spatial dimensions, or (N, D) points.
+        - `labels`: (B, *S_any) integer, resized to S as PyTorch's `mode="nearest"` does; or
+          (N,). Those of `ignore_index`, or negative, take no part.
+        - `preds`: (B, *S_any) predicted classes, or (B, C, *S_any) logits of at least 2 classes,
+          resized likewise; or (N,), or (N, C). None: every pixel counts as correctly predicted.
+        - `weight`: (B, *S_any), or (N,): a weight of at least 0 for each pixel, resized likewise.
+        - `generator`: the source of all randomness, on emb's device; None: the default one.
+        - `return_anchors`: also return the `AnchorSample`.
+
+    Returns:
+        The loss, float32 (float64 for float64 embeddings); with `return_anchors=True` the pair
+        `(loss, AnchorSample)`. 0, connected to the graph, where no anchor has a positive.
+
+    Raises:
+        ValueError, TypeError: for options or arguments that do not fit; the message names them.
+            With a bank, labels of its `num_classes` or more raise on the CPU; on a GPU such
+            pixels are ignored unless `validate=True`.
+        RuntimeError: where the bank would be updated during a backward pass: a loss belongs
+            outside of checkpointed regions.
+        NotImplementedError: for `gather=True` and `backend="triton"`.
+
+    Example:
+        >>> import torch
+        >>> from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss
+        >>> loss = PixelContrastLoss(
+        ...     anchor_sampler=HardAnchorSampler(max_anchors=64, max_views=8),
+        ...     bank=MemoryBank(3, 16, pixel_slots=50, region_slots=50),
+        ... )
+        >>> emb = torch.randn(2, 16, 12, 12, requires_grad=True)
+        >>> labels = torch.randint(0, 3, (2, 48, 48))
+        >>> logits = torch.randn(2, 3, 24, 24)
+        >>> loss(emb, labels, logits).backward()
+        >>> emb.grad.shape
+        torch.Size([2, 16, 12, 12])
+    """
+
+    contrast_choices = ("batch", "pixels", "regions")
+
+    def _batch_piece(self, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        return None, None
+
+
+class RegionContrastLoss(ContrastLoss):
+    """The pixel-to-region contrastive loss of Wang et al., ICCV 2021, section 3.2.
+
+    As `PixelContrastLoss`, but anchors are contrasted with regions: the unit-length mean of the
+    unit-length embeddings of one class in one image. Options, call, result and errors are those
+    of `PixelContrastLoss`, but for these:
+
+    Args:
+        contrast: a tuple out of `"batch"` (the regions of this batch, one for each image and
+            class, detached; the anchor's own pixel is part of its region) and `"regions"` (the
+            bank's). None: `("batch",)` without a bank, both with one. Without a bank the regions
+            of an image are those of its 256 lowest labels.
+
+    Example:
+        >>> import torch
+        >>> from pixcontrast import RegionContrastLoss
+        >>> emb = torch.randn(2, 16, 12, 12, requires_grad=True)
+        >>> labels = torch.randint(0, 3, (2, 12, 12))
+        >>> RegionContrastLoss()(emb, labels).backward()
+    """
+
+    contrast_choices = ("batch", "regions")
+
+    def _batch_piece(self, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        images = images.detach()
+        inverse = inverse_norms(images)
+        if self.bank is None:
+            num_slots = min(labels.shape[1], MOST_CLASSES_OF_AN_IMAGE)
+            slots, labels_of_slots = classes_by_image(labels, num_slots)
+        else:
+            num_slots, slots = self.bank.num_classes, labels
+            labels_of_slots = torch.arange(num_slots, device=labels.device)[None]
+        means, present = region_means(images, slots, num_slots, inverse)
+        region_labels = torch.where(present, labels_of_slots, self.ignore_index)
+        return means.flatten(0, 1).to(images.dtype), region_labels.flatten()

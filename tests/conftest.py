@@ -1,0 +1,47 @@
+import pytest
+import torch
+from hypothesis import settings
+
+# Examples are a function of the test alone: a red run can be repeated.
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that was allocated and never written holds NaN, so that a read of it is seen."""
+
+    def fill(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    empty, new_empty = torch.empty, torch.Tensor.new_empty
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: fill(empty(*args, **kwargs)))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda *args, **kwargs: fill(new_empty(*args, **kwargs))
+    )
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles so small that little problems have many, of uneven sizes."""
+    from pixcontrast._equation import mined, tiles
+
+    monkeypatch.setattr(tiles, "TILE_ROWS", 3)
+    monkeypatch.setattr(tiles, "TILE_COLUMNS", 7)
+    monkeypatch.setattr(tiles, "POSITIVE_ROWS", 2)
+    monkeypatch.setattr(mined, "TILE_COLUMNS", 7)
+    monkeypatch.setattr(mined, "STRIPE_SIZE", 64)
+
+
+@pytest.fixture
+def unseen_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the path of a device whose values the host must not wait for."""
+    from pixcontrast._equation import arrangement, tiles
+
+    monkeypatch.setattr(arrangement, "values_cost_nothing", lambda device: False)
+    monkeypatch.setattr(tiles, "values_cost_nothing", lambda device: False)
