@@ -15,13 +15,11 @@ def write_rings(
         rings: (C, slots, D), slots of at least 1.
         count: (C,) int64, how many slots are valid.
         next_slot: (C,) int64, the slot that is written next.
-        vectors: (B, C, E, D), of which the first `available` of each E are there.
+        vectors: (B, C, E, D), B and E of at least 1, of which the first `available` of each E are there.
         available: (B, C) int64.
     """
     num_classes, slots, dim = rings.shape
-    num_images, _, most, _ = vectors.shape
-    if num_images == 0:
-        return
+    most = vectors.shape[2]
     total = available.sum(dim=0)
     before = available.cumsum(dim=0) - available
     number = torch.arange(most, device=rings.device)

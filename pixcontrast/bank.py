@@ -169,6 +169,8 @@ class MemoryBank(nn.Module):
 
         images = as_images(emb)
         marked = mark_absent(flat_map(labels, images), self.ignore_index, self.num_classes)
+        if marked.numel() == 0:
+            return
         inverse = inverse_norms(images)
         marked = marked.masked_fill(inverse == 0, ABSENT)
         if self.region_slots:
@@ -204,7 +206,7 @@ class MemoryBank(nn.Module):
         num_images, num_pixels = labels.shape
         shape = torch.Size((num_images, self.num_classes, self.pixels_per_image))
         ranked = rank_pixels(labels, None, generator)
-        image = ranked.order // max(num_pixels, 1)
+        image = ranked.order // num_pixels
         group = image * self.num_classes + labels.flatten()[ranked.order]
         taken = ranked.present & (ranked.rank < self.pixels_per_image)
         beyond = shape.numel()  # where everything lands that is not taken

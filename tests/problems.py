@@ -48,9 +48,7 @@ def loss_and_gradients(
     elif isinstance(contrast, Sequence):
         pieces = [None if p is None else p.detach().clone().requires_grad_() for p in contrast]
         leaves += [p for p in pieces if p is not None]
-    loss = info_nce(
-        anchors, anchor_labels, pieces, contrast_labels, backend=backend, **options
-    )
+    loss = info_nce(anchors, anchor_labels, pieces, contrast_labels, backend=backend, **options)
     gradients = torch.autograd.grad(loss, leaves, upstream)
     return [loss.detach(), *gradients]
 

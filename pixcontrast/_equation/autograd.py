@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,25 +17,24 @@ from pixcontrast.mining import Thresholds
 
 def tiled_losses(problem: Problem) -> tuple[Tensor, Tensor]:
     """(M,) losses, 0 without a positive, and (M,) whether the anchor has a positive."""
-    entries = [piece.entries for piece in problem.pieces]
+    others = [piece.entries for piece in problem.pieces if not piece.is_anchors]
     # Decided here: inside an operation needs_input_grad is true under no_grad as well.
     want_gradient = torch.is_grad_enabled() and problem.anchors.requires_grad
     losses, has_positive = _TiledLoss.apply(  # type: ignore[no-untyped-call]
-        problem, want_gradient, problem.anchors, *entries
+        problem, want_gradient, problem.anchors, *others
     )
     return losses, has_positive
 
 
 class _TiledLoss(torch.autograd.Function):
-    """`anchors` and `entries` repeat the problem's, for autograd to see.
+    """`anchors` and `others`, the entries that are not the anchors, repeat those of the problem.
 
-    A piece that is the anchors themselves is then seen twice, and autograd adds up its
-    gradients in both roles.
+    They are what autograd sees.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, problem: Problem, want_gradient: bool, anchors: Tensor, *entries: Tensor
+        ctx: Any, problem: Problem, want_gradient: bool, anchors: Tensor, *others: Tensor
     ) -> tuple[Tensor, Tensor]:
         thresholds: Thresholds | tuple[()] = ()
         if problem.mining is None:
@@ -42,11 +42,10 @@ class _TiledLoss(torch.autograd.Function):
         else:
             result, thresholds = mined_forward(problem, want_gradient=want_gradient)
         ctx.mark_non_differentiable(result.has_positive)
-        wanted = [piece_entries.requires_grad for piece_entries in entries]
         # Of a bank nothing is kept: its update in place would break the graph.
-        kept = [e if want else None for e, want in zip(entries, wanted, strict=True)]
+        kept = [entries if entries.requires_grad else None for entries in others]
         ctx.problem = problem.without_vectors()
-        ctx.wanted = wanted
+        ctx.num_kept = len(kept)
         ctx.save_for_backward(anchors, result.gradient, *result.statistics, *thresholds, *kept)
         return result.losses, result.has_positive
 
@@ -54,36 +53,50 @@ class _TiledLoss(torch.autograd.Function):
     def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:
         upstream = upstreams[0]
         anchors, gradient, *saved = ctx.saved_tensors
-        num_pieces = len(ctx.wanted)
-        entries = saved[len(saved) - num_pieces :]
+        kept = saved[len(saved) - ctx.num_kept :]
         statistics = AnchorStatistics(*saved[:3])
-        thresholds = saved[3 : len(saved) - num_pieces]
+        thresholds = saved[3 : len(saved) - ctx.num_kept]
 
-        device = anchors.device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):
-            anchors_gradient = None
-            if gradient is not None:
-                # The gradient of each row is kept whole, and scaled down and cast last: cast
-                # first, most float16 gradients would be subnormal.
-                anchors_gradient = (gradient * upstream[:, None]).to(anchors.dtype)
-            gradients: list[Tensor | None] = [None] * num_pieces
-            if any(ctx.wanted):
-                problem = ctx.problem.with_vectors(anchors, entries)
-                if thresholds:
-                    gradients = mined_entries_gradient(
-                        problem, statistics, Thresholds(*thresholds), upstream, ctx.wanted
-                    )
-                else:
-                    gradients = entries_gradient(problem, statistics, upstream, ctx.wanted)
-            gradients = [
-                None if g is None else g.to(e.dtype)
-                for g, e in zip(gradients, entries, strict=True)
-            ]
-        results = [anchors_gradient, *gradients]
+        with torch.no_grad(), torch.autocast(anchors.device.type, enabled=False):
+            problem, wanted = _with_kept(ctx.problem, anchors, kept, gradient is not None)
+            if thresholds:
+                by_piece = mined_entries_gradient(
+                    problem, statistics, Thresholds(*thresholds), upstream, wanted
+                )
+            else:
+                by_piece = entries_gradient(problem, statistics, upstream, wanted)
+
+            by_others: list[Tensor | None] = []
+            # In its own dtype at the very end: both roles of an anchor meet before, and a row
+            # that was scaled and cast early would be mostly subnormal in float16.
+            by_anchors = None if gradient is None else gradient * upstream[:, None]
+            for piece, by_entries in zip(problem.pieces, by_piece, strict=True):
+                if not piece.is_anchors:
+                    by_others.append(_cast(by_entries, piece.entries))
+                elif by_anchors is not None and by_entries is not None:
+                    by_anchors += by_entries
+            results = [_cast(by_anchors, anchors), *by_others]
         if torch.is_grad_enabled():
-            sources = (upstream, anchors, *(e for e in entries if e is not None))
+            sources = (upstream, anchors, *(entries for entries in kept if entries is not None))
             results = [g if g is None else _FirstDerivative.apply(g, *sources) for g in results]  # type: ignore[no-untyped-call]
         return None, None, *results
+
+
+def _with_kept(
+    problem: Problem, anchors: Tensor, kept: Sequence[Tensor | None], want_anchors: bool
+) -> tuple[Problem, list[bool]]:
+    """The problem about what was saved of it, and which pieces want a gradient."""
+    others = iter(kept)
+    entries = [anchors if piece.is_anchors else next(others) for piece in problem.pieces]
+    wanted = [
+        want_anchors if piece.is_anchors else vectors is not None
+        for piece, vectors in zip(problem.pieces, entries, strict=True)
+    ]
+    return problem.with_vectors(anchors, entries), wanted
+
+
+def _cast(gradient: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient.to(like.dtype)
 
 
 class _FirstDerivative(torch.autograd.Function):

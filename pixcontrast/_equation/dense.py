@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixcontrast._equation.problem import Problem
+from pixcontrast._equation.problem import Piece, Problem
 from pixcontrast._labels import ABSENT
 
 
 def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
     """(M,) losses, 0 without a positive, and (M,) whether the anchor has a positive."""
     anchors = _zero_absent(problem.operand(problem.anchors), problem.labels)
-    pieces = problem.pieces
     entries = torch.cat(
-        [anchors[:0], *(_zero_absent(problem.operand(p.entries), p.labels) for p in pieces)]
+        [anchors[:0], *(_entries(problem, piece, anchors) for piece in problem.pieces)]
     )
-    labels = torch.cat([problem.labels[:0], *(piece.labels for piece in pieces)])
+    labels = torch.cat([problem.labels[:0], *(piece.labels for piece in problem.pieces)])
 
     limit = problem.logit_limit
     logits = (anchors @ entries.T * problem.inverse_temperature).clamp(-limit, limit)
@@ -44,6 +43,14 @@ def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
         losses = _log_sum_exp(logits, positive | negative) - (share * logits).sum(dim=1)
     has_positive = num_positives > 0
     return torch.where(has_positive, losses, 0.0), has_positive
+
+
+def _entries(problem: Problem, piece: Piece, anchors: Tensor) -> Tensor:
+    # One operand for both roles: their gradients meet in the dtype that accumulates, where a
+    # sum of two that overflow a 16-bit dtype is not yet inf − inf.
+    if piece.is_anchors:
+        return anchors
+    return _zero_absent(problem.operand(piece.entries), piece.labels)
 
 
 def _log_sum_exp(logits: Tensor, among: Tensor) -> Tensor:

@@ -1,0 +1,301 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from pixcontrast import MemoryBank, PixelContrastLoss, RegionContrastLoss
+from pixcontrast._ring import write_rings
+
+IGNORE = 255
+
+
+class PlainBank:
+    """The contract in lists: what the rings must hold after any sequence of updates."""
+
+    def __init__(self, classes, slots):
+        self.slots = slots
+        self.rings = [[None] * slots for _ in range(classes)]
+        self.written = [0] * classes
+
+    def append(self, label, vector):
+        self.rings[label][self.written[label] % self.slots] = vector
+        self.written[label] += 1
+
+    def expect(self, ring, count):
+        for label, slots in enumerate(self.rings):
+            there = [vector for vector in slots if vector is not None]
+            assert int(count[label]) == len(there) == min(self.written[label], self.slots)
+            if there:
+                actual = ring[label, : len(there)].double()
+                torch.testing.assert_close(actual, torch.stack(there), rtol=1e-6, atol=1e-6)
+
+
+@given(
+    slots=st.integers(1, 7),
+    most=st.integers(1, 5),
+    images=st.integers(1, 4),
+    seed=st.integers(0, 10_000),
+)
+def test_rings_are_first_in_first_out(slots, most, images, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rings = torch.zeros(3, slots, 2, dtype=torch.float64)
+    count, next_slot = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    plain = PlainBank(3, slots)
+    for _ in range(6):
+        vectors = torch.rand(images, 3, most, 2, generator=generator, dtype=torch.float64)
+        available = torch.randint(0, most + 1, (images, 3), generator=generator)
+        write_rings(rings, count, next_slot, vectors, available)
+        for image in range(images):
+            for label in range(3):
+                for entry in vectors[image, label, : available[image, label]]:
+                    plain.append(label, entry)
+        plain.expect(rings, count)
+        assert next_slot.tolist() == [written % slots for written in plain.written]
+
+
+def scene(seed=0, images=3, dim=4, size=(6, 5), classes=3):
+    generator = torch.Generator().manual_seed(seed)
+    emb = torch.randn(images, dim, *size, generator=generator)
+    labels = torch.randint(0, classes, (images, *size), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.1] = IGNORE
+    return emb, labels
+
+
+def test_regions_are_means_of_directions():
+    bank = MemoryBank(3, 4, region_slots=8, pixel_slots=0)
+    plain = PlainBank(3, 8)
+    for seed in range(4):
+        emb, labels = scene(seed)
+        emb = emb * torch.rand(3, 1, 6, 5) * 10  # lengths do not count
+        bank.update(emb, labels)
+        unit = F.normalize(emb.double(), dim=1)
+        for image in range(3):
+            for label in range(3):
+                member = labels[image] == label
+                if member.any():
+                    plain.append(label, F.normalize(unit[image][:, member].mean(1), dim=0))
+        plain.expect(bank.regions, bank.region_count)
+
+
+def test_pixels_are_of_their_class_and_image_without_replacement():
+    bank = MemoryBank(3, 4, pixel_slots=60, region_slots=0, pixels_per_image=5)
+    emb, labels = scene(images=4)
+    labels[2] = 1
+    labels[3, :] = IGNORE
+    labels[3, 0, :2] = 2
+    bank.update(emb, labels)
+    unit = F.normalize(emb, dim=1)
+    for label in range(3):
+        place = 0
+        for image in range(4):
+            available = unit[image][:, labels[image] == label].T
+            if len(available) == 0:
+                continue
+            taken = bank.pixels[label, place : place + min(5, len(available))]
+            distance = (taken[:, None] - available[None]).norm(dim=2)
+            nearest = distance.argmin(dim=1).tolist()
+            assert (distance.min(dim=1).values < 1e-6).all()
+            assert len(set(nearest)) == len(taken)
+            place += len(taken)
+        assert int(bank.pixel_count[label]) == place
+
+
+def test_pixels_are_drawn_alike():
+    bank = MemoryBank(1, 8, pixel_slots=2, region_slots=0, pixels_per_image=2)
+    emb, labels = torch.eye(8)[None], torch.zeros(1, 8, dtype=torch.int64)
+    generator, seen = torch.Generator().manual_seed(0), torch.zeros(8)
+    for _ in range(2000):
+        bank.update(emb, labels, generator=generator)
+        seen += bank.pixels[0].sum(dim=0)
+    assert (seen / 2000 - 0.25).abs().max() < 5 * (0.1875 / 2000) ** 0.5
+
+
+def test_entries_are_a_view_and_unwritten_slots_are_ignored():
+    bank = MemoryBank(3, 4, pixel_slots=7, region_slots=2, pixels_per_image=2)
+    emb, labels = scene()
+    labels[labels == 1] = 0
+    bank.update(emb, labels)
+    entries, entry_labels = bank.entries("pixels")
+    assert entries.data_ptr() == bank.pixels.data_ptr()
+    assert entries.shape == (21, 4)
+    assert entry_labels.tolist() == [0] * 6 + [IGNORE] * 8 + [2] * 6 + [IGNORE]
+    assert bank.entries("regions")[1].tolist() == [0, 0, IGNORE, IGNORE, 2, 2]
+    with pytest.raises(ValueError, match="queue: expected one of 'pixels', 'regions'; got 'both'"):
+        bank.entries("both")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 0.0])
+def test_bad_pixels_never_enter(bad):
+    bank = MemoryBank(2, 4, pixel_slots=50, region_slots=5, pixels_per_image=30)
+    emb, labels = scene(images=2, classes=2)
+    emb[0, :, 0] = bad
+    emb[0, :, 1] = emb[0, :, 1].clone()
+    if bad != 0.0:
+        emb[1, 2, 3, 3] = bad
+    bank.update(emb, labels)
+    good = torch.isfinite(emb).all(dim=1) & (emb != 0).any(dim=1)
+    for label in range(2):
+        assert int(bank.pixel_count[label]) == int((good & (labels == label)).sum())
+        for image in range(2):
+            member = good[image] & (labels[image] == label)
+            expected = F.normalize(F.normalize(emb[image][:, member], dim=0).mean(1), dim=0)
+            torch.testing.assert_close(bank.regions[label, image], expected)
+    assert torch.isfinite(bank.pixels).all()
+    bank.update(torch.full_like(emb, bad), labels)
+    assert bank.region_count.tolist() == [2, 2]
+
+
+def test_directions_that_cancel_are_no_region():
+    emb = torch.tensor([[[1.0, -1.0], [0.0, 0.0]]])
+    bank = MemoryBank(1, 2)
+    bank.update(emb, torch.zeros(1, 2, dtype=torch.int64))
+    assert bank.region_count.tolist() == [0]
+    assert bank.pixel_count.tolist() == [2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("emb_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(dtype, emb_dtype):
+    bank = MemoryBank(3, 4, dtype=dtype)
+    emb, labels = scene()
+    bank.update(emb.to(emb_dtype) * 100, labels)
+    stored = bank.entries("pixels")[0][bank.entries("pixels")[1] != IGNORE]
+    assert stored.dtype == dtype
+    torch.testing.assert_close(stored.double().norm(dim=1), torch.ones(len(stored)).double(),
+                               rtol=0, atol=0.01)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(30,), (6, 5), (3, 2, 5), None])
+def test_any_number_of_dimensions(size):
+    emb, labels = scene(images=1)
+    expected = MemoryBank(3, 4)
+    expected.update(emb, labels, generator=torch.Generator().manual_seed(1))
+    bank = MemoryBank(3, 4)
+    if size is None:
+        emb, labels = emb.flatten(2)[0].T, labels.flatten()
+    else:
+        emb, labels = emb.view(1, 4, *size), labels.view(1, *size)
+    bank.update(emb, labels, generator=torch.Generator().manual_seed(1))
+    for name, value in bank.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[name])
+
+
+def test_labels_are_resized():
+    emb, labels = scene()
+    bank, expected = MemoryBank(3, 4, pixel_slots=0), MemoryBank(3, 4, pixel_slots=0)
+    bank.update(emb, labels.repeat_interleave(3, 1).repeat_interleave(2, 2))
+    expected.update(emb, labels)
+    assert torch.equal(bank.regions, expected.regions)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3)])
+def test_nothing_changes_nothing(shape):
+    bank = MemoryBank(3, 4)
+    bank.update(torch.zeros(shape), torch.zeros(shape[0], *shape[2:], dtype=torch.int64))
+    bank.update(*[x if x.ndim == 4 else torch.full_like(x, IGNORE) for x in scene()])
+    assert bank.pixel_count.sum() == bank.region_count.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"pixel_slots": 0}, {"regions"}),
+        ({"region_slots": 0}, {"pixels"}),
+        ({"pixels_per_image": 0}, {"regions"}),
+        ({"pixel_slots": 0, "region_slots": 0}, set()),
+    ],
+)
+def test_a_queue_may_be_left_out(options, left):
+    bank = MemoryBank(3, 4, **options)
+    bank.update(*scene())
+    for queue in ("pixels", "regions"):
+        entries, labels = bank.entries(queue)
+        assert (len(entries) > 0) == (queue in left)
+        assert bool((labels != IGNORE).any()) == (queue in left)
+    assert PixelContrastLoss(bank=bank).contrast == (
+        "batch", *(q for q in ("pixels", "regions") if q in left)
+    )  # fmt: skip
+
+
+def test_state_dict_round_trips():
+    bank = MemoryBank(3, 4, pixel_slots=5, region_slots=2, dtype=torch.bfloat16)
+    for seed in range(3):
+        bank.update(*scene(seed))
+    file = io.BytesIO()
+    torch.save(bank.state_dict(), file)
+    file.seek(0)
+    other = MemoryBank(3, 4, pixel_slots=5, region_slots=2, dtype=torch.bfloat16)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for bank_ in (bank, other):
+        bank_.update(*scene(9), generator=torch.Generator().manual_seed(2))
+    assert len(bank.state_dict()) == 6
+    for name, value in bank.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_another_shape_is_refused_with_both_shapes():
+    state = MemoryBank(3, 4, pixel_slots=5).state_dict()
+    with pytest.raises(RuntimeError, match=r"pixels.*\[3, 5, 4\].*\[3, 6, 4\]"):
+        MemoryBank(3, 4, pixel_slots=6).load_state_dict(state)
+
+
+def test_copies_and_pickles():
+    bank = MemoryBank(3, 4)
+    loss = PixelContrastLoss(bank=bank)
+    emb, labels = scene()
+    loss(emb, labels)
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert torch.equal(other.bank.pixels, bank.pixels)
+        other(emb, labels)  # of its own bank, and so no warning
+        assert int(other.bank.region_count[0]) == 6
+        assert int(bank.region_count[0]) == 3
+
+
+def test_a_second_updater_warns_once():
+    bank = MemoryBank(3, 4)
+    pixels, regions = PixelContrastLoss(bank=bank), RegionContrastLoss(bank=bank)
+    pixels(*scene())
+    with pytest.warns(UserWarning, match="two losses update the same MemoryBank"):
+        regions(*scene())
+    regions(*scene())
+    pixels(*scene())
+    bank = MemoryBank(3, 4)
+    for _ in range(2):  # one after the other is gone
+        PixelContrastLoss(bank=bank)(*scene())
+    RegionContrastLoss(bank=bank, update_bank=False)(*scene())
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_checkpointed_update_raises(use_reentrant):
+    loss = PixelContrastLoss(bank=MemoryBank(3, 4))
+    emb, labels = scene()
+    emb.requires_grad_()
+    value = checkpoint(lambda x: loss(x * 2, labels), emb, use_reentrant=use_reentrant)
+    with pytest.raises(RuntimeError, match="during a backward pass"):
+        value.backward()
+
+
+def test_the_generator_decides():
+    banks = [MemoryBank(3, 4, pixels_per_image=2) for _ in range(3)]
+    for bank, seed in zip(banks, (1, 1, 2), strict=True):
+        bank.update(*scene(), generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(banks[0].pixels, banks[1].pixels)
+    assert not torch.equal(banks[0].pixels, banks[2].pixels)
+
+
+def test_arguments_are_not_changed_and_no_graph_is_kept():
+    emb, labels = scene()
+    emb.requires_grad_()
+    before = emb.detach().clone(), labels.clone()
+    bank = MemoryBank(3, 4)
+    bank.update(emb, labels)
+    assert torch.equal(emb, before[0])
+    assert torch.equal(labels, before[1])
+    assert not bank.pixels.requires_grad
+    assert not bank.regions.requires_grad

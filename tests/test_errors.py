@@ -1,0 +1,181 @@
+"""Every error names the argument, what was expected and what came."""
+
+import re
+
+import pytest
+import torch
+
+from pixcontrast import (
+    HardAnchorSampler,
+    HardNegativeSampler,
+    MemoryBank,
+    PixelContrastLoss,
+    ProjectionHead,
+    RandomAnchorSampler,
+    RegionContrastLoss,
+)
+from pixcontrast.functional import info_nce
+
+EMB = torch.randn(2, 4, 6, 5)
+LABELS = torch.zeros(2, 6, 5, dtype=torch.int64)
+ANCHORS = torch.randn(3, 4)
+THREE = torch.zeros(3, dtype=torch.int64)
+META = torch.device("meta")
+
+
+def bank(**options):
+    return MemoryBank(**{"num_classes": 3, "dim": 4, **options})
+
+
+def call(*arguments, loss=None, **options):
+    return (loss or PixelContrastLoss())(*arguments, **options)
+
+
+def vectors(*arguments, **options):
+    return lambda: info_nce(*arguments, **options)
+
+
+CASES = {
+    # info_nce
+    "anchors are a list": (vectors([[1.0]], THREE), TypeError, ["anchors", "tensor", "list"]),
+    "anchors of integers": (vectors(THREE[:, None], THREE), TypeError, ["anchors", "float32", "int64"]),
+    "anchors are a map": (vectors(EMB, THREE), ValueError, ["anchors", "2 dim", "(2, 4, 6, 5)"]),
+    "anchors without width": (vectors(ANCHORS[:, :0], THREE), ValueError, ["anchors", "at least 1", "(3, 0)"]),
+    "anchor labels of floats": (vectors(ANCHORS, ANCHORS[:, 0]), TypeError, ["anchor_labels", "int64", "float32"]),
+    "anchor labels of bools": (vectors(ANCHORS, THREE > 0), TypeError, ["anchor_labels", "int64", "bool"]),
+    "too few anchor labels": (vectors(ANCHORS, THREE[:2]), ValueError, ["anchor_labels", "(3,)", "(2,)"]),
+    "contrast of another width": (vectors(ANCHORS, THREE, ANCHORS[:, :3], THREE), ValueError, ["contrast", "D = 4", "D = 3"]),
+    "contrast without labels": (vectors(ANCHORS, THREE, ANCHORS), TypeError, ["contrast_labels", "tensor", "None"]),
+    "labels without contrast": (vectors(ANCHORS, THREE, None, THREE), ValueError, ["contrast_labels", "None", "labels"]),
+    "labels of the anchors again": (vectors(ANCHORS, THREE, [None], [THREE]), ValueError, ["contrast_labels[0]", "None"]),
+    "a piece of another width": (vectors(ANCHORS, THREE, [None, ANCHORS[:, :3]], [None, THREE]), ValueError, ["contrast[1]", "D = 4", "D = 3"]),
+    "too few piece labels": (vectors(ANCHORS, THREE, [None, ANCHORS], [None, THREE[:2]]), ValueError, ["contrast_labels[1]", "(3,)", "(2,)"]),
+    "fewer labels than pieces": (vectors(ANCHORS, THREE, [None, ANCHORS], [THREE]), ValueError, ["contrast_labels", "2", "1"]),
+    "one label tensor for pieces": (vectors(ANCHORS, THREE, [ANCHORS], THREE), TypeError, ["contrast_labels", "sequence of 1", "Tensor"]),
+    "a list of labels for one tensor": (vectors(ANCHORS, THREE, ANCHORS, [THREE]), TypeError, ["contrast_labels", "one tensor", "list"]),
+    "contrast is a number": (vectors(ANCHORS, THREE, 3, THREE), TypeError, ["contrast", "tensor", "int"]),
+    "temperature 0": (vectors(ANCHORS, THREE, temperature=0), ValueError, ["temperature", "above 0", "0"]),
+    "temperature below 0": (vectors(ANCHORS, THREE, temperature=-0.1), ValueError, ["temperature", "above 0", "-0.1"]),
+    "temperature infinite": (vectors(ANCHORS, THREE, temperature=float("inf")), ValueError, ["temperature", "finite", "inf"]),
+    "temperature not a number": (vectors(ANCHORS, THREE, temperature=float("nan")), ValueError, ["temperature", "finite", "nan"]),
+    "temperature is text": (vectors(ANCHORS, THREE, temperature="0.1"), TypeError, ["temperature", "number", "str"]),
+    "unknown denominator": (vectors(ANCHORS, THREE, denominator="positives"), ValueError, ["denominator", "'negatives'", "'positives'"]),
+    "unknown reduction": (vectors(ANCHORS, THREE, reduction="avg"), ValueError, ["reduction", "'mean'", "'avg'"]),
+    "unknown backend": (vectors(ANCHORS, THREE, backend="cuda"), ValueError, ["backend", "'tiled'", "'cuda'"]),
+    "triton": (vectors(ANCHORS, THREE, backend="triton"), NotImplementedError, ["backend", "triton", '"auto"']),
+    "mining is a string": (vectors(ANCHORS, THREE, mining="hardest"), TypeError, ["mining", "HardNegativeSampler", "str"]),
+    "weight of another length": (vectors(ANCHORS, THREE, weight=torch.ones(4)), ValueError, ["weight", "(3,)", "(4,)"]),
+    "weight below 0": (vectors(ANCHORS, THREE, weight=-torch.ones(3)), ValueError, ["weight", "at least 0", "-1.0"]),
+    "weight infinite": (vectors(ANCHORS, THREE, weight=torch.ones(3) / 0), ValueError, ["weight", "finite", "inf"]),
+    "weight is a number": (vectors(ANCHORS, THREE, weight=1.0), TypeError, ["weight", "tensor", "float"]),
+    "ignore_index is a float": (vectors(ANCHORS, THREE, ignore_index=1.5), TypeError, ["ignore_index", "int", "1.5"]),
+    "generator is a seed": (vectors(ANCHORS, THREE, generator=3), TypeError, ["generator", "Generator", "int"]),
+    "contrast elsewhere": (vectors(ANCHORS, THREE, ANCHORS.to(META), THREE.to(META)), ValueError, ["contrast", "cpu", "meta"]),
+    "labels elsewhere": (vectors(ANCHORS, THREE.to(META)), ValueError, ["anchor_labels", "cpu", "meta"]),
+    "generator elsewhere": (lambda: info_nce(ANCHORS.to(META), THREE.to(META), generator=torch.Generator()), ValueError, ["generator", "meta", "cpu"]),
+    # calls of a loss
+    "emb is an array": (lambda: call(EMB.numpy(), LABELS), TypeError, ["emb", "tensor", "ndarray"]),
+    "emb of integers": (lambda: call(LABELS[:, None], LABELS), TypeError, ["emb", "float32", "int64"]),
+    "emb of one dimension": (lambda: call(EMB[0, 0, 0], LABELS), ValueError, ["emb", "(B, D, *S)", "(5,)"]),
+    "emb of six dimensions": (lambda: call(EMB[..., None, None], LABELS), ValueError, ["emb", "1 to 3", "(2, 4, 6, 5, 1, 1)"]),
+    "emb without width": (lambda: call(EMB[:, :0], LABELS), ValueError, ["emb", "at least 1", "(2, 0, 6, 5)"]),
+    "labels of floats": (lambda: call(EMB, LABELS.float()), TypeError, ["labels", "int64", "float32"]),
+    "labels of too few dimensions": (lambda: call(EMB, LABELS[0]), ValueError, ["labels", "(B, H, W)", "(6, 5)"]),
+    "labels with a channel": (lambda: call(EMB, LABELS[:, None]), ValueError, ["labels", "(2, 1, 6, 5)", "labels.squeeze(1)"]),
+    "labels of one-hot": (lambda: call(EMB, LABELS[:, None].repeat(1, 3, 1, 1)), ValueError, ["labels", "(B, H, W)", "(2, 3, 6, 5)"]),
+    "labels of fewer images": (lambda: call(EMB, LABELS[:1]), ValueError, ["labels", "2", "1"]),
+    "labels of no pixels": (lambda: call(EMB, LABELS[..., :0]), ValueError, ["labels", "at least one pixel", "(2, 6, 0)"]),
+    "labels of fewer points": (lambda: call(ANCHORS, THREE[:2]), ValueError, ["labels", "points", "3", "2"]),
+    "labels on another device": (lambda: call(EMB, LABELS.to(META)), ValueError, ["labels", "cpu", "meta"]),
+    "logits of one class": (lambda: call(EMB, LABELS, EMB[:, :1]), ValueError, ["preds", "2 classes", "(2, 1, 6, 5)", "(logit > 0).long()"]),
+    "logits of one class of points": (lambda: call(ANCHORS, THREE, ANCHORS[:, :1]), ValueError, ["preds", "(3, 1)"]),
+    "classes as floats": (lambda: call(EMB, LABELS, LABELS.float()), TypeError, ["preds", "integer classes", "float32"]),
+    "classes with a channel": (lambda: call(EMB, LABELS, LABELS[:, None]), ValueError, ["preds", "preds.squeeze(1)"]),
+    "predictions of fewer images": (lambda: call(EMB, LABELS, EMB[:1]), ValueError, ["preds", "2", "1"]),
+    "predictions are a list": (lambda: call(EMB, LABELS, [1]), TypeError, ["preds", "tensor", "list"]),
+    "predictions on another device": (lambda: call(EMB, LABELS, EMB.to(META)), ValueError, ["preds", "cpu", "meta"]),
+    "weights of anchors": (lambda: call(EMB, LABELS, weight=torch.ones(7)), ValueError, ["weight", "(B, H, W)", "(7,)"]),
+    "weights below 0": (lambda: call(EMB, LABELS, weight=LABELS - 1.0), ValueError, ["weight", "at least 0", "-1.0"]),
+    "generator of the loss": (lambda: call(EMB, LABELS, generator=1), TypeError, ["generator", "int"]),
+    "emb of another width": (lambda: call(EMB, LABELS, loss=PixelContrastLoss(bank=bank(dim=5))), ValueError, ["emb", "D = 5", "D = 4"]),
+    "bank on another device": (lambda: call(EMB, LABELS, loss=PixelContrastLoss(bank=bank().to(META))), ValueError, ["bank", "cpu", "meta"]),
+    "labels beyond the bank": (lambda: call(EMB, LABELS + 3, loss=PixelContrastLoss(bank=bank())), ValueError, ["labels", "num_classes = 3", "3"]),
+    "labels beyond the bank, regions": (lambda: call(EMB, LABELS + 9, loss=RegionContrastLoss(bank=bank())), ValueError, ["labels", "num_classes = 3", "9"]),
+    "labels beyond the sort": (lambda: call(EMB, LABELS + 2**20), ValueError, ["labels", "1048576"]),
+    # updates of a bank
+    "update of another width": (lambda: bank(dim=5).update(EMB, LABELS), ValueError, ["emb", "D = 5", "D = 4"]),
+    "update of other labels": (lambda: bank().update(EMB, LABELS + 4), ValueError, ["labels", "num_classes = 3", "4"]),
+    "update of a channel": (lambda: bank().update(EMB, LABELS[:, None]), ValueError, ["labels", "labels.squeeze(1)"]),
+    "update of integers": (lambda: bank().update(LABELS[:, None], LABELS), TypeError, ["emb", "int64"]),
+    "update by a seed": (lambda: bank().update(EMB, LABELS, generator=1), TypeError, ["generator", "int"]),
+    # options
+    "base temperature": (lambda: PixelContrastLoss(base_temperature=-1), ValueError, ["base_temperature", "above 0", "-1"]),
+    "sampler is a class": (lambda: PixelContrastLoss(anchor_sampler=HardAnchorSampler), TypeError, ["anchor_sampler", "HardAnchorSampler(...)"]),
+    "sampler is a name": (lambda: PixelContrastLoss(anchor_sampler="hard"), TypeError, ["anchor_sampler", "callable", "'hard'"]),
+    "negatives are a name": (lambda: PixelContrastLoss(negative_sampler="hard"), TypeError, ["negative_sampler", "HardNegativeSampler", "'hard'"]),
+    "bank is a tensor": (lambda: PixelContrastLoss(bank=EMB), TypeError, ["bank", "MemoryBank", "tensor"]),
+    "a bank not given": (lambda: PixelContrastLoss(contrast=("batch", "pixels")), ValueError, ["contrast", "'pixels'", "bank=MemoryBank"]),
+    "a queue not there": (lambda: PixelContrastLoss(bank=bank(region_slots=0), contrast=("regions",)), ValueError, ["contrast", "'regions'", "without that queue"]),
+    "an unknown source": (lambda: PixelContrastLoss(contrast=("images",)), ValueError, ["contrast", "'batch'", "'images'"]),
+    "pixels for regions": (lambda: RegionContrastLoss(bank=bank(), contrast=("pixels",)), ValueError, ["contrast", "'regions'", "'pixels'"]),
+    "a source twice": (lambda: PixelContrastLoss(contrast=("batch", "batch")), ValueError, ["contrast", "once"]),
+    "no source": (lambda: PixelContrastLoss(contrast=()), ValueError, ["contrast", "()"]),
+    "a bare source": (lambda: PixelContrastLoss(contrast="batch"), TypeError, ["contrast", "('batch',)"]),
+    "denominator of a loss": (lambda: PixelContrastLoss(denominator="none"), ValueError, ["denominator", "'none'"]),
+    "reduction of a loss": (lambda: PixelContrastLoss(reduction="avg"), ValueError, ["reduction", "'avg'"]),
+    "backend of a loss": (lambda: PixelContrastLoss(backend="gpu"), ValueError, ["backend", "'gpu'"]),
+    "triton of a loss": (lambda: PixelContrastLoss(backend="triton"), NotImplementedError, ["backend", "triton"]),
+    "gather": (lambda: PixelContrastLoss(gather=True), NotImplementedError, ["gather"]),
+    "a flag that is none": (lambda: PixelContrastLoss(normalize=1), TypeError, ["normalize", "True or False", "1"]),
+    "ignored of loss and bank": (lambda: PixelContrastLoss(bank=bank(ignore_index=-1)), ValueError, ["ignore_index", "-1", "255"]),
+    "ignored is a class": (lambda: bank(ignore_index=2), ValueError, ["ignore_index", "num_classes = 3", "2"]),
+    "no class": (lambda: bank(num_classes=0), ValueError, ["num_classes", "at least 1", "0"]),
+    "no width": (lambda: bank(dim=0), ValueError, ["dim", "at least 1", "0"]),
+    "slots below 0": (lambda: bank(pixel_slots=-1), ValueError, ["pixel_slots", "at least 0", "-1"]),
+    "regions below 0": (lambda: bank(region_slots=-1), ValueError, ["region_slots", "at least 0", "-1"]),
+    "pixels an image": (lambda: bank(pixels_per_image=1.5), TypeError, ["pixels_per_image", "int", "1.5"]),
+    "dtype of the bank": (lambda: bank(dtype=torch.int8), TypeError, ["dtype", "float32", "int8"]),
+    "sharded": (lambda: bank(sharded=True), NotImplementedError, ["sharded"]),
+    "no anchors": (lambda: HardAnchorSampler(max_anchors=0), ValueError, ["max_anchors", "at least 1", "0"]),
+    "no views": (lambda: RandomAnchorSampler(max_views=0), ValueError, ["max_views", "at least 1", "0"]),
+    "hard fraction": (lambda: HardAnchorSampler(hard_fraction=1.5), ValueError, ["hard_fraction", "[0, 1]", "1.5"]),
+    "no pixels": (lambda: HardAnchorSampler(min_pixels=0), ValueError, ["min_pixels", "at least 1", "0"]),
+    "anchors are a float": (lambda: HardAnchorSampler(max_anchors=10.0), TypeError, ["max_anchors", "int", "10.0"]),
+    "sampler on a map": (lambda: HardAnchorSampler()(LABELS), ValueError, ["labels", "(B, P)", "labels.flatten(1)"]),
+    "sampler on logits": (lambda: HardAnchorSampler()(LABELS.flatten(1), EMB[:, 0].flatten(1)), TypeError, ["preds", "float32"]),
+    "sampler on other sizes": (lambda: HardAnchorSampler()(LABELS.flatten(1), LABELS[..., 0]), ValueError, ["preds", "(2, 30)", "(2, 6)"]),
+    "strategy": (lambda: HardNegativeSampler(strategy="easy"), ValueError, ["strategy", "'semi-hard'", "'easy'"]),
+    "ratio 0": (lambda: HardNegativeSampler(ratio=0), ValueError, ["ratio", "(0, 1]", "0"]),
+    "no negatives": (lambda: HardNegativeSampler(num_negatives=0), ValueError, ["num_negatives", "at least 1", "0"]),
+    "positives are a float": (lambda: HardNegativeSampler(num_positives=2.0), TypeError, ["num_positives", "int", "2.0"]),
+    "no channels": (lambda: ProjectionHead(0), ValueError, ["in_channels", "at least 1", "0"]),
+    "kind of head": (lambda: ProjectionHead(4, kind="conv"), ValueError, ["kind", "'mlp'", "'conv'"]),
+    "hidden of a linear head": (lambda: ProjectionHead(4, hidden=3, kind="linear"), ValueError, ["hidden", "None", "3"]),
+    "features of other channels": (lambda: ProjectionHead(3)(EMB), ValueError, ["features", "(B, 3, *S)", "(2, 4, 6, 5)"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrong", "error", "words"), CASES.values(), ids=CASES.keys())
+def test_message(wrong, error, words):
+    with pytest.raises(error) as caught:
+        wrong()
+    assert type(caught.value) is error
+    message = str(caught.value)
+    assert re.match(rf"{re.escape(words[0])}\b|{re.escape(words[0])}:", message), message
+    for word in words:
+        assert word in message
+
+
+def test_nothing_is_written_before_a_check_fails():
+    held = bank()
+    loss = PixelContrastLoss(bank=held)
+    for arguments in [(EMB, LABELS + 3), (EMB, LABELS, EMB[:, :1])]:
+        with pytest.raises(ValueError, match=r"labels|preds"):
+            loss(*arguments)
+    assert held.region_count.sum() == 0
+
+
+def test_a_negative_ignore_index_is_no_class():
+    loss = PixelContrastLoss(ignore_index=-100, bank=bank(ignore_index=-100))
+    loss(EMB, LABELS - 100)
+    assert loss.bank.region_count.sum() == 0
