@@ -143,7 +143,11 @@ def check_same_width(name: str, value: Tensor, other_name: str, other: Tensor) -
 
 def check_generator(generator: object, device: torch.device) -> None:
     check_instance("generator", generator, torch.Generator)
-    if isinstance(generator, torch.Generator) and generator.device.type != device.type:
+    if not isinstance(generator, torch.Generator):
+        return
+    found = generator.device
+    other_index = None not in (found.index, device.index) and found.index != device.index
+    if found.type != device.type or other_index:
         raise ValueError(
             f"generator: expected one on the tensors' device, {device}; got {generator.device} "
             f"(make it with torch.Generator(device={str(device)!r}))"

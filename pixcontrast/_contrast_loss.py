@@ -19,7 +19,7 @@ from pixcontrast._pixels import (
     take_pixels,
     unit_length,
 )
-from pixcontrast.bank import MemoryBank, check_not_in_backward
+from pixcontrast.bank import MemoryBank
 from pixcontrast.functional import (
     DENOMINATORS,
     REDUCTIONS,
@@ -203,7 +203,7 @@ class ContrastLoss(nn.Module):
             return None
         if not (self.training and torch.is_grad_enabled()):
             return None
-        check_not_in_backward()
+        self.bank.check_may_update()
         self.bank.claim(self)
         return self.bank
 

@@ -54,7 +54,9 @@ def region_means(
         # 0 · NaN in the product would reach the regions of other pixels.
         pixels = torch.where(scale > 0, flat[..., part].to(inverse.dtype), 0.0)
         members = torch.where(slots[:, None, part] == numbers, scale, 0.0)
-        sums.baddbmm_(members, pixels.transpose(1, 2))
+        # Outside autocast, which would round the sums to 16 bits.
+        with torch.autocast(images.device.type, enabled=False):
+            sums.baddbmm_(members, pixels.transpose(1, 2))
     # Unit vectors that cancel leave a sum of rounding errors, which points nowhere.
     present = torch.linalg.vector_norm(sums, dim=2) > 1e-6
     return unit_length(sums, dim=2), present

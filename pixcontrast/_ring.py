@@ -15,7 +15,7 @@ def write_rings(
         rings: (C, slots, D), slots of at least 1.
         count: (C,) int64, how many slots are valid.
         next_slot: (C,) int64, the slot that is written next.
-        vectors: (B, C, E, D), B and E of at least 1, of which the first `available` of each E are there.
+        vectors: (B, C, E, D), with B and E of at least 1; the first `available` of each E count.
         available: (B, C) int64.
     """
     num_classes, slots, dim = rings.shape

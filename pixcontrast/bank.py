@@ -158,12 +158,11 @@ class MemoryBank(nn.Module):
                 wait, such pixels are ignored.
             RuntimeError: when asked for during a backward pass, as from a checkpointed region.
         """
-        check_not_in_backward()
+        self.check_may_update()
         check.check_embeddings(emb)
         check.check_pixel_labels(labels, emb)
         check.check_generator(generator, emb.device)
         self.check_fits(emb)
-        self._check_one_rank()
         if labels.device.type == "cpu":
             check.check_label_range(labels, self.ignore_index, self.num_classes)
 
@@ -181,6 +180,21 @@ class MemoryBank(nn.Module):
         if self.pixel_slots:
             vectors, available = self._sample_pixels(images, marked, generator)
             write_rings(self.pixels, self.pixel_count, self.pixel_next, vectors, available)
+
+    def check_may_update(self) -> None:
+        """Raise inside a backward pass, and where several ranks would each fill a bank."""
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "MemoryBank: an update was asked for during a backward pass, as happens in a "
+                "checkpointed region, whose forward runs twice; call the loss outside of it"
+            )
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        if distributed.get_world_size(self.process_group) > 1:
+            raise NotImplementedError(
+                "MemoryBank: a bank that several ranks fill is not part of this version; build "
+                "the loss with update_bank=False, or run on one rank"
+            )
 
     def check_fits(self, emb: Tensor) -> None:
         """Raise where embeddings (B, D, *S) are of another width or on another device."""
@@ -217,15 +231,6 @@ class MemoryBank(nn.Module):
         vectors = unit_length(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
         return vectors.view(*shape, self.dim), count.view(shape).sum(dim=2)
 
-    def _check_one_rank(self) -> None:
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return
-        if distributed.get_world_size(self.process_group) > 1:
-            raise NotImplementedError(
-                "MemoryBank.update: a bank that several ranks fill is not part of this "
-                "version; build the loss with update_bank=False, or run on one rank"
-            )
-
     def __getstate__(self) -> dict[str, Any]:
         # Who updates a bank is of this process alone, and a weak reference cannot be copied.
         return {**self.__dict__, "_updater": None}
@@ -235,13 +240,4 @@ class MemoryBank(nn.Module):
             f"{self.num_classes}, {self.dim}, pixel_slots={self.pixel_slots}, "
             f"region_slots={self.region_slots}, pixels_per_image={self.pixels_per_image}, "
             f"ignore_index={self.ignore_index}, dtype={self.pixels.dtype}"
-        )
-
-
-def check_not_in_backward() -> None:
-    """Raise inside a backward pass, where a recomputed forward would enter its batch twice."""
-    if torch._C._current_graph_task_id() != -1:
-        raise RuntimeError(
-            "MemoryBank: an update was asked for during a backward pass, as happens in a "
-            "checkpointed region, whose forward runs twice; call the loss outside of it"
         )

@@ -125,7 +125,7 @@ class HardNegativeSampler:
         return least, _kth_smallest_key(keys, pool, count)
 
     def _pool_size(self, available: Tensor) -> Tensor:
-        # In floating point 0.1 · 30 is 3.0000000000000004, and the hardest tenth of 30 is 3.
+        # In floating point 0.07 · 100 is 7.000000000000001, and 7% of 100 are 7.
         return (self.ratio * available - 1e-6).ceil().clamp(min=1)
 
 

@@ -272,11 +272,19 @@ def test_a_second_updater_warns_once():
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_a_checkpointed_update_raises(use_reentrant):
-    loss = PixelContrastLoss(bank=MemoryBank(3, 4))
+@pytest.mark.parametrize("who", ["loss", "caller"])
+def test_a_checkpointed_update_raises(use_reentrant, who):
+    bank = MemoryBank(3, 4)
+    loss = PixelContrastLoss(bank=bank, update_bank=who == "loss")
     emb, labels = scene()
     emb.requires_grad_()
-    value = checkpoint(lambda x: loss(x * 2, labels), emb, use_reentrant=use_reentrant)
+
+    def region(emb):
+        if who == "caller":
+            bank.update(emb, labels)
+        return loss(emb * 2, labels)
+
+    value = checkpoint(region, emb, use_reentrant=use_reentrant)
     with pytest.raises(RuntimeError, match="during a backward pass"):
         value.backward()
 
@@ -299,3 +307,22 @@ def test_arguments_are_not_changed_and_no_graph_is_kept():
     assert torch.equal(labels, before[1])
     assert not bank.pixels.requires_grad
     assert not bank.regions.requires_grad
+
+
+def test_autocast_does_not_round_what_is_stored():
+    emb, labels = scene()
+    banks = MemoryBank(3, 4), MemoryBank(3, 4)
+    banks[0].update(emb, labels, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        banks[1].update(emb, labels, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(banks[0].regions, banks[1].regions)
+    assert torch.equal(banks[0].pixels, banks[1].pixels)
+
+
+def test_several_ranks_are_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    loss = PixelContrastLoss(bank=MemoryBank(3, 4))
+    with pytest.raises(NotImplementedError, match="several ranks"):
+        loss(*scene())
+    PixelContrastLoss(bank=loss.bank, update_bank=False)(*scene())

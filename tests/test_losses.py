@@ -329,3 +329,16 @@ def test_projection_head(kind, shape):
     actual = embedding.flatten(2).movedim(1, -1).reshape(-1, 6) if len(shape) > 2 else embedding
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     assert ProjectionHead(8, 6, hidden=32).layers[0].out_channels == 32
+
+
+@both_losses
+def test_deterministic_algorithms_are_enough(kind):
+    emb, labels = scene()
+    torch.use_deterministic_algorithms(True)
+    try:
+        loss = kind(bank=MemoryBank(4, 6), negative_sampler=HardNegativeSampler())
+        for _ in range(2):
+            loss(emb, labels, torch.randn(2, 4, 5, 7)).backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.isfinite(emb.grad).all()

@@ -57,9 +57,11 @@ class Tiling:
         widest = max((len(piece) for _, piece in self._wanted()), default=0)
         highest = min(max(TILE_ROWS, POSITIVE_ROWS), len(anchors))
         self._buffer = self.rows.new_empty(highest * min(TILE_COLUMNS, widest))
-        largest = self._largest_logit()
-        self.bounded = largest <= BOUNDED_LOGIT[self.rows.dtype]
-        self._may_saturate = not largest < problem.logit_limit
+        longest_row, longest_entry = self._longest_vectors()
+        scaled_row = longest_row * problem.inverse_temperature
+        self.bounded = scaled_row * longest_entry <= BOUNDED_LOGIT[self.rows.dtype]
+        # A product that scales its rows first must not overflow on the way to a small result.
+        self._may_saturate = not scaled_row * max(longest_entry, 1.0) < problem.logit_limit
 
     def all(self) -> Iterator[Tile]:
         """Every tile; the entries of a column are fetched once."""
@@ -104,10 +106,11 @@ class Tiling:
         num_rows, num_columns = block.stop - block.start, columns.stop - columns.start
         logits = self._buffer[: num_rows * num_columns].view(num_rows, num_columns)
         rows, scale = self.rows[block], self._problem.inverse_temperature
-        torch.addmm(logits, rows, entries.T, beta=0.0, alpha=scale, out=logits)
         if self._may_saturate:
             limit = self._problem.logit_limit
-            logits.clamp_(-limit, limit)
+            torch.mm(rows, entries.T, out=logits).mul_(scale).clamp_(-limit, limit)
+        else:
+            torch.addmm(logits, rows, entries.T, beta=0.0, alpha=scale, out=logits)
         return Tile(number, block, columns, logits, entries)
 
     def _may_share_a_class(self, tile: Tile) -> bool:
@@ -141,15 +144,15 @@ class Tiling:
             if piece is not None:
                 yield number, piece
 
-    def _largest_logit(self) -> float:
-        """A bound on |s|, from the longest vectors; infinite where looking would be a wait."""
+    def _longest_vectors(self) -> tuple[float, float]:
+        """The lengths of the longest anchor and entry; infinite where looking would be a wait."""
         if not values_cost_nothing(self.rows.device):
-            return float("inf")
+            return float("inf"), float("inf")
         longest = 0.0
         for _, piece in self._wanted():
             for columns in slices(slice(0, len(piece)), TILE_COLUMNS):
                 longest = max(longest, _longest(piece.rows(columns)))
-        return _longest(self.rows) * longest * self._problem.inverse_temperature
+        return _longest(self.rows), longest
 
 
 def slices(part: slice, size: int) -> Iterator[slice]:
