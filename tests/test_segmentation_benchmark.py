@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from benchmarks import measures
 from benchmarks.segmentation import main
-from PIL import Image
 
 QUICK = ["--seeds", "2", "--steps", "3", "--batch-size", "2", "--size", "24x24"]
 

@@ -90,17 +90,18 @@ class Tiling:
         """(R, T) who is a negative of whom, or None: everybody."""
         if not self._may_share_a_class(tile):
             return None
-        return ~self._same_class(tile) & self._present(tile)
+        others = self._with_absent(tile, self._same_class(tile))
+        return others if others is None else others.logical_not_()
 
     def outside_denominator(self, tile: Tile) -> Tensor | None:
         """(R, T) which similarities Z leaves out, or None: it takes them all."""
         if not self._may_share_a_class(tile):
             return None
         if self._problem.denominator == "negatives":
-            return self._same_class(tile) | ~self._present(tile)
+            return self._with_absent(tile, self._same_class(tile))
         if self._holds_anchors(tile):
-            return self._is_self(tile) | ~self._present(tile)
-        return ~self._present(tile)
+            return self._with_absent(tile, self._is_self(tile))
+        return self._with_absent(tile, None)
 
     def _tile(self, number: int, block: slice, columns: slice, entries: Tensor) -> Tile:
         num_rows, num_columns = block.stop - block.start, columns.stop - columns.start
@@ -121,8 +122,13 @@ class Tiling:
         column_labels = self._arrangement(tile).labels[tile.columns]
         return row_labels[:, None] == column_labels[None, :]
 
-    def _present(self, tile: Tile) -> Tensor:
-        return (self._arrangement(tile).labels[tile.columns] >= 0)[None, :]
+    def _with_absent(self, tile: Tile, chosen: Tensor | None) -> Tensor | None:
+        """What is chosen, and the columns of entries that take no part, if any stand here."""
+        arrangement = self._arrangement(tile)
+        if arrangement.sorted:
+            return chosen
+        absent = (arrangement.labels[tile.columns] < 0)[None, :]
+        return absent if chosen is None else chosen | absent
 
     def _is_self(self, tile: Tile) -> Tensor:
         # Anchors as rows and as columns stand in one order.

@@ -1,0 +1,1 @@
+"""Programs that measure pixcontrast: what it costs and what it gains."""
