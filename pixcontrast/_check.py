@@ -6,6 +6,7 @@ Each message names the argument, what was expected, what came, and the fix where
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +58,8 @@ def check_floating_dtype(name: str, value: object) -> None:
 def check_ignore_index(value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"ignore_index: expected an int; got {_kind(value)}")
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"ignore_index: expected a 64-bit integer; got {value}")
 
 
 def check_ignored_is_no_class(ignore_index: int, num_classes: int) -> None:
@@ -75,10 +78,11 @@ def check_callable(name: str, value: object) -> None:
         )
 
 
-def check_contrast(value: object, choices: Sequence[str]) -> None:
+def check_contrast(value: Any, choices: Sequence[str]) -> None:
     """A tuple of different choices, at least one."""
     expected = "expected a tuple out of " + ", ".join(repr(choice) for choice in choices)
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_sequence or not all(isinstance(name, str) for name in value):
         fix = f" (the fix is ({value!r},))" if value in choices else ""
         raise TypeError(f"contrast: {expected}; got {_kind(value)}{fix}")
     if not value or len(set(value)) != len(value) or not set(value) <= set(choices):
@@ -156,7 +160,7 @@ def check_generator(generator: object, device: torch.device) -> None:
 
 def check_weight_values(name: str, weight: Tensor) -> None:
     """Non-negative and finite; looked at on the CPU alone, where looking costs no wait."""
-    if weight.device.type != "cpu" or weight.numel() == 0:
+    if weight.numel() == 0 or not values_can_be_seen(weight):
         return
     if not bool((torch.isfinite(weight) & (weight >= 0)).all()):
         raise ValueError(
@@ -283,15 +287,37 @@ def check_same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -
 
 def check_label_range(labels: Tensor, ignore_index: int, num_classes: int) -> None:
     """No label of `num_classes` or more but for `ignore_index`. Reads values: a wait on a GPU."""
-    if labels.numel() == 0:
-        return
-    wide = labels.to(torch.int64)
-    largest = int(wide.masked_fill(wide == ignore_index, -1).max())
+    largest = _largest_label(labels, ignore_index)
     if largest >= num_classes:
         raise ValueError(
             f"labels: expected classes below num_classes = {num_classes} or ignore_index = "
             f"{ignore_index}; got {largest}"
         )
+
+
+def check_largest_label(labels: Tensor, ignore_index: int, limit: int) -> None:
+    largest = _largest_label(labels, ignore_index)
+    if largest > limit:
+        raise ValueError(
+            f"labels: expected classes up to {limit}, the most that sampling has room for; got "
+            f"{largest} (number the classes from 0)"
+        )
+
+
+def values_can_be_seen(tensor: Tensor) -> bool:
+    """Whether looking at values costs no wait, and there are values to look at."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _largest_label(labels: Tensor, ignore_index: int) -> int:
+    if labels.numel() == 0:
+        return -1
+    wide = labels.to(torch.int64)
+    return int(wide.masked_fill(wide == ignore_index, -1).max())
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
@@ -327,7 +353,7 @@ def _typed(name: str, value: Any, dtypes: Sequence[torch.dtype], kind: str) -> T
 
 
 def _real(name: str, value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number; got {_kind(value)}")
     return float(value)
 

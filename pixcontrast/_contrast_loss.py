@@ -224,7 +224,7 @@ class ContrastLoss(nn.Module):
         check.check_generator(generator, emb.device)
         if self.bank is not None:
             self.bank.check_fits(emb)
-            if labels.device.type == "cpu" or self.validate:
+            if check.values_can_be_seen(labels) or self.validate:
                 check.check_label_range(labels, self.ignore_index, self.bank.num_classes)
 
     def _resolve_contrast(self, contrast: Sequence[str] | None) -> tuple[str, ...]:

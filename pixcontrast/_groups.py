@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixcontrast._labels import ABSENT
 
-_LABEL_BITS = 20
+_LABEL_BITS = 24
 MAX_LABEL = (1 << _LABEL_BITS) - 1
 """The largest label that the sort key has room for."""
 

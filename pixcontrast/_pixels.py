@@ -59,9 +59,15 @@ def unit_length(vectors: Tensor, dim: int = 1) -> Tensor:
     its derivative do not depend on.
     """
     wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    largest = wide.detach().abs().amax(dim=dim, keepdim=True)
+    largest = largest_component(wide.detach(), dim)
     is_zero = largest <= SMALLEST
     scaled = wide / torch.where(is_zero, 1.0, largest)
     norm = torch.linalg.vector_norm(scaled, dim=dim, keepdim=True)
     unit = scaled / torch.where(is_zero, 1.0, norm)
     return torch.where(is_zero, 0.0, unit).to(vectors.dtype)
+
+
+def largest_component(vectors: Tensor, dim: int) -> Tensor:
+    """Max |x|, keeping `dim` with size 1; NaN or infinite where a component is."""
+    largest: Tensor = torch.linalg.vector_norm(vectors, ord=torch.inf, dim=dim, keepdim=True)
+    return largest

@@ -5,60 +5,55 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pixcontrast._autocast import without_autocast
 from pixcontrast._labels import ABSENT
-from pixcontrast._pixels import unit_length
+from pixcontrast._pixels import SMALLEST, largest_component, unit_length
 
 # Pixels of all images that are widened, masked and multiplied at a time: 16,384 of 256 float32
 # components are 16 MB.
 _CHUNK = 16_384
 
 
-def inverse_norms(images: Tensor) -> Tensor:
-    """(B, P) 1/|x| of every pixel's embedding, 0 where that is zero or not finite.
-
-    float32 at least. A norm that overflows or vanishes in that dtype counts as such.
-    """
+def usable_pixels(images: Tensor) -> Tensor:
+    """(B, P) whether a pixel's embedding has a direction: it is finite, and not zero."""
     flat = images.flatten(2)
-    wide = torch.promote_types(images.dtype, torch.float32)
-    result = flat.new_zeros(flat.shape[0], flat.shape[2], dtype=wide)
+    result = torch.zeros(flat.shape[0], flat.shape[2], dtype=torch.bool, device=images.device)
     for part in _chunks(flat):
-        norm = torch.linalg.vector_norm(flat[..., part].to(wide), dim=1)
-        usable = torch.isfinite(norm) & (norm > 0)
-        result[:, part] = torch.where(usable, norm.reciprocal(), 0.0)
+        largest = largest_component(flat[..., part], dim=1).squeeze(1)
+        result[:, part] = torch.isfinite(largest) & (largest > SMALLEST)
     return result
 
 
-def region_means(
-    images: Tensor, slots: Tensor, num_slots: int, inverse: Tensor
-) -> tuple[Tensor, Tensor]:
+def region_means(images: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
     """Unit-length mean of the unit-length embeddings of each slot in each image.
 
     A product with the labels' one-hot map: no scatter, and so the same bits on every run.
 
     Args:
         images: (B, D, *S).
-        slots: (B, P) int64 in [0, num_slots), or `ABSENT`.
+        slots: (B, P) int64 in [0, num_slots), or `ABSENT`, as for pixels that are not usable.
         num_slots: R.
-        inverse: (B, P) from `inverse_norms`; pixels with 0 do not count.
 
     Returns:
-        (B, R, D) means, in the dtype of `inverse`, and (B, R) whether there is one: it takes
-        a pixel that counts, and pixels that do not cancel out.
+        (B, R, D) means, float32 at least, and (B, R) whether there is one: it takes a pixel, and
+        pixels that do not cancel out.
     """
     flat = images.flatten(2)
     num_images, dim = flat.shape[:2]
-    sums = inverse.new_zeros(num_images, num_slots, dim)
+    wide = torch.promote_types(images.dtype, torch.float32)
+    sums = flat.new_zeros(num_images, num_slots, dim, dtype=wide)
+    count = flat.new_zeros(num_images, num_slots, dtype=wide)
     numbers = torch.arange(num_slots, device=slots.device)[None, :, None]
     for part in _chunks(flat):
-        scale = inverse[:, None, part]
         # 0 · NaN in the product would reach the regions of other pixels.
-        pixels = torch.where(scale > 0, flat[..., part].to(inverse.dtype), 0.0)
-        members = torch.where(slots[:, None, part] == numbers, scale, 0.0)
+        pixels = torch.where((slots[:, part] != ABSENT)[:, None], flat[..., part].to(wide), 0.0)
+        members = (slots[:, None, part] == numbers).to(wide)
+        count += members.sum(dim=2)
         # Outside autocast, which would round the sums to 16 bits.
-        with torch.autocast(images.device.type, enabled=False):
-            sums.baddbmm_(members, pixels.transpose(1, 2))
+        with without_autocast(images.device):
+            sums.baddbmm_(members, unit_length(pixels).transpose(1, 2))
     # Unit vectors that cancel leave a sum of rounding errors, which points nowhere.
-    present = torch.linalg.vector_norm(sums, dim=2) > 1e-6
+    present = torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
     return unit_length(sums, dim=2), present
 
 

@@ -15,6 +15,8 @@ def resize_nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
     Pixels are picked, never mixed: integers of any size stay exact, and so do logits.
     """
     first = maps.ndim - len(size)
+    if maps.numel() == 0 or 0 in size:
+        return maps.new_zeros(*maps.shape[:first], *size)
     for dimension, (old, new) in enumerate(zip(maps.shape[first:], size, strict=True), first):
         if old != new:
             maps = maps.index_select(dimension, _picked(old, new, maps.device))
@@ -23,7 +25,5 @@ def resize_nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 def _picked(old: int, new: int, device: torch.device) -> Tensor:
     """(new,) which of `old` places nearest resizing picks: PyTorch itself is asked."""
-    if new == 0:
-        return torch.zeros(0, dtype=torch.int64, device=device)
     places = torch.arange(old, dtype=torch.float32, device=device)
     return F.interpolate(places[None, None], size=new, mode="nearest")[0, 0].to(torch.int64)

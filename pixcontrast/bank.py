@@ -13,7 +13,7 @@ from pixcontrast import _check as check
 from pixcontrast._groups import rank_pixels
 from pixcontrast._labels import ABSENT, mark_absent
 from pixcontrast._pixels import as_images, flat_map, take_pixels, unit_length
-from pixcontrast._regions import inverse_norms, region_means
+from pixcontrast._regions import region_means, usable_pixels
 from pixcontrast._ring import write_rings
 
 QUEUES = ("pixels", "regions")
@@ -27,8 +27,8 @@ class MemoryBank(nn.Module):
     min(`pixels_per_image`, available) of its pixels, at random without replacement. First in,
     first out: images in batch order; a write across the end of a ring wraps, a write larger than
     the ring keeps the newest. Only written slots ever count. Class 0 is a class like any other.
-    Pixels whose embedding is not finite, or zero, never enter, nor count in a region (their norm
-    is taken in float32 at least; one that overflows or vanishes there counts as such).
+    Pixels whose embedding is not finite, or zero (no component above 1e-30), never enter, nor
+    count in a region.
 
     Args:
         num_classes: C, at least 1.
@@ -163,17 +163,16 @@ class MemoryBank(nn.Module):
         check.check_pixel_labels(labels, emb)
         check.check_generator(generator, emb.device)
         self.check_fits(emb)
-        if labels.device.type == "cpu":
+        if check.values_can_be_seen(labels):
             check.check_label_range(labels, self.ignore_index, self.num_classes)
 
         images = as_images(emb)
         marked = mark_absent(flat_map(labels, images), self.ignore_index, self.num_classes)
         if marked.numel() == 0:
             return
-        inverse = inverse_norms(images)
-        marked = marked.masked_fill(inverse == 0, ABSENT)
+        marked = marked.masked_fill(~usable_pixels(images), ABSENT)
         if self.region_slots:
-            means, present = region_means(images, marked, self.num_classes, inverse)
+            means, present = region_means(images, marked, self.num_classes)
             write_rings(
                 self.regions, self.region_count, self.region_next, means[:, :, None], present.long()
             )
@@ -210,7 +209,7 @@ class MemoryBank(nn.Module):
             warnings.warn(
                 "two losses update the same MemoryBank, so that each batch enters twice; build "
                 "one of them with update_bank=False",
-                stacklevel=4,
+                stacklevel=6,
             )
 
     def _sample_pixels(

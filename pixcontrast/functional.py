@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
+from pixcontrast._autocast import product_dtype, without_autocast
 from pixcontrast._equation.autograd import tiled_losses
 from pixcontrast._equation.dense import dense_losses
 from pixcontrast._equation.problem import (
@@ -16,7 +17,6 @@ from pixcontrast._equation.problem import (
     Piece,
     Problem,
     compute_dtype,
-    product_dtype,
 )
 from pixcontrast._equation.reduction import Reduction, reduce_losses
 from pixcontrast._labels import mark_absent
@@ -93,13 +93,14 @@ def info_nce(
         backend: `"dense"`, the textbook formula, which makes M×N matrices; `"tiled"`, pure
             PyTorch in memory O(M·D + N + one tile); `"triton"`, not yet to be had; `"auto"`,
             the fastest that can run here. All give the same loss and gradients. A second
-            derivative and `torch.func.vmap` need `"dense"`.
+            derivative and the transforms of `torch.func` need `"dense"`.
 
     Returns:
         The loss: () or, with `reduction="none"`, (M,); float64 for float64 anchors, else
         float32. Similarities and sums are held in that dtype too; products are made in the
-        anchors' dtype (inside autocast, in autocast's). A similarity beyond a quarter of the
-        dtype's largest number saturates there. Gradients reach the anchors and every contrast
+        anchors' dtype (inside autocast, in autocast's), where operands saturate at the largest
+        number. A similarity beyond a quarter of its dtype's largest number saturates there; no
+        product of two components may overflow. Gradients reach the anchors and every contrast
         tensor that requires one, in their own dtypes.
 
     Raises:
@@ -140,7 +141,7 @@ def info_nce(
         product_dtype=product_dtype(anchors),
         compute_dtype=compute_dtype(anchors),
     )
-    with torch.autocast(anchors.device.type, enabled=False):
+    with without_autocast(anchors.device):
         losses, has_positive = losses_of(problem)
         return reduce_losses(losses, has_positive, weight, reduction)
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pixcontrast._contrast_loss import ContrastLoss
-from pixcontrast._regions import classes_by_image, inverse_norms, region_means
+from pixcontrast._labels import ABSENT
+from pixcontrast._regions import classes_by_image, region_means, usable_pixels
 
 # Without a bank the number of classes is not known, and shapes must not depend on labels.
 MOST_CLASSES_OF_AN_IMAGE = 256
@@ -40,7 +41,7 @@ class PixelContrastLoss(ContrastLoss):
             and grad mode.
         gather: not yet to be had.
         process_group: the ranks to gather from; not yet to be had.
-        validate: check the values of labels on a GPU too, at the price of a wait.
+        validate: check labels against the bank's classes on a GPU too, at the price of a wait.
         backend: which form of `info_nce` to run.
 
     Call:
@@ -62,7 +63,8 @@ class PixelContrastLoss(ContrastLoss):
     Raises:
         ValueError, TypeError: for options or arguments that do not fit; the message names them.
             With a bank, labels of its `num_classes` or more raise on the CPU; on a GPU such
-            pixels are ignored unless `validate=True`.
+            pixels are ignored unless `validate=True`. Likewise labels above 16,777,215, for which
+            the samplers have no room.
         RuntimeError: where the bank would be updated during a backward pass: a loss belongs
             outside of checkpointed regions.
         NotImplementedError: for `gather=True` and `backend="triton"`.
@@ -113,13 +115,13 @@ class RegionContrastLoss(ContrastLoss):
 
     def _batch_piece(self, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
         images = images.detach()
-        inverse = inverse_norms(images)
+        labels = labels.masked_fill(~usable_pixels(images), ABSENT)
         if self.bank is None:
             num_slots = min(labels.shape[1], MOST_CLASSES_OF_AN_IMAGE)
             slots, labels_of_slots = classes_by_image(labels, num_slots)
         else:
             num_slots, slots = self.bank.num_classes, labels
             labels_of_slots = torch.arange(num_slots, device=labels.device)[None]
-        means, present = region_means(images, slots, num_slots, inverse)
+        means, present = region_means(images, slots, num_slots)
         region_labels = torch.where(present, labels_of_slots, self.ignore_index)
         return means.flatten(0, 1).to(images.dtype), region_labels.flatten()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -35,8 +36,8 @@ class HardNegativeSampler:
 
     The selected sets take the place of P_i and N_i, in both denominators. The selection is
     exact; it is made row by row over streamed similarities, never over an M×N matrix (but for
-    `backend="dense"`). Ties at a threshold, and entries within rounding of it, may fall either
-    way. A plain immutable object: it holds options and no state.
+    `backend="dense"`). Entries that tie with the last one selected count as well, and those
+    within rounding of it may fall either way. A plain immutable object: options and no state.
 
     Args:
         strategy: `"hardest"`: the `num_negatives` most similar negatives and the
@@ -118,9 +119,10 @@ class HardNegativeSampler:
 
         available = candidate.sum(dim=1, keepdim=True)
         pool_size = self._pool_size(available.to(torch.float64)).to(torch.int64)
-        largest_pool = int(self._pool_size(torch.tensor(float(num_columns))))
+        # Of all columns, and of at most as many as there are: a host number, and no wait.
+        largest_pool = max(1, math.ceil(self.ratio * num_columns - 1e-6))
         hardest = hardness.topk(min(largest_pool, num_columns), dim=1).values
-        least = hardest.gather(1, pool_size - 1)
+        least = hardest.gather(1, pool_size.clamp(max=hardest.shape[1]) - 1)
         pool = candidate & (hardness >= least)
         return least, _kth_smallest_key(keys, pool, count)
 

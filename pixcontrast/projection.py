@@ -70,7 +70,11 @@ class ProjectionHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         check.check_features(features, self.in_channels)
         images = as_images(features)
-        embedding: Tensor = unit_length(self.layers(images.flatten(2)))
+        pixels = images.flatten(2)
+        if pixels.numel() == 0:  # which a convolution refuses
+            embedding = pixels[:, :1].expand(-1, self.dim, -1)
+        else:
+            embedding = unit_length(self.layers(pixels))
         if features.ndim == 2:
             return embedding[0].T
         return embedding.view(*embedding.shape[:2], *images.shape[2:])

@@ -65,7 +65,7 @@ class HardAnchorSampler:
 
     Raises:
         ValueError, TypeError: for an option out of its range, tensors of the wrong kind, or
-            labels above 1,048,575 (looked at on the CPU; elsewhere such pixels are ignored).
+            labels above 16,777,215 (looked at on the CPU; elsewhere such pixels are ignored).
 
     Example:
         >>> import torch
@@ -220,8 +220,8 @@ def _check_and_mark(labels: Tensor, ignore_index: int, generator: torch.Generato
     check.check_ignore_index(ignore_index)
     check.check_sampler_map("labels", labels)
     check.check_generator(generator, labels.device)
-    if labels.device.type == "cpu":
-        check.check_label_range(labels, ignore_index, MAX_LABEL + 1)
+    if check.values_can_be_seen(labels):
+        check.check_largest_label(labels, ignore_index, MAX_LABEL)
     return mark_absent(labels, ignore_index, MAX_LABEL + 1)
 
 

@@ -326,3 +326,27 @@ def test_several_ranks_are_refused_before_any_work(monkeypatch):
     with pytest.raises(NotImplementedError, match="several ranks"):
         loss(*scene())
     PixelContrastLoss(bank=loss.bank, update_bank=False)(*scene())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [1e-45, 1e-35, 1e-23, 1e25])
+def test_one_rule_says_what_is_zero(dtype, length):
+    emb = torch.tensor([[[2.0, 0.5], [1.0, -0.5]]], dtype=dtype)
+    emb[..., 0] *= length
+    bank = MemoryBank(1, 2, dtype=torch.float64)
+    bank.update(emb, torch.zeros(1, 2, dtype=torch.int64))
+    expected = 2 if length > 1e-30 else 1
+    assert int(bank.pixel_count[0]) == expected
+    stored = bank.pixels[0, :expected]
+    torch.testing.assert_close(stored.norm(dim=1), torch.ones(expected).double(), rtol=1e-6, atol=0)
+    unit = F.normalize(torch.tensor([[2.0, 1.0], [0.5, -0.5]]).double(), dim=1)
+    mean = F.normalize(unit[2 - expected :].mean(0), dim=0)
+    torch.testing.assert_close(bank.regions[0, 0], mean, rtol=1e-6, atol=0)
+
+
+def test_many_directions_that_cancel_are_no_region():
+    half = torch.randn(8, 20_000)
+    emb = torch.cat([half, -half], dim=1)[:, torch.randperm(40_000)][None]
+    bank = MemoryBank(1, 8, pixel_slots=0)
+    bank.update(emb, torch.zeros(1, 40_000, dtype=torch.int64))
+    assert bank.region_count.tolist() == [0]

@@ -101,7 +101,7 @@ CASES = {
     "bank on another device": (lambda: call(EMB, LABELS, loss=PixelContrastLoss(bank=bank().to(META))), ValueError, ["bank", "cpu", "meta"]),
     "labels beyond the bank": (lambda: call(EMB, LABELS + 3, loss=PixelContrastLoss(bank=bank())), ValueError, ["labels", "num_classes = 3", "3"]),
     "labels beyond the bank, regions": (lambda: call(EMB, LABELS + 9, loss=RegionContrastLoss(bank=bank())), ValueError, ["labels", "num_classes = 3", "9"]),
-    "labels beyond the sort": (lambda: call(EMB, LABELS + 2**20), ValueError, ["labels", "1048576"]),
+    "labels beyond the sort": (lambda: call(EMB, LABELS + 2**24), ValueError, ["labels", "16777215", "16777216"]),
     # updates of a bank
     "update of another width": (lambda: bank(dim=5).update(EMB, LABELS), ValueError, ["emb", "D = 5", "D = 4"]),
     "update of other labels": (lambda: bank().update(EMB, LABELS + 4), ValueError, ["labels", "num_classes = 3", "4"]),
@@ -120,6 +120,8 @@ CASES = {
     "pixels for regions": (lambda: RegionContrastLoss(bank=bank(), contrast=("pixels",)), ValueError, ["contrast", "'regions'", "'pixels'"]),
     "a source twice": (lambda: PixelContrastLoss(contrast=("batch", "batch")), ValueError, ["contrast", "once"]),
     "no source": (lambda: PixelContrastLoss(contrast=()), ValueError, ["contrast", "()"]),
+    "a source in a list": (lambda: PixelContrastLoss(contrast=[["batch"]]), TypeError, ["contrast", "'batch'"]),
+    "ignored beyond 64 bits": (lambda: PixelContrastLoss(ignore_index=2**70), ValueError, ["ignore_index", "64-bit"]),
     "a bare source": (lambda: PixelContrastLoss(contrast="batch"), TypeError, ["contrast", "('batch',)"]),
     "denominator of a loss": (lambda: PixelContrastLoss(denominator="none"), ValueError, ["denominator", "'none'"]),
     "reduction of a loss": (lambda: PixelContrastLoss(reduction="avg"), ValueError, ["reduction", "'avg'"]),

@@ -208,7 +208,7 @@ def test_when_the_bank_is_fed():
 @pytest.mark.parametrize(
     "case",
     ["nothing labelled", "one class", "one pixel", "no image", "no pixels", "zero embeddings",
-     "all alike", "wide class ids"],
+     "all alike", "wide class ids", "no labels for no pixels"],
 )  # fmt: skip
 @pytest.mark.parametrize("with_bank", [False, True])
 @pytest.mark.parametrize("mining", [None, HardNegativeSampler()], ids=["everything", "mined"])
@@ -225,6 +225,8 @@ def test_degenerate_inputs(kind, case, with_bank, mining):
         emb, labels = emb[:0], labels[:0]
     elif case == "no pixels":
         emb, labels = emb[..., :0], labels[..., :0]
+    elif case == "no labels for no pixels":
+        emb, labels = emb[:, :, :0], labels[:, :0, :0]
     elif case == "zero embeddings":
         emb = torch.zeros_like(emb)
     elif case == "all alike":
@@ -342,3 +344,11 @@ def test_deterministic_algorithms_are_enough(kind):
     finally:
         torch.use_deterministic_algorithms(False)
     assert torch.isfinite(emb.grad).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (2, 8, 0, 5), (0, 8, 4, 4)])
+def test_projection_of_nothing(shape):
+    features = torch.zeros(shape, requires_grad=True)
+    embedding = ProjectionHead(8, 6)(features)
+    assert embedding.shape == (shape[0], 6, *shape[2:])
+    embedding.sum().backward()

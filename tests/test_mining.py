@@ -176,3 +176,15 @@ def test_forward_and_backward_see_the_same_bits(monkeypatch):
         for backend in ("tiled", "dense")
     ]
     assert (gradients[0] - gradients[1]).abs().max() < 1e-5 * gradients[1].abs().max()
+
+
+@pytest.mark.parametrize(("entries", "ratio"), [(66_953, 0.1234), (99_187, 0.0123)])
+def test_a_pool_of_nearly_every_entry(entries, ratio):
+    """Sizes at which rounding in float32 would make the largest pool smaller than one in it."""
+    contrast = torch.rand(entries, 1, dtype=torch.float64)
+    contrast_labels = torch.ones(entries, dtype=torch.int64)
+    contrast_labels[0] = 0
+    mining = HardNegativeSampler(ratio=ratio, num_negatives=5, num_positives=5)
+    loss = info_nce(torch.ones(1, 1).double(), torch.tensor([0]), contrast, contrast_labels,
+                    mining=mining)  # fmt: skip
+    assert torch.isfinite(loss)

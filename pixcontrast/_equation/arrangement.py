@@ -78,8 +78,8 @@ class Arrangement:
         if not self.sorted:
             return slice(0, len(self))
         first, last = other.label_range(other_tile)
-        bounds = torch.tensor([first, last + 1])
-        start, stop = torch.searchsorted(self.labels, bounds).tolist()
+        start = int(torch.searchsorted(self.labels, first))
+        stop = int(torch.searchsorted(self.labels, last, right=True))
         return slice(start, stop)
 
     def count_of(self, labels: Tensor) -> Tensor:

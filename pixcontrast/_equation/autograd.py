@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixcontrast._autocast import without_autocast
 from pixcontrast._equation.coefficients import AnchorStatistics
 from pixcontrast._equation.mined import mined_entries_gradient, mined_forward
 from pixcontrast._equation.problem import Problem
@@ -17,6 +18,11 @@ from pixcontrast.mining import Thresholds
 
 def tiled_losses(problem: Problem) -> tuple[Tensor, Tensor]:
     """(M,) losses, 0 without a positive, and (M,) whether the anchor has a positive."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            'info_nce: the transforms of torch.func need backend="dense"; the other backends make '
+            "the gradient in the forward"
+        )
     others = [piece.entries for piece in problem.pieces if not piece.is_anchors]
     # Decided here: inside an operation needs_input_grad is true under no_grad as well.
     want_gradient = torch.is_grad_enabled() and problem.anchors.requires_grad
@@ -57,7 +63,7 @@ class _TiledLoss(torch.autograd.Function):
         statistics = AnchorStatistics(*saved[:3])
         thresholds = saved[3 : len(saved) - ctx.num_kept]
 
-        with torch.no_grad(), torch.autocast(anchors.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(anchors.device):
             problem, wanted = _with_kept(ctx.problem, anchors, kept, gradient is not None)
             if thresholds:
                 by_piece = mined_entries_gradient(

@@ -15,7 +15,7 @@ from pixcontrast._labels import ABSENT
 
 def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
     """(M,) losses, 0 without a positive, and (M,) whether the anchor has a positive."""
-    anchors = _zero_absent(problem.operand(problem.anchors), problem.labels)
+    anchors = _zero_absent(_operand(problem, problem.anchors), problem.labels)
     entries = torch.cat(
         [anchors[:0], *(_entries(problem, piece, anchors) for piece in problem.pieces)]
     )
@@ -50,7 +50,15 @@ def _entries(problem: Problem, piece: Piece, anchors: Tensor) -> Tensor:
     # sum of two that overflow a 16-bit dtype is not yet inf − inf.
     if piece.is_anchors:
         return anchors
-    return _zero_absent(problem.operand(piece.entries), piece.labels)
+    return _zero_absent(_operand(problem, piece.entries), piece.labels)
+
+
+def _operand(problem: Problem, vectors: Tensor) -> Tensor:
+    """`Problem.operand`, whose derivative is not rounded with it."""
+    if vectors.dtype == problem.product_dtype:
+        return problem.operand(vectors)
+    wide = problem.within_range(vectors).to(problem.compute_dtype)
+    return wide + (problem.operand(vectors) - wide).detach()
 
 
 def _log_sum_exp(logits: Tensor, among: Tensor) -> Tensor:

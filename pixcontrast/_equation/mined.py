@@ -170,12 +170,12 @@ def _row_losses(
     if problem.denominator == "negatives":
         log_sum = logits.masked_fill(~negative, -torch.inf).logsumexp(dim=1, keepdim=True)
         margin = (log_sum - logits).masked_fill_(~positive, -torch.inf)
-        losses = F.softplus(margin, threshold=50.0).sum(dim=1, keepdim=True) * share
-        weight = margin.sigmoid_().sum(dim=1, keepdim=True) * share
+        losses = F.softplus(margin, threshold=50.0).mul_(share).sum(dim=1, keepdim=True)
+        weight = margin.sigmoid_().mul_(share).sum(dim=1, keepdim=True)
     else:
         counted = positive | negative
         log_sum = logits.masked_fill(~counted, -torch.inf).logsumexp(dim=1, keepdim=True)
-        mean = logits.masked_fill(~positive, 0.0).sum(dim=1, keepdim=True) * share
+        mean = logits.masked_fill(~positive, 0.0).mul_(share).sum(dim=1, keepdim=True)
         losses = torch.where(has_positive, log_sum - mean, 0.0)
         weight = has_positive.to(logits.dtype)
     return losses.squeeze(1), AnchorStatistics(log_sum, weight, share)

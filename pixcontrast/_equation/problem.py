@@ -69,11 +69,11 @@ class Problem:
 
     def without_vectors(self) -> Problem:
         """This problem without a reference to any anchor or entry; labels stay."""
-        return self.with_vectors(torch.empty(0), [None] * len(self.pieces))
+        return self.with_vectors(self.anchors.new_empty(0), [None] * len(self.pieces))
 
     def with_vectors(self, anchors: Tensor, entries: Sequence[Tensor | None]) -> Problem:
         """This problem about other vectors; None for a piece that will not be looked at."""
-        nothing = torch.empty(0)
+        nothing = anchors.new_empty(0)
         pieces = tuple(
             replace(piece, entries=nothing if vectors is None else vectors)
             for piece, vectors in zip(self.pieces, entries, strict=True)
@@ -86,16 +86,13 @@ class Problem:
         A product of two 16-bit numbers is exact in float32, so this is what a matrix unit does
         that multiplies in 16 bits and accumulates in 32.
         """
-        return vectors.to(self.product_dtype).to(self.compute_dtype)
+        return self.within_range(vectors).to(self.product_dtype).to(self.compute_dtype)
 
-
-def product_dtype(anchors: Tensor) -> torch.dtype:
-    """The anchors' dtype, or autocast's where autocast would convert such a matrix product."""
-    device = anchors.device.type
-    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if casts and anchors.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return anchors.dtype
+    def within_range(self, vectors: Tensor) -> Tensor:
+        """Finite vectors that stay finite in the product's dtype: 0 · inf would be NaN."""
+        limit = torch.finfo(self.product_dtype).max
+        narrower = torch.finfo(vectors.dtype).max > limit
+        return vectors.clamp(-limit, limit) if narrower else vectors
 
 
 def compute_dtype(anchors: Tensor) -> torch.dtype:

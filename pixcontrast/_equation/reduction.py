@@ -15,9 +15,15 @@ def reduce_losses(
 ) -> Tensor:
     """Weigh (M,) losses, which are 0 where an anchor has no positive, and reduce them."""
     if weight is None:
-        counted, weights = losses, has_positive.to(losses.dtype)
+        weights = has_positive.to(losses.dtype)
+        counted = losses
     else:
-        weights = torch.where(has_positive, weight.detach().to(losses.dtype), 0.0)
+        weight = torch.where(has_positive, weight.detach().clamp(min=0), 0)
+        if reduction == "mean" and weight.numel():
+            # A mean knows no scale, and sums of weights near 1 neither overflow nor vanish.
+            largest = weight.amax()
+            weight = weight / torch.where(largest > 0, largest, 1)
+        weights = weight.to(losses.dtype)
         # A weight of 0 takes the anchor out, also one whose loss has overflowed.
         counted = torch.where(weights > 0, weights * losses, 0.0)
     if reduction == "none":

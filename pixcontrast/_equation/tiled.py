@@ -67,12 +67,10 @@ def tiled_forward(problem: Problem, *, want_gradient: bool) -> Forward:
 
     partial = denominator_pass(tiling, want_gradient)
     log_sum = partial.log_sum()[:, None]
-    losses, weight, pull = positives_pass(tiling, log_sum, problem, want_gradient)
-    if problem.denominator == "negatives":
-        losses, weight = losses * share, weight * share
-    else:
+    losses, weight, pull = positives_pass(tiling, log_sum, share, problem, want_gradient)
+    if problem.denominator == "all":
         # Not where there is no positive: Z is −∞ for an anchor that has nothing beside it.
-        losses = torch.where(share > 0, log_sum - losses * share, 0.0)
+        losses = torch.where(share > 0, log_sum - losses, 0.0)
         weight = (share > 0).to(share.dtype)
 
     everyone = anchors.places(slice(0, len(anchors)))
@@ -80,7 +78,7 @@ def tiled_forward(problem: Problem, *, want_gradient: bool) -> Forward:
     result.has_positive[everyone] = num_positives > 0
     result.statistics.put(everyone, AnchorStatistics(log_sum, weight, share))
     if result.gradient is not None and pull is not None:
-        gradient = partial.mean().mul_(weight).sub_(pull.mul_(share))
+        gradient = partial.mean().mul_(weight).sub_(pull)
         result.gradient[everyone] = gradient.mul_(problem.inverse_temperature)
     return result
 
@@ -97,11 +95,11 @@ def denominator_pass(tiling: Tiling, want_gradient: bool) -> Partial:
 
 
 def positives_pass(
-    tiling: Tiling, log_sum: Tensor, problem: Problem, want_gradient: bool
+    tiling: Tiling, log_sum: Tensor, share: Tensor, problem: Problem, want_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Sums over P_i, not yet divided by |P_i|: two of (m, 1), and (m, D) where wanted.
+    """Means over P_i: two of (m, 1), and one of (m, D) where wanted.
 
-    For `"negatives"`: Σ softplus(Z − s), Σ σ(Z − s), Σ σ(Z − s)·k. For `"all"`: Σ s, 0, Σ k.
+    For `"negatives"`, of softplus(Z − s), σ(Z − s) and σ(Z − s)·k. For `"all"`, of s, 0 and k.
     """
     losses, weight = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
     pull = torch.zeros_like(tiling.rows) if want_gradient else None
@@ -109,15 +107,16 @@ def positives_pass(
         positive = tiling.positive(tile)
         if positive is None:
             continue
+        # Divided before they are summed: the sum of many finite terms could overflow.
+        part = positive * share[tile.block]
         if problem.denominator == "negatives":
             margin = torch.sub(log_sum[tile.block], tile.logits)
             # By default softplus turns linear at 20, where that is exact to 1e-9 only.
-            terms = F.softplus(margin, threshold=50.0).mul_(positive)
-            strength = margin.sigmoid_().mul_(positive)
+            terms = F.softplus(margin, threshold=50.0).mul_(part)
+            strength = margin.sigmoid_().mul_(part)
             weight[tile.block] += strength.sum(dim=1, keepdim=True)
         else:
-            terms = tile.logits.mul_(positive)
-            strength = positive.to(terms.dtype)
+            terms, strength = tile.logits.mul_(part), part
         losses[tile.block] += terms.sum(dim=1, keepdim=True)
         if pull is not None:
             pull[tile.block].addmm_(strength, tile.entries)

@@ -1,0 +1,24 @@
+"""What autocast asks for, and places it must not reach."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def product_dtype(vectors: Tensor) -> torch.dtype:
+    """The dtype of the vectors, or autocast's where autocast would convert their product."""
+    device = vectors.device.type
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if casts and vectors.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return vectors.dtype
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A region whose dtypes are those that are written down."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
