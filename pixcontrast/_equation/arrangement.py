@@ -69,6 +69,23 @@ class Arrangement:
         other_first, other_last = other.label_range(other_tile)
         return first <= other_last and other_first <= last
 
+    def is_one_class(self, tile: slice) -> bool:
+        """Whether a tile is known to be of one class."""
+        if not self.sorted:
+            return False
+        first, last = self.label_range(tile)
+        return first == last
+
+    def long_runs(self, length: int) -> list[slice]:
+        """Where classes stand that have at least `length` vectors, as far as may be known."""
+        if not self.sorted:
+            return []
+        _, counts = torch.unique_consecutive(self.labels, return_counts=True)
+        stops = counts.cumsum(0)
+        long = counts >= length
+        starts = (stops - counts)[long].tolist()
+        return [slice(*ends) for ends in zip(starts, stops[long].tolist(), strict=True)]
+
     def label_range(self, tile: slice) -> tuple[int, int]:
         """The least and the largest label of a tile that is not empty; the CPU alone."""
         return int(self.labels[tile.start]), int(self.labels[tile.stop - 1])

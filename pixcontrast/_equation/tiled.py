@@ -86,7 +86,7 @@ def tiled_forward(problem: Problem, *, want_gradient: bool) -> Forward:
 def denominator_pass(tiling: Tiling, want_gradient: bool) -> Partial:
     """Z and o over N_i, or over everything but i itself for `denominator="all"`."""
     partial = Partial(tiling.rows, bounded=tiling.bounded, weighted=want_gradient)
-    for tile in tiling.all():
+    for tile in tiling.in_denominator():
         outside = tiling.outside_denominator(tile)
         if outside is not None:
             tile.logits.masked_fill_(outside, -torch.inf)
@@ -104,11 +104,13 @@ def positives_pass(
     losses, weight = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
     pull = torch.zeros_like(tiling.rows) if want_gradient else None
     for tile in tiling.with_positives():
-        positive = tiling.positive(tile)
-        if positive is None:
-            continue
         # Divided before they are summed: the sum of many finite terms could overflow.
-        part = positive * share[tile.block]
+        part = share[tile.block].expand_as(tile.logits)
+        if not tiling.is_all_positive(tile):
+            positive = tiling.positive(tile)
+            if positive is None:
+                continue
+            part = positive * part
         if problem.denominator == "negatives":
             margin = torch.sub(log_sum[tile.block], tile.logits)
             # By default softplus turns linear at 20, where that is exact to 1e-9 only.

@@ -11,12 +11,15 @@ from torch import Tensor
 from pixcontrast._equation.arrangement import Arrangement, values_cost_nothing
 from pixcontrast._equation.problem import Problem
 
-# A tile of similarities is 256 × 4,096, 4 MB in float32: products that large run at the
-# processor's rate, and the exponentials that follow find it in the cache (docs/performance.md).
-TILE_ROWS = 256
+# A tile of similarities is at most 1,024 × 4,096, 16 MB in float32: with fewer rows the products
+# fall behind the processor's rate, and more columns gain nothing (docs/performance.md).
+TILE_ROWS = 1024
 TILE_COLUMNS = 4096
 # Positives stand in few columns for few rows: sorted by class, about 1/C + rows/M of them.
 POSITIVE_ROWS = 64
+
+# A tile is cut where a class ends, so that it needs no mask, if the class fills this much of it.
+LONG_RUN = 1 / 4
 
 # Below this no exponential of a similarity overflows, nor does a row of them underflow to
 # nothing, so that they need no maximum taken off: exp(±40) in float32, which ends at exp(88).
@@ -71,13 +74,37 @@ class Tiling:
                 for block in slices(slice(0, len(self.anchors)), TILE_ROWS):
                     yield self._tile(number, block, columns, entries)
 
+    def in_denominator(self) -> Iterator[Tile]:
+        """The tiles that Z sums over: all, but for those that hold positives alone."""
+        skip_positives = self._problem.denominator == "negatives"
+        everyone = slice(0, len(self.anchors))
+        for number, piece in self._wanted():
+            for columns in _cut(piece, TILE_COLUMNS):
+                entries = piece.rows(columns)
+                own = slice(0, 0)
+                if skip_positives and piece.is_one_class(columns):
+                    own = self.anchors.with_classes_of(piece, columns)
+                for part in (slice(0, own.start), slice(own.stop, everyone.stop)):
+                    for block in slices(part, TILE_ROWS):
+                        yield self._tile(number, block, columns, entries)
+
     def with_positives(self) -> Iterator[Tile]:
         """The tiles that hold all positives, in as few columns as the arrangement allows."""
-        for block in slices(slice(0, len(self.anchors)), POSITIVE_ROWS):
+        for block in _cut(self.anchors, POSITIVE_ROWS):
             for number, piece in self._wanted():
                 part = piece.with_classes_of(self.anchors, block)
                 for columns in slices(part, TILE_COLUMNS):
                     yield self._tile(number, block, columns, piece.rows(columns))
+
+    def is_all_positive(self, tile: Tile) -> bool:
+        """Whether labels alone say that all of the tile are positives of each other."""
+        piece = self._arrangement(tile)
+        return (
+            not self._holds_anchors(tile)
+            and piece.is_one_class(tile.columns)
+            and self.anchors.is_one_class(tile.block)
+            and self._may_share_a_class(tile)
+        )
 
     def positive(self, tile: Tile) -> Tensor | None:
         """(R, T) who is a positive of whom, or None: nobody, as far as labels tell."""
@@ -162,9 +189,22 @@ class Tiling:
 
 
 def slices(part: slice, size: int) -> Iterator[slice]:
-    """Consecutive parts of at most `size`."""
-    for start in range(part.start, part.stop, size):
-        yield slice(start, min(start + size, part.stop))
+    """Consecutive parts of at most `size`, as even as can be: a product dislikes a thin rest."""
+    length = part.stop - part.start
+    count = -(-length // size)
+    for number in range(count):
+        start, stop = number * length // count, (number + 1) * length // count
+        yield slice(part.start + start, part.start + stop)
+
+
+def _cut(arrangement: Arrangement, size: int) -> Iterator[slice]:
+    """Consecutive parts of at most `size`, cut where long runs of one class start and end."""
+    done = 0
+    for run in arrangement.long_runs(max(1, int(LONG_RUN * size))):
+        yield from slices(slice(done, run.start), size)
+        yield from slices(run, size)
+        done = run.stop
+    yield from slices(slice(done, len(arrangement)), size)
 
 
 def _longest(vectors: Tensor) -> float:
