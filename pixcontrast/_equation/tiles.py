@@ -19,7 +19,7 @@ TILE_COLUMNS = 4096
 POSITIVE_ROWS = 64
 
 # A tile is cut where a class ends, so that it needs no mask, if the class fills this much of it.
-LONG_RUN = 1 / 4
+LONG_RUN = 1 / 8
 
 # Below this no exponential of a similarity overflows, nor does a row of them underflow to
 # nothing, so that they need no maximum taken off: exp(±40) in float32, which ends at exp(88).
