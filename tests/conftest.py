@@ -3,7 +3,7 @@ import torch
 from hypothesis import settings
 
 # Examples are a function of the test alone: a red run can be repeated.
-settings.register_profile("default", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("default")
 
 # The problems are small: a second thread would be waited for more than it helps.

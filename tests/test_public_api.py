@@ -85,7 +85,7 @@ def test_the_package_is_typed():
     assert any(path.endswith((".pth", "py.typed")) for path in files)
 
 
-def test_importing_takes_neither_triton_nor_time():
+def test_importing_imports_nothing_but_torch():
     program = """
 import sys, time, torch
 before, known = time.perf_counter(), set(sys.modules)
@@ -94,13 +94,10 @@ seconds = time.perf_counter() - before
 new = sorted({name.partition(".")[0] for name in set(sys.modules) - known})
 print(seconds, "triton" in sys.modules, *new)
 """
-    runs = []
-    for _ in range(3):
-        output = subprocess.run(
-            [sys.executable, "-c", program], check=True, capture_output=True, text=True
-        ).stdout.split()
-        assert output[1] == "False"
-        third_party = {m for m in output[2:] if m not in sys.stdlib_module_names}
-        assert third_party == {"pixcontrast"}
-        runs.append(float(output[0]))
-    print(f"import pixcontrast after import torch: {min(runs):.3f} s")
+    output = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert output[1] == "False"
+    third_party = {name for name in output[2:] if name not in sys.stdlib_module_names}
+    assert third_party == {"pixcontrast"}
+    print(f"import pixcontrast after import torch: {float(output[0]):.3f} s")
