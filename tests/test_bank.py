@@ -135,7 +135,6 @@ def test_bad_pixels_never_enter(bad):
     bank = MemoryBank(2, 4, pixel_slots=50, region_slots=5, pixels_per_image=30)
     emb, labels = scene(images=2, classes=2)
     emb[0, :, 0] = bad
-    emb[0, :, 1] = emb[0, :, 1].clone()
     if bad != 0.0:
         emb[1, 2, 3, 3] = bad
     bank.update(emb, labels)

@@ -65,11 +65,12 @@ class _TiledLoss(torch.autograd.Function):
 
         with torch.no_grad(), without_autocast(anchors.device):
             problem, wanted = _with_kept(ctx.problem, anchors, kept, gradient is not None)
-            if thresholds:
+            by_piece: list[Tensor | None] = [None] * len(wanted)
+            if any(wanted) and thresholds:
                 by_piece = mined_entries_gradient(
                     problem, statistics, Thresholds(*thresholds), upstream, wanted
                 )
-            else:
+            elif any(wanted):
                 by_piece = entries_gradient(problem, statistics, upstream, wanted)
 
             by_others: list[Tensor | None] = []
