@@ -7,6 +7,9 @@ stand, and every question is answered so that it holds for whatever labels there
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -23,6 +26,38 @@ def values_cost_nothing(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+class Classes(NamedTuple):
+    """Which classes stand where in sorted labels, on the host, where asking costs nothing.
+
+    Attributes:
+        labels: the classes, ascending.
+        starts: where each one's vectors start.
+        stops: and where they stop.
+    """
+
+    labels: list[int]
+    starts: list[int]
+    stops: list[int]
+
+    @classmethod
+    def of(cls, ascending: Tensor) -> Classes:
+        labels, counts = torch.unique_consecutive(ascending, return_counts=True)
+        stops = counts.cumsum(0)
+        return cls(labels.tolist(), (stops - counts).tolist(), stops.tolist())
+
+    def range(self, tile: slice) -> tuple[int, int]:
+        """The least and the largest label of a tile that is not empty."""
+        first, last = bisect_right(self.stops, tile.start), bisect_right(self.stops, tile.stop - 1)
+        return self.labels[first], self.labels[last]
+
+    def slice(self, first: int, last: int) -> slice:
+        """The part that holds the labels from `first` to `last`."""
+        start, stop = bisect_left(self.labels, first), bisect_right(self.labels, last)
+        if start == stop:
+            return slice(0, 0)
+        return slice(self.starts[start], self.stops[stop - 1])
+
+
 class Arrangement:
     """(n, D) vectors in an order that suits the tiles.
 
@@ -37,6 +72,7 @@ class Arrangement:
         self._problem = problem
         self.labels = labels
         self.order: Tensor | None = None
+        self._classes = Classes([], [], [])
         self.sorted = values_cost_nothing(labels.device)
         if self.sorted:
             self._sort()
@@ -56,6 +92,8 @@ class Arrangement:
         """Where the vectors of a tile lie in the tensor they came in."""
         if self.order is None or tile.start == tile.stop:
             return tile
+        if self._lies_together:
+            return slice(self._first + tile.start, self._first + tile.stop)
         if self._breaks[tile.start] == self._breaks[tile.stop - 1]:
             first = int(self.order[tile.start])
             return slice(first, first + tile.stop - tile.start)
@@ -65,39 +103,29 @@ class Arrangement:
         """Whether a class of one tile may stand in the other (or an absent vector in either)."""
         if not self.sorted:
             return True
-        first, last = self.label_range(tile)
-        other_first, other_last = other.label_range(other_tile)
+        first, last = self._classes.range(tile)
+        other_first, other_last = other._classes.range(other_tile)
         return first <= other_last and other_first <= last
 
     def is_one_class(self, tile: slice) -> bool:
         """Whether a tile is known to be of one class."""
         if not self.sorted:
             return False
-        first, last = self.label_range(tile)
+        first, last = self._classes.range(tile)
         return first == last
 
     def long_runs(self, length: int) -> list[slice]:
         """Where classes stand that have at least `length` vectors, as far as may be known."""
         if not self.sorted:
             return []
-        _, counts = torch.unique_consecutive(self.labels, return_counts=True)
-        stops = counts.cumsum(0)
-        long = counts >= length
-        starts = (stops - counts)[long].tolist()
-        return [slice(*ends) for ends in zip(starts, stops[long].tolist(), strict=True)]
-
-    def label_range(self, tile: slice) -> tuple[int, int]:
-        """The least and the largest label of a tile that is not empty; the CPU alone."""
-        return int(self.labels[tile.start]), int(self.labels[tile.stop - 1])
+        ends = zip(self._classes.starts, self._classes.stops, strict=True)
+        return [slice(start, stop) for start, stop in ends if stop - start >= length]
 
     def with_classes_of(self, other: Arrangement, other_tile: slice) -> slice:
         """The part that holds every vector of the other tile's classes."""
         if not self.sorted:
             return slice(0, len(self))
-        first, last = other.label_range(other_tile)
-        start = int(torch.searchsorted(self.labels, first))
-        stop = int(torch.searchsorted(self.labels, last, right=True))
-        return slice(start, stop)
+        return self._classes.slice(*other._classes.range(other_tile))
 
     def count_of(self, labels: Tensor) -> Tensor:
         """How many vectors here have each of the given labels."""
@@ -107,12 +135,18 @@ class Arrangement:
 
     def _sort(self) -> None:
         present = (self.labels != ABSENT).nonzero().squeeze(1)
-        ascending, order = self.labels[present].sort(stable=True)
-        order = present[order]
+        ascending, order = self.labels[present], present
+        # A bank is sorted as it stands.
+        if bool((ascending.diff() < 0).any()):
+            ascending, order = ascending.sort(stable=True)
+            order = present[order]
         self.labels = ascending
+        self._classes = Classes.of(ascending)
+        self.order = order
         gaps = (order.diff() != 1).to(torch.int64)
         self._breaks = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
-        self.order = order
+        self._lies_together = len(order) > 0 and not bool(gaps.any())
+        self._first = int(order[0]) if len(order) else 0
 
 
 def arrange_anchors(problem: Problem) -> Arrangement:

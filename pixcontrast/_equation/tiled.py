@@ -91,6 +91,8 @@ def denominator_pass(tiling: Tiling, want_gradient: bool) -> Partial:
         if outside is not None:
             tile.logits.masked_fill_(outside, -torch.inf)
         partial.merge_tile(tile.block, tile.logits, tile.entries)
+    if tiling.stands_twice:
+        partial.merge_halves()
     return partial
 
 
@@ -102,26 +104,34 @@ def positives_pass(
     For `"negatives"`, of softplus(Z − s), σ(Z − s) and σ(Z − s)·k. For `"all"`, of s, 0 and k.
     """
     losses, weight = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
-    pull = torch.zeros_like(tiling.rows) if want_gradient else None
+    pull = tiling.rows.new_zeros(len(log_sum), tiling.rows.shape[1]) if want_gradient else None
+    # The sum of many finite terms could overflow, so they are divided by |P_i| first, unless
+    # they are known to be small.
+    early, late = (None, share) if tiling.bounded else (share, None)
     for tile in tiling.with_positives():
-        # Divided before they are summed: the sum of many finite terms could overflow.
-        part = share[tile.block].expand_as(tile.logits)
+        part = None if early is None else early[tile.block].expand_as(tile.logits)
         if not tiling.is_all_positive(tile):
             positive = tiling.positive(tile)
             if positive is None:
                 continue
-            part = positive * part
+            part = positive if part is None else positive * part
         if problem.denominator == "negatives":
             margin = torch.sub(log_sum[tile.block], tile.logits)
             # By default softplus turns linear at 20, where that is exact to 1e-9 only.
-            terms = F.softplus(margin, threshold=50.0).mul_(part)
-            strength = margin.sigmoid_().mul_(part)
-            weight[tile.block] += strength.sum(dim=1, keepdim=True)
+            terms, strength = F.softplus(margin, threshold=50.0), margin.sigmoid_()
         else:
-            terms, strength = tile.logits.mul_(part), part
+            terms, strength = tile.logits, torch.ones_like(tile.logits)
+        if part is not None:
+            terms, strength = terms.mul_(part), strength.mul_(part)
         losses[tile.block] += terms.sum(dim=1, keepdim=True)
+        if problem.denominator == "negatives":
+            weight[tile.block] += strength.sum(dim=1, keepdim=True)
         if pull is not None:
             pull[tile.block].addmm_(strength, tile.entries)
+    if late is not None:
+        for sums in (losses, weight, pull):
+            if sums is not None:
+                sums.mul_(late)
     return losses, weight, pull
 
 

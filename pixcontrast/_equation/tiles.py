@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 
 from pixcontrast._equation.arrangement import Arrangement, values_cost_nothing
+from pixcontrast._equation.cache import last_level_cache
 from pixcontrast._equation.problem import Problem
 
 # A tile of similarities is at most 1,024 × 4,096, 16 MB in float32: with fewer rows the products
 # fall behind the processor's rate, and more columns gain nothing (docs/performance.md).
 TILE_ROWS = 1024
 TILE_COLUMNS = 4096
+# On the CPU it is written by one product, read by exp, sum and the other product, and so has to
+# stay in the cache beside what they read: a quarter of it, as others use it too.
+SHARE_OF_CACHE = 1 / 4
 # Positives stand in few columns for few rows: sorted by class, about 1/C + rows/M of them.
 POSITIVE_ROWS = 64
+# A product of fewer rows than this takes twice as long as one of this many (docs/performance.md).
+LEAST_ROWS = 64
 
 # A tile is cut where a class ends, so that it needs no mask, if the class fills this much of it.
 LONG_RUN = 1 / 8
@@ -29,7 +35,13 @@ BOUNDED_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
 class Tile(NamedTuple):
     """Similarities (R, T) of a block of anchors with some columns of a piece.
 
-    `logits` is a buffer that the next tile overwrites; `entries` are its (T, D) columns.
+    Attributes:
+        piece: the number of the piece.
+        block: which anchors, as rows of `Tiling.rows`.
+        columns: which entries of the piece.
+        logits: (R, T), a buffer that the next tile overwrites.
+        entries: (T, D) the columns.
+        shares_no_class: whether it is known beforehand that no row's class is a column's.
     """
 
     piece: int
@@ -37,13 +49,16 @@ class Tile(NamedTuple):
     columns: slice
     logits: Tensor
     entries: Tensor
+    shares_no_class: bool = False
 
 
 class Tiling:
     """All tiles of a problem; a piece that is None has none.
 
     Attributes:
-        rows: (m, D) the arranged anchors, as operands.
+        rows: the arranged anchors as operands, (m, D), or (2·m, D) where they stand twice over:
+            then all of them but those of one class are one slice, round the end if need be.
+        stands_twice: whether they do.
         bounded: whether every similarity is known to lie within `BOUNDED_LOGIT`.
     """
 
@@ -54,13 +69,16 @@ class Tiling:
         pieces: Sequence[Arrangement | None],
     ) -> None:
         self.anchors = anchors
-        self.rows = anchors.rows(slice(0, len(anchors)))
         self._problem = problem
         self._pieces = pieces
+        self._most_columns = tile_columns(anchors.labels.device)
+        rows = anchors.rows(slice(0, len(anchors)))
+        longest_row, longest_entry = self._longest_vectors(rows)
+        self.stands_twice = anchors.sorted
+        self.rows = torch.cat([rows, rows]) if self.stands_twice else rows
         widest = max((len(piece) for _, piece in self._wanted()), default=0)
-        highest = min(max(TILE_ROWS, POSITIVE_ROWS), len(anchors))
-        self._buffer = self.rows.new_empty(highest * min(TILE_COLUMNS, widest))
-        longest_row, longest_entry = self._longest_vectors()
+        highest = min(max(TILE_ROWS, POSITIVE_ROWS, LEAST_ROWS), len(self.rows))
+        self._buffer = self.rows.new_empty(highest * min(self._most_columns, widest))
         scaled_row = longest_row * problem.inverse_temperature
         self.bounded = scaled_row * longest_entry <= BOUNDED_LOGIT[self.rows.dtype]
         # A product that scales its rows first must not overflow on the way to a small result.
@@ -69,31 +87,30 @@ class Tiling:
     def all(self) -> Iterator[Tile]:
         """Every tile; the entries of a column are fetched once."""
         for number, piece in self._wanted():
-            for columns in slices(slice(0, len(piece)), TILE_COLUMNS):
+            for columns in slices(slice(0, len(piece)), self._most_columns):
                 entries = piece.rows(columns)
                 for block in slices(slice(0, len(self.anchors)), TILE_ROWS):
                     yield self._tile(number, block, columns, entries)
 
     def in_denominator(self) -> Iterator[Tile]:
         """The tiles that Z sums over: all, but for those that hold positives alone."""
-        skip_positives = self._problem.denominator == "negatives"
         everyone = slice(0, len(self.anchors))
         for number, piece in self._wanted():
-            for columns in _cut(piece, TILE_COLUMNS):
+            for columns in _cut(piece, self._most_columns):
                 entries = piece.rows(columns)
-                own = slice(0, 0)
-                if skip_positives and piece.is_one_class(columns):
+                others, alone = everyone, False
+                if self._problem.denominator == "negatives" and piece.is_one_class(columns):
                     own = self.anchors.with_classes_of(piece, columns)
-                for part in (slice(0, own.start), slice(own.stop, everyone.stop)):
-                    for block in slices(part, TILE_ROWS):
-                        yield self._tile(number, block, columns, entries)
+                    others, alone = slice(own.stop, own.start + len(self.anchors)), True
+                for block in slices(others, TILE_ROWS):
+                    yield self._tile(number, block, columns, entries, alone)
 
     def with_positives(self) -> Iterator[Tile]:
         """The tiles that hold all positives, in as few columns as the arrangement allows."""
         for block in _cut(self.anchors, POSITIVE_ROWS):
             for number, piece in self._wanted():
                 part = piece.with_classes_of(self.anchors, block)
-                for columns in slices(part, TILE_COLUMNS):
+                for columns in slices(part, self._most_columns):
                     yield self._tile(number, block, columns, piece.rows(columns))
 
     def is_all_positive(self, tile: Tile) -> bool:
@@ -130,18 +147,23 @@ class Tiling:
             return self._with_absent(tile, self._is_self(tile))
         return self._with_absent(tile, None)
 
-    def _tile(self, number: int, block: slice, columns: slice, entries: Tensor) -> Tile:
+    def _tile(
+        self, number: int, block: slice, columns: slice, entries: Tensor, alone: bool = False
+    ) -> Tile:
         num_rows, num_columns = block.stop - block.start, columns.stop - columns.start
-        logits = self._buffer[: num_rows * num_columns].view(num_rows, num_columns)
-        rows, scale = self.rows[block], self._problem.inverse_temperature
+        rows = self.rows[block.start : max(block.stop, block.start + LEAST_ROWS)]
+        logits = self._buffer[: len(rows) * num_columns].view(len(rows), num_columns)
+        scale = self._problem.inverse_temperature
         if self._may_saturate:
             limit = self._problem.logit_limit
             torch.mm(rows, entries.T, out=logits).mul_(scale).clamp_(-limit, limit)
         else:
             torch.addmm(logits, rows, entries.T, beta=0.0, alpha=scale, out=logits)
-        return Tile(number, block, columns, logits, entries)
+        return Tile(number, block, columns, logits[:num_rows], entries, alone)
 
     def _may_share_a_class(self, tile: Tile) -> bool:
+        if tile.shares_no_class:
+            return False
         return self._arrangement(tile).overlap(tile.columns, self.anchors, tile.block)
 
     def _same_class(self, tile: Tile) -> Tensor:
@@ -177,15 +199,23 @@ class Tiling:
             if piece is not None:
                 yield number, piece
 
-    def _longest_vectors(self) -> tuple[float, float]:
+    def _longest_vectors(self, rows: Tensor) -> tuple[float, float]:
         """The lengths of the longest anchor and entry; infinite where looking would be a wait."""
-        if not values_cost_nothing(self.rows.device):
+        if not values_cost_nothing(rows.device):
             return float("inf"), float("inf")
         longest = 0.0
         for _, piece in self._wanted():
-            for columns in slices(slice(0, len(piece)), TILE_COLUMNS):
+            for columns in slices(slice(0, len(piece)), self._most_columns):
                 longest = max(longest, _longest(piece.rows(columns)))
-        return _longest(self.rows), longest
+        return _longest(rows), longest
+
+
+def tile_columns(device: torch.device) -> int:
+    """The most columns of a tile of `TILE_ROWS` float32 rows."""
+    if not values_cost_nothing(device):
+        return TILE_COLUMNS
+    fitting = int(SHARE_OF_CACHE * last_level_cache()) // (4 * TILE_ROWS)
+    return min(TILE_COLUMNS, max(fitting, 256))
 
 
 def slices(part: slice, size: int) -> Iterator[slice]:
