@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from pixcontrast._check import check_choice, check_count, check_fraction
+from pixcontrast._keys import LARGEST_KEY, PairKeys
 
 Strategy = Literal["hardest", "semi-hard", "random"]
-
-_LARGEST_KEY = torch.iinfo(torch.int64).max
 
 
 class Thresholds(NamedTuple):
@@ -80,7 +79,8 @@ class HardNegativeSampler:
         """One number from the generator, on its device; None where nothing is left to chance."""
         if self.strategy == "hardest":
             return None
-        return torch.randint(_LARGEST_KEY, (), generator=generator, device=device)
+        largest = torch.iinfo(torch.int64).max
+        return torch.randint(largest, (), generator=generator, device=device)
 
     def select(
         self, logits: Tensor, positive: Tensor, negative: Tensor, *, seed: Tensor | None
@@ -89,7 +89,8 @@ class HardNegativeSampler:
         row_numbers, column_numbers = (
             torch.arange(size, device=logits.device) for size in logits.shape
         )
-        keys = pair_keys(seed, row_numbers, column_numbers)
+        pairs = None if seed is None else PairKeys.of(seed, row_numbers, column_numbers)
+        keys = None if pairs is None else pairs.all()
         thresholds = self.thresholds(logits, positive, negative, keys)
         return keep(thresholds, logits, positive, negative, keys)
 
@@ -107,7 +108,7 @@ class HardNegativeSampler:
         """The least hardness and the largest key with which a candidate still counts."""
         num_rows, num_columns = hardness.shape
         any_hardness = hardness.new_full((num_rows, 1), -torch.inf)
-        any_key = torch.full((num_rows, 1), _LARGEST_KEY, dtype=torch.int64, device=hardness.device)
+        any_key = torch.full((num_rows, 1), LARGEST_KEY, dtype=torch.int32, device=hardness.device)
         if count is None or num_columns == 0 or num_rows == 0:
             return any_hardness, any_key
         if self.strategy == "random":
@@ -118,7 +119,7 @@ class HardNegativeSampler:
             return hardness.topk(min(count, num_columns), dim=1).values[:, -1:], any_key
 
         available = candidate.sum(dim=1, keepdim=True)
-        pool_size = self._pool_size(available.to(torch.float64)).to(torch.int64)
+        pool_size = self.pool_size(available)
         # Of all columns, and of at most as many as there are: a host number, and no wait.
         largest_pool = max(1, math.ceil(self.ratio * num_columns - 1e-6))
         hardest = hardness.topk(min(largest_pool, num_columns), dim=1).values
@@ -126,22 +127,11 @@ class HardNegativeSampler:
         pool = candidate & (hardness >= least)
         return least, _kth_smallest_key(keys, pool, count)
 
-    def _pool_size(self, available: Tensor) -> Tensor:
+    def pool_size(self, available: Tensor) -> Tensor:
+        """How many of the hardest semi-hard mining draws from, out of so many."""
         # In floating point 0.07 · 100 is 7.000000000000001, and 7% of 100 are 7.
-        return (self.ratio * available - 1e-6).ceil().clamp(min=1)
-
-
-def pair_keys(seed: Tensor | None, row_numbers: Tensor, column_numbers: Tensor) -> Tensor | None:
-    """(R, T) the random key of each (anchor, entry) pair: a function of seed and numbers alone.
-
-    Counter-based, so that a forward and a backward pass see the same choice whatever tiles they
-    work on, with nothing stored.
-    """
-    if seed is None:
-        return None
-    row_bits = _scramble(_scramble(row_numbers) ^ seed)
-    column_bits = _scramble(_scramble(column_numbers + (1 << 40)) + seed)
-    return _scramble_(row_bits[:, None] ^ column_bits[None, :]).bitwise_and_(_LARGEST_KEY)
+        wide = available.to(torch.float64)
+        return (self.ratio * wide - 1e-6).ceil().clamp(min=1).to(torch.int64)
 
 
 def keep(
@@ -166,20 +156,5 @@ def keep(
 def _kth_smallest_key(keys: Tensor | None, pool: Tensor, count: int) -> Tensor:
     """(R, 1) the count-th smallest key of each row's pool; the largest where the pool is less."""
     assert keys is not None  # every strategy that comes here draws a seed
-    keys = keys.masked_fill(~pool, _LARGEST_KEY)
+    keys = keys.masked_fill(~pool, LARGEST_KEY)
     return keys.topk(min(count, keys.shape[1]), dim=1, largest=False).values[:, -1:]
-
-
-def _scramble(numbers: Tensor) -> Tensor:
-    return _scramble_(numbers.clone())
-
-
-def _scramble_(numbers: Tensor) -> Tensor:
-    """Mix 64 bits in place: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014).
-
-    Its multipliers are written as the signed integers with the same bits.
-    """
-    for shift, multiplier in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        numbers.bitwise_xor_((numbers >> shift).bitwise_and_((1 << (64 - shift)) - 1))
-        numbers.mul_(multiplier)
-    return numbers.bitwise_xor_((numbers >> 31).bitwise_and_((1 << 33) - 1))

@@ -32,19 +32,23 @@ def _nan_in_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that little problems have many, of uneven sizes."""
-    from pixcontrast._equation import mined, tiles
+    from pixcontrast._equation import mined, products, selection, stripes, tiles
 
-    monkeypatch.setattr(tiles, "TILE_ROWS", 3)
-    monkeypatch.setattr(tiles, "TILE_COLUMNS", 7)
+    for module in (tiles, stripes):
+        monkeypatch.setattr(module, "TILE_ROWS", 3)
+    monkeypatch.setattr(products, "TILE_COLUMNS", 7)
     monkeypatch.setattr(tiles, "POSITIVE_ROWS", 2)
-    monkeypatch.setattr(mined, "TILE_COLUMNS", 7)
-    monkeypatch.setattr(mined, "STRIPE_SIZE", 64)
+    monkeypatch.setattr(stripes, "STRIPE_SIZE", 640)
+    monkeypatch.setattr(mined, "MASKED_SIZE", 64)
+    monkeypatch.setattr(selection, "GROUP", 2)
+    monkeypatch.setattr(selection, "MOST_TIES", 1)
 
 
 @pytest.fixture
 def unseen_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the path of a device whose values the host must not wait for."""
-    from pixcontrast._equation import arrangement, tiles
+    from pixcontrast._equation import arrangement, mined, products
 
     monkeypatch.setattr(arrangement, "values_cost_nothing", lambda device: False)
-    monkeypatch.setattr(tiles, "values_cost_nothing", lambda device: False)
+    monkeypatch.setattr(products, "values_cost_nothing", lambda device: False)
+    monkeypatch.setattr(mined, "values_cost_nothing", lambda device: False)

@@ -11,7 +11,7 @@ from problems import IGNORE, labels, loss_and_gradients, vectors, worst_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixcontrast import HardNegativeSampler
-from pixcontrast._equation import arrangement, mined, tiles
+from pixcontrast._equation import arrangement, products, stripes, tiles
 from pixcontrast.functional import info_nce
 
 BACKENDS = ("dense", "tiled")
@@ -399,7 +399,7 @@ def test_memory_does_not_grow_with_anchors_times_entries(mining, want):
         return mode.elements
 
     assert largest("dense") >= num_anchors * num_entries
-    tile = mined.STRIPE_SIZE if mining else tiles.TILE_ROWS * tiles.TILE_COLUMNS
+    tile = stripes.STRIPE_SIZE if mining else products.TILE_ROWS * products.TILE_COLUMNS
     assert largest("tiled") <= max(tile, 4 * num_entries)
 
 

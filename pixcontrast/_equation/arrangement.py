@@ -121,6 +121,12 @@ class Arrangement:
         ends = zip(self._classes.starts, self._classes.stops, strict=True)
         return [slice(start, stop) for start, stop in ends if stop - start >= length]
 
+    def runs(self, tile: slice) -> list[slice]:
+        """The parts of a tile of sorted vectors that are of one class each."""
+        ends = [stop for stop in self._classes.stops if tile.start < stop < tile.stop]
+        starts = [tile.start, *ends]
+        return [slice(*run) for run in zip(starts, [*ends, tile.stop], strict=True)]
+
     def with_classes_of(self, other: Arrangement, other_tile: slice) -> slice:
         """The part that holds every vector of the other tile's classes."""
         if not self.sorted:

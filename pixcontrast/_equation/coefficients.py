@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pixcontrast._equation.problem import Denominator
 
@@ -57,3 +58,9 @@ def coefficients(
         pushed.masked_fill_(~(negative | positive), 0.0)
         pulled = share.expand_as(logits)
     return pushed.sub_(pulled.masked_fill(~positive, 0.0))
+
+
+def pulls(margin: Tensor) -> tuple[Tensor, Tensor]:
+    """softplus(Z − s) and σ(Z − s) of `margin` = Z − s, which is overwritten."""
+    # By default softplus turns linear at 20, where that is exact to 1e-9 only.
+    return F.softplus(margin, threshold=50.0), margin.sigmoid_()

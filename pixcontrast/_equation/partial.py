@@ -34,7 +34,7 @@ class Partial:
         """
         if not self.bounded:
             self._raise_reference(block, logits.amax(dim=1))
-            logits.sub_(_finite(self.reference[block])[:, None])
+            logits.sub_(finite(self.reference[block])[:, None])
         likelihoods = logits.exp_()
         # A sum by a product reads the tile faster than a sum does.
         self.total[block].addmv_(likelihoods, likelihoods.new_ones(likelihoods.shape[1]))
@@ -56,7 +56,7 @@ class Partial:
 
     def _raise_reference(self, block: slice, maximum: Tensor) -> None:
         raised = torch.maximum(self.reference[block], maximum)
-        scale = torch.exp(self.reference[block] - _finite(raised))
+        scale = torch.exp(self.reference[block] - finite(raised))
         self.reference[block] = raised
         self.total[block] *= scale
         if self.weighted is not None:
@@ -64,7 +64,7 @@ class Partial:
 
     def log_sum(self) -> Tensor:
         """(m,) Z; −∞ for an anchor that has seen no entry."""
-        return _finite(self.reference) + self.total.log()
+        return finite(self.reference) + self.total.log()
 
     def mean(self) -> Tensor:
         """(m, D) o = Σ softmax(s)·k; zeros for an anchor that has seen no entry."""
@@ -72,6 +72,6 @@ class Partial:
         return self.weighted / torch.where(self.total > 0, self.total, 1.0)[:, None]
 
 
-def _finite(reference: Tensor) -> Tensor:
+def finite(reference: Tensor) -> Tensor:
     """exp(−∞ − −∞) is NaN: an empty row is kept relative to 0, where exp(−∞) is 0."""
     return torch.where(reference == -torch.inf, 0.0, reference)

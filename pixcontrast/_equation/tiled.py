@@ -17,10 +17,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pixcontrast._equation.arrangement import Arrangement, arrange_anchors, arrange_entries
-from pixcontrast._equation.coefficients import AnchorStatistics, coefficients
+from pixcontrast._equation.coefficients import AnchorStatistics, coefficients, pulls
 from pixcontrast._equation.partial import Partial
 from pixcontrast._equation.problem import Problem
 from pixcontrast._equation.tiles import Tiling
@@ -116,9 +115,7 @@ def positives_pass(
                 continue
             part = positive if part is None else positive * part
         if problem.denominator == "negatives":
-            margin = torch.sub(log_sum[tile.block], tile.logits)
-            # By default softplus turns linear at 20, where that is exact to 1e-9 only.
-            terms, strength = F.softplus(margin, threshold=50.0), margin.sigmoid_()
+            terms, strength = pulls(torch.sub(log_sum[tile.block], tile.logits))
         else:
             terms, strength = tile.logits, torch.ones_like(tile.logits)
         if part is not None:

@@ -8,17 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pixcontrast._equation.arrangement import Arrangement, values_cost_nothing
-from pixcontrast._equation.cache import last_level_cache
+from pixcontrast._equation.arrangement import Arrangement
 from pixcontrast._equation.problem import Problem
+from pixcontrast._equation.products import TILE_ROWS, Similarities, slices, tile_columns
 
-# A tile of similarities is at most 1,024 × 4,096, 16 MB in float32: with fewer rows the products
-# fall behind the processor's rate, and more columns gain nothing (docs/performance.md).
-TILE_ROWS = 1024
-TILE_COLUMNS = 4096
-# On the CPU it is written by one product, read by exp, sum and the other product, and so has to
-# stay in the cache beside what they read: a quarter of it, as others use it too.
-SHARE_OF_CACHE = 1 / 4
 # Positives stand in few columns for few rows: sorted by class, about 1/C + rows/M of them.
 POSITIVE_ROWS = 64
 # A product of fewer rows than this takes twice as long as one of this many (docs/performance.md).
@@ -26,10 +19,6 @@ LEAST_ROWS = 64
 
 # A tile is cut where a class ends, so that it needs no mask, if the class fills this much of it.
 LONG_RUN = 1 / 8
-
-# Below this no exponential of a similarity overflows, nor does a row of them underflow to
-# nothing, so that they need no maximum taken off: exp(±40) in float32, which ends at exp(88).
-BOUNDED_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
 
 
 class Tile(NamedTuple):
@@ -59,7 +48,7 @@ class Tiling:
         rows: the arranged anchors as operands, (m, D), or (2·m, D) where they stand twice over:
             then all of them but those of one class are one slice, round the end if need be.
         stands_twice: whether they do.
-        bounded: whether every similarity is known to lie within `BOUNDED_LOGIT`.
+        bounded: whether every similarity is known to be small, see `Similarities`.
     """
 
     def __init__(
@@ -73,16 +62,13 @@ class Tiling:
         self._pieces = pieces
         self._most_columns = tile_columns(anchors.labels.device)
         rows = anchors.rows(slice(0, len(anchors)))
-        longest_row, longest_entry = self._longest_vectors(rows)
+        self._similarities = Similarities(problem, rows, pieces)
+        self.bounded = self._similarities.bounded
         self.stands_twice = anchors.sorted
         self.rows = torch.cat([rows, rows]) if self.stands_twice else rows
         widest = max((len(piece) for _, piece in self._wanted()), default=0)
         highest = min(max(TILE_ROWS, POSITIVE_ROWS, LEAST_ROWS), len(self.rows))
         self._buffer = self.rows.new_empty(highest * min(self._most_columns, widest))
-        scaled_row = longest_row * problem.inverse_temperature
-        self.bounded = scaled_row * longest_entry <= BOUNDED_LOGIT[self.rows.dtype]
-        # A product that scales its rows first must not overflow on the way to a small result.
-        self._may_saturate = not scaled_row * max(longest_entry, 1.0) < problem.logit_limit
 
     def all(self) -> Iterator[Tile]:
         """Every tile; the entries of a column are fetched once."""
@@ -153,12 +139,7 @@ class Tiling:
         num_rows, num_columns = block.stop - block.start, columns.stop - columns.start
         rows = self.rows[block.start : max(block.stop, block.start + LEAST_ROWS)]
         logits = self._buffer[: len(rows) * num_columns].view(len(rows), num_columns)
-        scale = self._problem.inverse_temperature
-        if self._may_saturate:
-            limit = self._problem.logit_limit
-            torch.mm(rows, entries.T, out=logits).mul_(scale).clamp_(-limit, limit)
-        else:
-            torch.addmm(logits, rows, entries.T, beta=0.0, alpha=scale, out=logits)
+        self._similarities.write(logits, rows, entries, number)
         return Tile(number, block, columns, logits[:num_rows], entries, alone)
 
     def _may_share_a_class(self, tile: Tile) -> bool:
@@ -199,33 +180,6 @@ class Tiling:
             if piece is not None:
                 yield number, piece
 
-    def _longest_vectors(self, rows: Tensor) -> tuple[float, float]:
-        """The lengths of the longest anchor and entry; infinite where looking would be a wait."""
-        if not values_cost_nothing(rows.device):
-            return float("inf"), float("inf")
-        longest = 0.0
-        for _, piece in self._wanted():
-            for columns in slices(slice(0, len(piece)), self._most_columns):
-                longest = max(longest, _longest(piece.rows(columns)))
-        return _longest(rows), longest
-
-
-def tile_columns(device: torch.device) -> int:
-    """The most columns of a tile of `TILE_ROWS` float32 rows."""
-    if not values_cost_nothing(device):
-        return TILE_COLUMNS
-    fitting = int(SHARE_OF_CACHE * last_level_cache()) // (4 * TILE_ROWS)
-    return min(TILE_COLUMNS, max(fitting, 256))
-
-
-def slices(part: slice, size: int) -> Iterator[slice]:
-    """Consecutive parts of at most `size`, as even as can be: a product dislikes a thin rest."""
-    length = part.stop - part.start
-    count = -(-length // size)
-    for number in range(count):
-        start, stop = number * length // count, (number + 1) * length // count
-        yield slice(part.start + start, part.start + stop)
-
 
 def _cut(arrangement: Arrangement, size: int) -> Iterator[slice]:
     """Consecutive parts of at most `size`, cut where long runs of one class start and end."""
@@ -235,9 +189,3 @@ def _cut(arrangement: Arrangement, size: int) -> Iterator[slice]:
         yield from slices(run, size)
         done = run.stop
     yield from slices(slice(done, len(arrangement)), size)
-
-
-def _longest(vectors: Tensor) -> float:
-    if vectors.shape[0] == 0:
-        return 0.0
-    return float(torch.linalg.vector_norm(vectors, dim=1).max())
