@@ -62,13 +62,14 @@ class Arrangement:
     """(n, D) vectors in an order that suits the tiles.
 
     Attributes:
+        vectors: (n, D) as they came.
         labels: (m,) in that order; m is n, or fewer where absent vectors are left out.
         order: (m,) the places of the vectors in the tensor they came in, or None: as it stands.
         sorted: whether labels ascend and none is absent.
     """
 
     def __init__(self, vectors: Tensor, labels: Tensor, problem: Problem) -> None:
-        self._vectors = vectors
+        self.vectors = vectors
         self._problem = problem
         self.labels = labels
         self.order: Tensor | None = None
@@ -82,7 +83,7 @@ class Arrangement:
 
     def rows(self, tile: slice) -> Tensor:
         """The vectors of a tile, as operands: a view where they lie together, else a copy."""
-        operand = self._problem.operand(self._vectors[self.places(tile)])
+        operand = self._problem.operand(self.vectors[self.places(tile)])
         if self.sorted:
             return operand
         # 0 · NaN in a product would reach those that take part.
@@ -98,6 +99,12 @@ class Arrangement:
             first = int(self.order[tile.start])
             return slice(first, first + tile.stop - tile.start)
         return self.order[tile]
+
+    def numbers(self) -> Tensor:
+        """(m,) the places of the vectors in the tensor they came in."""
+        if self.order is not None:
+            return self.order
+        return torch.arange(len(self), device=self.labels.device)
 
     def overlap(self, tile: slice, other: Arrangement, other_tile: slice) -> bool:
         """Whether a class of one tile may stand in the other (or an absent vector in either)."""

@@ -106,13 +106,22 @@ def gathered_stripe(
         torch.cat([-side.least for side in positives]),
         torch.cat([side.last_key for side in positives]),
     )
+    gradient = None
     if want_gradient:
         pushed = negatives.hardness.sub_(finite(log_sum)).exp_().mul_(weight)
-        negatives.put(logits, pushed)
-        for run, side, change in zip(runs, positives, changes, strict=True):
-            among = change.new_zeros(change.shape[0], run.num_columns)
-            run.put_into(logits, side.put(among, change))
-    return MinedRows(losses, AnchorStatistics(log_sum, weight, share), thresholds, logits)
+        if negatives.places is not None and stripes.may_be_weighed_in_place():
+            gradient = stripes.weigh(negatives.places, pushed)
+            for run, side, change in zip(runs, positives, changes, strict=True):
+                columns = run.column_numbers()
+                columns = columns.expand_as(change) if side.places is None else columns[side.places]
+                gradient[run.rows] += stripes.weigh(columns, change)
+        else:
+            negatives.put(logits, pushed)
+            for run, side, change in zip(runs, positives, changes, strict=True):
+                among = change.new_zeros(change.shape[0], run.num_columns)
+                run.put_into(logits, side.put(among, change))
+            gradient = stripes.weigh_all(logits)
+    return MinedRows(losses, AnchorStatistics(log_sum, weight, share), thresholds, gradient)
 
 
 def _select_positives(stripes: Stripes, run: _Run, logits: Tensor, problem: Problem) -> Side | None:

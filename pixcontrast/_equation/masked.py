@@ -10,7 +10,7 @@ from torch import Tensor
 from pixcontrast import mining
 from pixcontrast._equation.coefficients import AnchorStatistics, coefficients, pulls
 from pixcontrast._equation.problem import Problem
-from pixcontrast._equation.stripes import Part
+from pixcontrast._equation.stripes import Stripes
 from pixcontrast._equation.tiled import share_of
 from pixcontrast.mining import Thresholds
 
@@ -22,25 +22,29 @@ class MinedRows(NamedTuple):
         losses: (R, 1) 0 without a positive.
         statistics: of the selected entries.
         thresholds: what an entry had to meet.
-        change: (R, N) ∂L/∂s, in place of the similarities; where a gradient is wanted.
+        gradient: (R, D) ∂L_i/∂a_i with the entries held fixed, or None where none is wanted.
     """
 
     losses: Tensor
     statistics: AnchorStatistics
     thresholds: Thresholds
-    change: Tensor
+    gradient: Tensor | None
 
 
-def masked_rows(part: Part, problem: Problem, *, want_gradient: bool) -> MinedRows:
-    """Select and weigh."""
-    logits, positive, negative, keys = part
+def masked_rows(
+    stripes: Stripes, block: slice, logits: Tensor, problem: Problem, *, want_gradient: bool
+) -> MinedRows:
+    """What the (R, N) similarities of a block select."""
+    logits, positive, negative, keys = stripes.part(logits, block)
     assert problem.mining is not None
     found = problem.mining.thresholds(logits, positive, negative, keys)
     positive, negative = mining.keep(found, logits, positive, negative, keys)
     losses, statistics = _losses(logits, positive, negative, problem)
+    gradient = None
     if want_gradient:
-        logits = coefficients(logits, positive, negative, statistics, problem.denominator)
-    return MinedRows(losses, statistics, found, logits)
+        change = coefficients(logits, positive, negative, statistics, problem.denominator)
+        gradient = stripes.weigh_all(change)
+    return MinedRows(losses, statistics, found, gradient)
 
 
 def _losses(

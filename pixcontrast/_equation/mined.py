@@ -40,8 +40,8 @@ def mined_forward(problem: Problem, *, want_gradient: bool) -> tuple[Forward, Th
             result.statistics.put(places, mined.statistics)
             for column, values in zip(thresholds, mined.thresholds, strict=True):
                 column[places] = values
-            if result.gradient is not None:
-                result.gradient[places] = stripes.weigh_entries(mined.change)
+            if result.gradient is not None and mined.gradient is not None:
+                result.gradient[places] = mined.gradient
     return result, thresholds
 
 
@@ -86,8 +86,8 @@ def _mined(
     parts = []
     for rows in slices(block, max(1, MASKED_SIZE // stripes.num_columns)):
         own = logits[rows.start - block.start : rows.stop - block.start]
-        part = stripes.part(own, rows)
-        parts.append((rows, masked_rows(part, problem, want_gradient=want_gradient)))
+        mined = masked_rows(stripes, rows, own, problem, want_gradient=want_gradient)
+        parts.append((rows, mined))
     return parts
 
 

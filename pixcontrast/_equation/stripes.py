@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pixcontrast._equation.arrangement import Arrangement, arrange_anchors, arrange_entries
 from pixcontrast._equation.problem import Problem
@@ -18,7 +19,7 @@ from pixcontrast._equation.products import TILE_ROWS, Similarities, slices, tile
 from pixcontrast._keys import PairKeys
 
 # Similarities in a stripe: 64 rows, under which products are slow, of 100,000 entries.
-STRIPE_SIZE = 1 << 23
+STRIPE_SIZE = 13 << 19
 
 
 class Part(NamedTuple):
@@ -63,7 +64,7 @@ class Stripes:
             self.columns.append(slice(self.num_columns, self.num_columns + len(piece)))
             self.num_columns += len(piece)
         self._most_columns = tile_columns(self.rows.device)
-        self._anchor_numbers = _numbers(self.anchors)
+        self._anchor_numbers = self.anchors.numbers()
         self._keys = self._pair_keys()
 
     def blocks(self) -> list[slice]:
@@ -127,7 +128,7 @@ class Stripes:
         assert self._keys is not None  # a strategy that asks has drawn a seed
         return self._keys.of_rows(block).of_columns(columns)
 
-    def weigh_entries(self, change: Tensor) -> Tensor:
+    def weigh_all(self, change: Tensor) -> Tensor:
         """(R, D) Σ_j change_ij k_j / τ, over all columns."""
         result = self.rows.new_zeros(change.shape[0], self.rows.shape[1])
         for number, (piece, columns) in enumerate(zip(self.pieces, self.columns, strict=True)):
@@ -135,18 +136,35 @@ class Stripes:
                 result.addmm_(change[:, columns][:, tile], piece.rows(tile))
         return result.mul_(self._problem.inverse_temperature)
 
+    def weigh(self, columns: Tensor, change: Tensor) -> Tensor:
+        """(R, D) Σ_j change_ij k_j / τ, over the columns of each row given as (R, k).
+
+        The few entries are read where they stand; they have to be operands as they are.
+        """
+        result = self.rows.new_zeros(change.shape[0], self.rows.shape[1])
+        for piece, part in zip(self.pieces, self.columns, strict=True):
+            inside = (columns >= part.start) & (columns < part.stop)
+            counts = inside.sum(dim=1)
+            result += F.embedding_bag(
+                piece.numbers()[columns[inside] - part.start],
+                piece.vectors,
+                counts.cumsum(0) - counts,
+                mode="sum",
+                per_sample_weights=change[inside],
+            )
+        return result.mul_(self._problem.inverse_temperature)
+
+    def may_be_weighed_in_place(self) -> bool:
+        """Whether every entry is an operand as it is."""
+        dtype = self._problem.compute_dtype
+        same = all(piece.entries.dtype == dtype for piece in self._problem.pieces)
+        return same and self._problem.product_dtype == dtype
+
     def _pair_keys(self) -> PairKeys | None:
         if self._problem.seed is None or not self.pieces:
             return None
         numbers = [
-            _numbers(arranged) + piece.first_column
+            arranged.numbers() + piece.first_column
             for piece, arranged in zip(self._problem.pieces, self.pieces, strict=True)
         ]
         return PairKeys.of(self._problem.seed, self._anchor_numbers, torch.cat(numbers))
-
-
-def _numbers(arrangement: Arrangement) -> Tensor:
-    """(n,) the numbers of the arranged vectors in the tensor they came in."""
-    if arrangement.order is not None:
-        return arrangement.order
-    return torch.arange(len(arrangement), device=arrangement.labels.device)
