@@ -181,8 +181,11 @@ class MemoryBank(nn.Module):
             write_rings(self.pixels, self.pixel_count, self.pixel_next, vectors, available)
 
     def check_may_update(self) -> None:
-        """Raise inside a backward pass, and where several ranks would each fill a bank."""
-        if torch._C._current_graph_task_id() != -1:
+        """Raise inside a backward pass, and where several ranks would each fill a bank.
+
+        Code that torch.compile has made cannot tell whether a backward pass runs it.
+        """
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
                 "MemoryBank: an update was asked for during a backward pass, as happens in a "
                 "checkpointed region, whose forward runs twice; call the loss outside of it"
@@ -201,6 +204,8 @@ class MemoryBank(nn.Module):
 
     def claim(self, updater: object) -> None:
         """Note which loss updates this bank, and warn once when a second one does."""
+        if torch.compiler.is_compiling():
+            return
         current = None if self._updater is None else self._updater()
         if current is None:
             self._updater = weakref.ref(updater)

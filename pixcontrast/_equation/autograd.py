@@ -1,4 +1,4 @@
-"""The tiled form as an operation of autograd."""
+"""The tiled form, differentiable once: the gradient of the anchors is made in the forward."""
 
 from __future__ import annotations
 
@@ -8,106 +8,119 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixcontrast._autocast import without_autocast
 from pixcontrast._equation.coefficients import AnchorStatistics
-from pixcontrast._equation.mined import mined_entries_gradient, mined_forward
+from pixcontrast._equation.operators import entries_gradient_operator, tiled_losses_operator
 from pixcontrast._equation.problem import Problem
-from pixcontrast._equation.tiled import entries_gradient, tiled_forward
 from pixcontrast.mining import Thresholds
 
 
 def tiled_losses(problem: Problem) -> tuple[Tensor, Tensor]:
     """(M,) losses, 0 without a positive, and (M,) whether the anchor has a positive."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(
-            'info_nce: the transforms of torch.func need backend="dense"; the other backends make '
-            "the gradient in the forward"
-        )
-    others = [piece.entries for piece in problem.pieces if not piece.is_anchors]
-    # Decided here: inside an operation needs_input_grad is true under no_grad as well.
-    want_gradient = torch.is_grad_enabled() and problem.anchors.requires_grad
-    losses, has_positive = _TiledLoss.apply(  # type: ignore[no-untyped-call]
-        problem, want_gradient, problem.anchors, *others
+    _refuse_transforms()
+    others = [piece for piece in problem.pieces if not piece.is_anchors]
+    mining = problem.mining
+    losses, has_positive, *_ = tiled_losses_operator(
+        problem.anchors,
+        problem.labels,
+        [piece.entries for piece in others],
+        [piece.labels for piece in others],
+        [piece.is_anchors for piece in problem.pieces],
+        # Decided here: inside an operator nobody knows whether grad mode is on.
+        torch.is_grad_enabled() and problem.anchors.requires_grad,
+        problem.seed,
+        problem.temperature,
+        problem.denominator,
+        problem.product_dtype,
+        None if mining is None else mining.strategy,
+        1.0 if mining is None else mining.ratio,
+        None if mining is None else mining.num_negatives,
+        None if mining is None else mining.num_positives,
     )
     return losses, has_positive
 
 
-class _TiledLoss(torch.autograd.Function):
-    """`anchors` and `others`, the entries that are not the anchors, repeat those of the problem.
-
-    They are what autograd sees.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, problem: Problem, want_gradient: bool, anchors: Tensor, *others: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        thresholds: Thresholds | tuple[()] = ()
-        if problem.mining is None:
-            result = tiled_forward(problem, want_gradient=want_gradient)
-        else:
-            result, thresholds = mined_forward(problem, want_gradient=want_gradient)
-        ctx.mark_non_differentiable(result.has_positive)
-        # Of a bank nothing is kept: its update in place would break the graph.
-        kept = [entries if entries.requires_grad else None for entries in others]
-        ctx.problem = problem.without_vectors()
-        ctx.num_kept = len(kept)
-        ctx.save_for_backward(anchors, result.gradient, *result.statistics, *thresholds, *kept)
-        return result.losses, result.has_positive
-
-    @staticmethod
-    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:
-        upstream = upstreams[0]
-        anchors, gradient, *saved = ctx.saved_tensors
-        kept = saved[len(saved) - ctx.num_kept :]
-        statistics = AnchorStatistics(*saved[:3])
-        thresholds = saved[3 : len(saved) - ctx.num_kept]
-
-        with torch.no_grad(), without_autocast(anchors.device):
-            problem, wanted = _with_kept(ctx.problem, anchors, kept, gradient is not None)
-            by_piece: list[Tensor | None] = [None] * len(wanted)
-            if any(wanted) and thresholds:
-                by_piece = mined_entries_gradient(
-                    problem, statistics, Thresholds(*thresholds), upstream, wanted
-                )
-            elif any(wanted):
-                by_piece = entries_gradient(problem, statistics, upstream, wanted)
-
-            by_others: list[Tensor | None] = []
-            # In its own dtype at the very end: both roles of an anchor meet before, and a row
-            # that was scaled and cast early would be mostly subnormal in float16.
-            by_anchors = None if gradient is None else gradient * upstream[:, None]
-            for piece, by_entries in zip(problem.pieces, by_piece, strict=True):
-                if not piece.is_anchors:
-                    by_others.append(_cast(by_entries, piece.entries))
-                elif by_anchors is not None and by_entries is not None:
-                    by_anchors += by_entries
-            results = [_cast(by_anchors, anchors), *by_others]
-        if torch.is_grad_enabled():
-            sources = (upstream, anchors, *(entries for entries in kept if entries is not None))
-            results = [g if g is None else _FirstDerivative.apply(g, *sources) for g in results]  # type: ignore[no-untyped-call]
-        return None, None, *results
-
-
-def _with_kept(
-    problem: Problem, anchors: Tensor, kept: Sequence[Tensor | None], want_anchors: bool
-) -> tuple[Problem, list[bool]]:
-    """The problem about what was saved of it, and which pieces want a gradient."""
-    others = iter(kept)
-    entries = [anchors if piece.is_anchors else next(others) for piece in problem.pieces]
-    wanted = [
-        want_anchors if piece.is_anchors else vectors is not None
-        for piece, vectors in zip(problem.pieces, entries, strict=True)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    anchors, labels, entries, entry_labels, is_anchors, want_gradient, seed, *options = inputs
+    strategy = options[3]
+    by_other = [piece.requires_grad for piece in entries]
+    others = iter(by_other)
+    ctx.wanted = [want_gradient if own else next(others) for own in is_anchors]
+    ctx.is_anchors, ctx.options, ctx.num_others = list(is_anchors), options, len(entries)
+    ctx.want_gradient = want_gradient
+    # Of a bank no vector is kept: its update in place would break the graph. A selection is made
+    # again from what was numbered through, so there every label counts.
+    nothing = anchors.new_empty(0, anchors.shape[1])
+    kept = [e if want else nothing for e, want in zip(entries, by_other, strict=True)]
+    kept_labels = [
+        e if want or strategy is not None else labels[:0]
+        for e, want in zip(entry_labels, by_other, strict=True)
     ]
-    return problem.with_vectors(anchors, entries), wanted
+    _, _, gradient, *details = output
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(anchors, labels, gradient, seed, *details, *kept, *kept_labels)
+
+
+def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+    anchors, labels, gradient, seed, *saved = ctx.saved_tensors
+    statistics = saved[: len(AnchorStatistics._fields)]
+    thresholds = saved[len(statistics) :][: len(Thresholds._fields)]
+    kept = saved[len(statistics) + len(thresholds) :][: ctx.num_others]
+    kept_labels = saved[len(saved) - ctx.num_others :]
+
+    found: Sequence[Tensor] = ()
+    if any(ctx.wanted):
+        found = entries_gradient_operator(
+            upstream,
+            anchors,
+            labels,
+            kept,
+            kept_labels,
+            ctx.is_anchors,
+            ctx.wanted,
+            statistics,
+            thresholds,
+            seed,
+            *ctx.options,
+        )
+    by_anchors = None
+    if ctx.want_gradient:
+        # In its own dtype at the very end: both roles of an anchor meet before, and a row that
+        # was scaled and cast early would be mostly subnormal in float16.
+        by_anchors = gradient * upstream[:, None]
+    by_entries: list[Tensor | None] = []
+    of_pieces = iter(found)
+    for own, want in zip(ctx.is_anchors, ctx.wanted, strict=True):
+        of_piece = next(of_pieces) if want and found else None
+        if not own:
+            by_entries.append(_cast(of_piece, kept[len(by_entries)]))
+        elif by_anchors is not None and of_piece is not None:
+            by_anchors = by_anchors + of_piece
+    no_labels, no_options = [None] * ctx.num_others, [None] * (2 + len(ctx.options))
+    # An empty list of flags is taken for a list of tensors.
+    no_flags: list[None] | None = None if ctx.is_anchors else []
+    sources = (upstream, anchors, *kept)
+    by_anchors = _once(_cast(by_anchors, anchors), sources)
+    by_entries = [_once(by_entry, sources) for by_entry in by_entries]
+    return by_anchors, None, by_entries, no_labels, no_flags, *no_options
+
+
+tiled_losses_operator.register_autograd(_differentiate, setup_context=_save)
 
 
 def _cast(gradient: Tensor | None, like: Tensor) -> Tensor | None:
     return None if gradient is None else gradient.to(like.dtype)
 
 
+def _once(gradient: Tensor | None, sources: tuple[Tensor, ...]) -> Tensor | None:
+    """A gradient that may be used, but not differentiated, where create_graph asks for that."""
+    if gradient is None or not torch.is_grad_enabled():
+        return gradient
+    result: Tensor = _FirstDerivative.apply(gradient, *sources)  # type: ignore[no-untyped-call]
+    return result
+
+
 class _FirstDerivative(torch.autograd.Function):
-    """Stands behind a gradient under create_graph: usable, but not to be differentiated.
+    """Stands behind a gradient under create_graph.
 
     The gradient was made in the forward, so that autograd would take it for a constant and a
     gradient penalty would come out wrong without a word.
@@ -122,4 +135,14 @@ class _FirstDerivative(torch.autograd.Function):
         raise RuntimeError(
             'info_nce: a second derivative needs backend="dense"; the other backends make the '
             "gradient in the forward and cannot differentiate it again"
+        )
+
+
+def _refuse_transforms() -> None:
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            'info_nce: the transforms of torch.func need backend="dense"; the other backends make '
+            "the gradient in the forward"
         )

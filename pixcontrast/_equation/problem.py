@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -66,19 +65,6 @@ class Problem:
     def logit_limit(self) -> float:
         """Similarities saturate here, so that the difference of two of them stays finite."""
         return torch.finfo(self.compute_dtype).max / 4
-
-    def without_vectors(self) -> Problem:
-        """This problem without a reference to any anchor or entry; labels stay."""
-        return self.with_vectors(self.anchors.new_empty(0), [None] * len(self.pieces))
-
-    def with_vectors(self, anchors: Tensor, entries: Sequence[Tensor | None]) -> Problem:
-        """This problem about other vectors; None for a piece that will not be looked at."""
-        nothing = anchors.new_empty(0)
-        pieces = tuple(
-            replace(piece, entries=nothing if vectors is None else vectors)
-            for piece, vectors in zip(self.pieces, entries, strict=True)
-        )
-        return replace(self, anchors=anchors, pieces=pieces)
 
     def operand(self, vectors: Tensor) -> Tensor:
         """Vectors rounded to the product's dtype, held in the dtype that accumulates.

@@ -1,0 +1,189 @@
+"""The tiled form as operators of PyTorch, opaque to torch.compile.
+
+Tensors and plain values go in and out of an operator, so that a `Problem` is taken apart outside
+and put together again here. Inside, sizes may depend on values: what takes no part is left out
+before the first product. How the operators are differentiated is in `autograd.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from pixcontrast._autocast import without_autocast
+from pixcontrast._equation.coefficients import AnchorStatistics
+from pixcontrast._equation.mined import mined_entries_gradient, mined_forward
+from pixcontrast._equation.problem import Denominator, Piece, Problem, compute_dtype
+from pixcontrast._equation.tiled import entries_gradient, tiled_forward
+from pixcontrast.mining import HardNegativeSampler, Strategy, Thresholds
+
+
+@torch.library.custom_op("pixcontrast::tiled_losses", mutates_args=())
+def tiled_losses_operator(
+    anchors: Tensor,
+    labels: Tensor,
+    entries: Sequence[Tensor],
+    entry_labels: Sequence[Tensor],
+    is_anchors: Sequence[bool],
+    want_gradient: bool,
+    seed: Tensor | None,
+    temperature: float,
+    denominator: str,
+    product_dtype: torch.dtype,
+    strategy: str | None,
+    ratio: float,
+    num_negatives: int | None,
+    num_positives: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses, has_positive, gradient, statistics, thresholds; without elements where not made.
+
+    `entries` are those of the pieces that are not the anchors themselves.
+    """
+    # fmt: off
+    problem = _assemble(
+        anchors, labels, entries, entry_labels, is_anchors, seed, temperature, denominator,
+        product_dtype, strategy, ratio, num_negatives, num_positives,
+    )
+    # fmt: on
+    with without_autocast(anchors.device):
+        if problem.mining is None:
+            result = tiled_forward(problem, want_gradient=want_gradient)
+            thresholds = Thresholds(*(result.losses.new_empty(0) for _ in Thresholds._fields))
+        else:
+            result, thresholds = mined_forward(problem, want_gradient=want_gradient)
+    gradient = result.losses.new_empty(0) if result.gradient is None else result.gradient
+    return result.losses, result.has_positive, gradient, *result.statistics, *thresholds
+
+
+@tiled_losses_operator.register_fake
+def _(
+    anchors: Tensor,
+    labels: Tensor,
+    entries: Sequence[Tensor],
+    entry_labels: Sequence[Tensor],
+    is_anchors: Sequence[bool],
+    want_gradient: bool,
+    seed: Tensor | None,
+    temperature: float,
+    denominator: str,
+    product_dtype: torch.dtype,
+    strategy: str | None,
+    *_: Any,
+) -> tuple[Tensor, ...]:
+    num_anchors = labels.shape[0]
+    losses = anchors.new_empty(num_anchors, dtype=compute_dtype(anchors))
+    shape = (0,) if strategy is None else (num_anchors, 1)
+    key_dtype = losses.dtype if strategy is None else torch.int32
+    return (
+        losses,
+        losses.new_empty(num_anchors, dtype=torch.bool),
+        losses.new_empty(anchors.shape if want_gradient else 0),
+        *(losses.new_empty(num_anchors, 1) for _ in AnchorStatistics._fields),
+        *(losses.new_empty(shape, dtype=dtype) for dtype in 2 * (losses.dtype, key_dtype)),
+    )
+
+
+@torch.library.custom_op("pixcontrast::tiled_entries_gradient", mutates_args=())
+def entries_gradient_operator(
+    upstream: Tensor,
+    anchors: Tensor,
+    labels: Tensor,
+    entries: Sequence[Tensor],
+    entry_labels: Sequence[Tensor],
+    is_anchors: Sequence[bool],
+    wanted: Sequence[bool],
+    statistics: Sequence[Tensor],
+    thresholds: Sequence[Tensor],
+    seed: Tensor | None,
+    temperature: float,
+    denominator: str,
+    product_dtype: torch.dtype,
+    strategy: str | None,
+    ratio: float,
+    num_negatives: int | None,
+    num_positives: int | None,
+) -> list[Tensor]:
+    """Σ_i g_i ∂L_i/∂k_j for the pieces that are `wanted`, in the dtype that accumulates.
+
+    Of the others nothing is looked at; under mining, their labels.
+    """
+    # fmt: off
+    problem = _assemble(
+        anchors, labels, entries, entry_labels, is_anchors, seed, temperature, denominator,
+        product_dtype, strategy, ratio, num_negatives, num_positives,
+    )
+    # fmt: on
+    known, want = AnchorStatistics(*statistics), list(wanted)
+    with without_autocast(anchors.device):
+        if problem.mining is None:
+            gradients = entries_gradient(problem, known, upstream, want)
+        else:
+            found = Thresholds(*thresholds)
+            gradients = mined_entries_gradient(problem, known, found, upstream, want)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+@entries_gradient_operator.register_fake
+def _(
+    upstream: Tensor,
+    anchors: Tensor,
+    labels: Tensor,
+    entries: Sequence[Tensor],
+    entry_labels: Sequence[Tensor],
+    is_anchors: Sequence[bool],
+    wanted: Sequence[bool],
+    *_: Any,
+) -> list[Tensor]:
+    others = iter(entries)
+    pieces = [anchors if own else next(others) for own in is_anchors]
+    return [
+        vectors.new_empty(vectors.shape, dtype=compute_dtype(anchors))
+        for vectors, want in zip(pieces, wanted, strict=True)
+        if want
+    ]
+
+
+def _assemble(
+    anchors: Tensor,
+    labels: Tensor,
+    entries: Sequence[Tensor],
+    entry_labels: Sequence[Tensor],
+    is_anchors: Sequence[bool],
+    seed: Tensor | None,
+    temperature: float,
+    denominator: str,
+    product_dtype: torch.dtype,
+    strategy: str | None,
+    ratio: float,
+    num_negatives: int | None,
+    num_positives: int | None,
+) -> Problem:
+    others = iter(zip(entries, entry_labels, strict=True))
+    pieces: list[Piece] = []
+    first_column = 0
+    for own in is_anchors:
+        vectors, own_labels = (anchors, labels) if own else next(others)
+        pieces.append(Piece(vectors, own_labels, own, first_column))
+        first_column += own_labels.shape[0]
+    mining = None
+    if strategy is not None:
+        mining = HardNegativeSampler(
+            strategy=cast(Strategy, strategy),
+            ratio=ratio,
+            num_negatives=num_negatives,
+            num_positives=num_positives,
+        )
+    return Problem(
+        anchors=anchors,
+        labels=labels,
+        pieces=tuple(pieces),
+        temperature=temperature,
+        denominator=cast(Denominator, denominator),
+        mining=mining,
+        seed=seed,
+        product_dtype=product_dtype,
+        compute_dtype=compute_dtype(anchors),
+    )
