@@ -116,6 +116,15 @@ def test_pixels_are_drawn_alike():
     assert (seen / 2000 - 0.25).abs().max() < 5 * (0.1875 / 2000) ** 0.5
 
 
+def test_classes_beyond_the_dtype_of_the_labels():
+    emb, labels = torch.randn(1, 4, 6), torch.tensor([[0, 200, 255, 44, 44, 200]])
+    bank = MemoryBank(300, 4, region_slots=0, ignore_index=-100)
+    bank.update(emb, labels.to(torch.uint8))
+    assert [int(bank.pixel_count[label]) for label in (0, 44, 200, 255)] == [1, 2, 2, 1]
+    with pytest.raises(ValueError, match=r"below num_classes = 255 .* got 255"):
+        MemoryBank(255, 4, ignore_index=300).update(emb, labels.to(torch.uint8))
+
+
 def test_entries_are_a_view_and_unwritten_slots_are_ignored():
     bank = MemoryBank(3, 4, pixel_slots=7, region_slots=2, pixels_per_image=2)
     emb, labels = scene()
