@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from pixcontrast import _check as check
-from pixcontrast._groups import rank_pixels
+from pixcontrast._groups import DRAW_BITS, sort_pixels
 from pixcontrast._labels import ABSENT, mark_absent
 from pixcontrast._pixels import as_images, flat_map, take_pixels, unit_length
 from pixcontrast._regions import region_means, usable_pixels
@@ -216,19 +216,26 @@ class MemoryBank(nn.Module):
         self, images: Tensor, labels: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
         """(B, C, pixels_per_image, D) unit vectors and (B, C) how many of them there are."""
-        num_images, num_pixels = labels.shape
-        shape = torch.Size((num_images, self.num_classes, self.pixels_per_image))
-        ranked = rank_pixels(labels, None, generator)
-        image = ranked.order // num_pixels
-        group = image * self.num_classes + labels.flatten()[ranked.order]
-        taken = ranked.present & (ranked.rank < self.pixels_per_image)
-        beyond = shape.numel()  # where everything lands that is not taken
-        place = torch.where(taken, group * self.pixels_per_image + ranked.rank, beyond)
-        indices = ranked.order.new_zeros(beyond + 1).scatter_(0, place, ranked.order)[:beyond]
-        count = taken.new_zeros(beyond + 1).scatter_(0, place, taken)[:beyond]
+        num_images = labels.shape[0]
+        shape = (num_images, self.num_classes, self.pixels_per_image)
+        num_groups = num_images * self.num_classes
+        first_group = torch.arange(0, num_groups, self.num_classes, device=labels.device)
+        groups = (first_group[:, None] + labels).masked_fill(labels == ABSENT, num_groups)
+        draw = torch.randint(
+            1 << DRAW_BITS, (labels.numel(),), generator=generator, device=labels.device
+        )
+        pixels = sort_pixels(groups.flatten(), num_groups, draw)
+
+        start = pixels.start_of(torch.arange(num_groups + 1, device=labels.device))
+        available = start.diff().clamp(max=self.pixels_per_image)
+        number = torch.arange(self.pixels_per_image, device=labels.device)
+        places = start[:-1, None] + number
+        # What a group lacks is one and the same pixel, soon read; nobody looks at it.
+        places = places.masked_fill(number >= available[:, None], 0)
+        indices = pixels.order[places.flatten()]
         vectors = take_pixels(images, indices)
         vectors = unit_length(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
-        return vectors.view(*shape, self.dim), count.view(shape).sum(dim=2)
+        return vectors.view(*shape, self.dim), available.view(shape[:2])
 
     def __getstate__(self) -> dict[str, Any]:
         # Who updates a bank is of this process alone, and a weak reference cannot be copied.
