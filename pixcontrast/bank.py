@@ -13,7 +13,7 @@ from pixcontrast import _check as check
 from pixcontrast._groups import DRAW_BITS, sort_pixels
 from pixcontrast._labels import ABSENT, mark_absent
 from pixcontrast._pixels import as_images, flat_map, take_pixels, unit_length
-from pixcontrast._regions import region_means, usable_pixels
+from pixcontrast._regions import Regions, region_means, usable_pixels
 from pixcontrast._ring import write_rings
 
 QUEUES = ("pixels", "regions")
@@ -168,16 +168,35 @@ class MemoryBank(nn.Module):
 
         images = as_images(emb)
         marked = mark_absent(flat_map(labels, images), self.ignore_index, self.num_classes)
-        if marked.numel() == 0:
+        self._take_in(images, marked, None, generator)
+
+    @torch.no_grad()
+    def _take_in(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        regions: Regions | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        """`update` behind its checks, for a loss that has made them, and resized and marked labels.
+
+        Args:
+            images: (B, D, *S).
+            labels: (B, P) int64 below num_classes, or `ABSENT`.
+            regions: of these images and labels, with num_classes slots, where known already.
+            generator: the source of randomness.
+        """
+        if labels.numel() == 0 or not (self.region_slots or self.pixel_slots):
             return
-        marked = marked.masked_fill(~usable_pixels(images), ABSENT)
         if self.region_slots:
-            means, present = region_means(images, marked, self.num_classes)
-            write_rings(
-                self.regions, self.region_count, self.region_next, means[:, :, None], present.long()
-            )
+            if regions is None:
+                regions = region_means(images, labels, self.num_classes)
+            means, present = regions.means[:, :, None], regions.present.to(torch.int64)
+            write_rings(self.regions, self.region_count, self.region_next, means, present)
         if self.pixel_slots:
-            vectors, available = self._sample_pixels(images, marked, generator)
+            usable = usable_pixels(images) if regions is None else regions.usable
+            labels = labels.masked_fill(~usable, ABSENT)
+            vectors, available = self._sample_pixels(images, labels, generator)
             write_rings(self.pixels, self.pixel_count, self.pixel_next, vectors, available)
 
     def check_may_update(self) -> None:
