@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from pixcontrast._pixels import (
     take_pixels,
     unit_length,
 )
+from pixcontrast._regions import Regions
 from pixcontrast.bank import MemoryBank
 from pixcontrast.functional import (
     DENOMINATORS,
@@ -29,6 +30,17 @@ from pixcontrast.functional import (
 )
 from pixcontrast.mining import HardNegativeSampler
 from pixcontrast.samplers import AnchorSample, AnchorSampler, HardAnchorSampler
+
+
+class BatchPiece(NamedTuple):
+    """The entries that a batch itself contributes; None: the anchors.
+
+    `regions` are those of the bank's classes, where they were made: it need not make them again.
+    """
+
+    entries: Tensor | None = None
+    labels: Tensor | None = None
+    regions: Regions | None = None
 
 
 class ContrastLoss(nn.Module):
@@ -143,7 +155,8 @@ class ContrastLoss(nn.Module):
             marked, classes, ignore_index=self.ignore_index, generator=generator
         )
         anchors = self._take_anchors(images, sample)
-        pieces = [self._piece(source, images, marked) for source in self.contrast]
+        batch = self._batch_piece(images, marked) if "batch" in self.contrast else BatchPiece()
+        pieces = [self._piece(source, batch) for source in self.contrast]
         loss = info_nce(
             anchors,
             sample.labels,
@@ -161,7 +174,7 @@ class ContrastLoss(nn.Module):
         if self.base_temperature is not None:
             loss = loss * (self.temperature / self.base_temperature)
         if updated is not None:
-            updated.update(emb, labels, generator=generator)
+            updated._take_in(images, marked, batch.regions, generator)
         return (loss, sample) if return_anchors else loss
 
     def extra_repr(self) -> str:
@@ -180,15 +193,12 @@ class ContrastLoss(nn.Module):
         )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
-    def _batch_piece(self, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The entries that this batch contributes, and their labels; None: the anchors."""
+    def _batch_piece(self, images: Tensor, labels: Tensor) -> BatchPiece:
         raise NotImplementedError
 
-    def _piece(
-        self, source: str, images: Tensor, labels: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _piece(self, source: str, batch: BatchPiece) -> tuple[Tensor | None, Tensor | None]:
         if source == "batch":
-            return self._batch_piece(images, labels)
+            return batch.entries, batch.labels
         assert self.bank is not None  # _resolve_contrast has seen to it
         return self.bank.entries(source)
 

@@ -1,4 +1,4 @@
-"""The pixels of each class in each image, in random order: one sort serves sampler and bank."""
+"""Pixels sorted by group, in random order inside each: what sampler and bank draw from."""
 
 from __future__ import annotations
 
@@ -11,58 +11,107 @@ from pixcontrast._labels import ABSENT
 
 _LABEL_BITS = 24
 MAX_LABEL = (1 << _LABEL_BITS) - 1
-"""The largest label that the sort key has room for."""
+"""The largest label that the sort key of classes in images has room for."""
+
+DRAW_BITS = 31
 
 
-class RankedPixels(NamedTuple):
-    """All n = B·P pixels, sorted by group; a group is the pixels of one class in one image.
-
-    Inside a group those marked `first` come first; each of the two parts is in random order.
-    Shapes depend on n alone: there are n places for groups, most of them empty.
+class SortedPixels(NamedTuple):
+    """All n pixels, sorted by group, those of a group in random order; absent ones come last.
 
     Attributes:
         order: (n,) the number of the pixel at each place.
-        present: (n,) whether the pixel at each place takes part at all.
-        group: (n,) the number of the group at each place.
-        rank: (n,) the place inside its group.
-        size: (n,) how many pixels each group has; 0 for places of groups that do not exist.
-        num_first: (n,) how many of them are marked `first`.
+        keys: (n,) ascending; the group of the pixel at each place, above `random_bits` others.
+        random_bits: how many.
     """
 
     order: Tensor
-    present: Tensor
-    group: Tensor
-    rank: Tensor
+    keys: Tensor
+    random_bits: int
+
+    def start_of(self, groups: Tensor) -> Tensor:
+        """The first place that a pixel of a group, or of a later one, stands at."""
+        return torch.searchsorted(self.keys, groups << self.random_bits)
+
+
+def sort_pixels(groups: Tensor, num_groups: int, draw: Tensor) -> SortedPixels:
+    """Group and shuffle n pixels.
+
+    Args:
+        groups: (n,) int64 below `num_groups`; `num_groups` itself for pixels that take no part.
+        num_groups: at most 2 ** 61.
+        draw: (n,) random int64 in [0, 2 ** `DRAW_BITS`).
+    """
+    random_bits = min(DRAW_BITS, 62 - num_groups.bit_length())
+    draw = draw >> (DRAW_BITS - random_bits)
+    keys, order = torch.add(draw, groups, alpha=1 << random_bits).sort(stable=True)
+    return SortedPixels(order, keys, random_bits)
+
+
+class DrawnGroups(NamedTuple):
+    """At most A groups, a group being the pixels of one class in one image; the others are empty.
+
+    Inside a group those marked `first` come first; each of the two parts is in random order.
+
+    Attributes:
+        order: (n,) the number of the pixel at each place.
+        start: (A,) ascending, the place of a group's first pixel.
+        size: (A,) how many pixels it has; 0 for a group that does not exist.
+        num_first: (A,) how many of them are marked `first`.
+    """
+
+    order: Tensor
+    start: Tensor
     size: Tensor
     num_first: Tensor
 
 
-def rank_pixels(
-    labels: Tensor, first: Tensor | None, generator: torch.Generator | None
-) -> RankedPixels:
-    """Group and shuffle pixels by their labels (B, P), int64 up to `MAX_LABEL` or `ABSENT`."""
-    num_images, n, device = labels.shape[0], labels.numel(), labels.device
-    random_bits = 62 - _LABEL_BITS - max(num_images - 1, 0).bit_length()
-    is_last = torch.ones_like(labels) if first is None else (~first).to(torch.int64)
-    image = torch.arange(num_images, device=device)[:, None]
-    group_key = (image << _LABEL_BITS) + labels
-    draw = torch.randint(1 << random_bits, labels.shape, generator=generator, device=device)
-    key = (((group_key << 1) + is_last) << random_bits) + draw
-    key = key.masked_fill(labels == ABSENT, torch.iinfo(torch.int64).max).flatten()
+def draw_groups(
+    labels: Tensor,
+    first: Tensor | None,
+    most: int,
+    min_pixels: int,
+    generator: torch.Generator | None,
+) -> DrawnGroups:
+    """All groups of at least `min_pixels` pixels, or a random A = min(most, n) of them.
 
-    key, order = key.sort(stable=True)
-    present = key != torch.iinfo(torch.int64).max
-    group_key = key >> (random_bits + 1)
-    group = torch.zeros_like(order)
-    group[1:] = (group_key[1:] != group_key[:-1]).cumsum(0)
+    Beyond the sort there are no more than a few passes over the n pixels: whatever else is asked
+    about a group is searched for in the sorted keys.
 
-    size = _sum_by_group(present, group)
-    num_first = _sum_by_group(present & ((key >> random_bits) & 1 == 0), group)
-    start = size.cumsum(0) - size
-    rank = torch.arange(n, device=device) - start[group]
-    return RankedPixels(order, present, group, rank, size, num_first)
+    Args:
+        labels: (B, P) int64 up to `MAX_LABEL`, or `ABSENT`; n = B·P of at least 1.
+        first: (B, P) or None: nothing is marked.
+        most: how many groups at most, at least 1.
+        min_pixels: at least 1.
+        generator: the source of randomness.
+    """
+    num_images, device = labels.shape[0], labels.device
+    num_groups = num_images << _LABEL_BITS
+    image = torch.arange(num_images, device=device)[:, None] << _LABEL_BITS
+    last = torch.ones_like(labels, dtype=torch.bool) if first is None else ~first
+    halves = torch.add(last, image + labels, alpha=2)
+    halves = halves.masked_fill(labels == ABSENT, 2 * num_groups).flatten()
+    # One draw for two purposes: its upper bits order the pixels, its lower bits are the lots.
+    draw = torch.randint(1 << (2 * DRAW_BITS), halves.shape, generator=generator, device=device)
+    pixels = sort_pixels(halves, 2 * num_groups, draw >> DRAW_BITS)
+
+    group = pixels.keys >> (pixels.random_bits + 1)
+    lots = (draw & ((1 << DRAW_BITS) - 1)).masked_fill(~_starts(group, num_groups, min_pixels), -1)
+    # Groups draw lots, and at most A of them win: with fewer groups, all of them.
+    lots, start = lots.topk(min(most, labels.numel()), sorted=False)
+    start, winner = start.sort()
+    exists = lots[winner] >= 0
+
+    half = group[start] << 1
+    num_first = pixels.start_of(half + 1) - start
+    size = pixels.start_of(half + 2) - start
+    return DrawnGroups(pixels.order, start, size * exists, num_first * exists)
 
 
-def _sum_by_group(marked: Tensor, group: Tensor) -> Tensor:
-    # Integers: the result is the same in whatever order they are added.
-    return torch.zeros_like(group).scatter_add_(0, group, marked.to(torch.int64))
+def _starts(group: Tensor, num_groups: int, min_pixels: int) -> Tensor:
+    """(n,) whether a group of at least `min_pixels` begins at a place; `group` ascends."""
+    enough = max(group.shape[0] - min_pixels + 1, 0)
+    starts = torch.zeros(group.shape, dtype=torch.bool, device=group.device)
+    starts[:enough] = group[:enough] == group[min_pixels - 1 :]
+    starts[1:] &= group[1:] != group[:-1]
+    return starts & (group < num_groups)

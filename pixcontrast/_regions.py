@@ -1,60 +1,102 @@
-"""Regions: the mean of the pixels of one class in one image, pointing as they do on average."""
+"""Regions: the mean of the pixels of one class in one image, pointing as they do on average.
+
+The map is read once. Nothing of its size is made: what gives a pixel unit length is a factor
+in the one-hot map of the labels, and a mean is the product of that with the map as it is.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pixcontrast import _check as check
 from pixcontrast._autocast import without_autocast
 from pixcontrast._labels import ABSENT
-from pixcontrast._pixels import SMALLEST, largest_component, unit_length
+from pixcontrast._pixels import SMALLEST, largest_component, sum_of_squares, unit_length
 
-# Pixels of all images that are widened, masked and multiplied at a time: 16,384 of 256 float32
-# components are 16 MB.
-_CHUNK = 16_384
+# Components that are worked on at a time: on the CPU, 4 MB of float32, so that they are read
+# from memory once; elsewhere, what keeps operations few and copies small beside the map.
+_CHUNK_SEEN = 1 << 20
+_CHUNK_UNSEEN = 1 << 24
+
+# Where the sum of a vector's squares is above this and finite, its float32 square root is good,
+# and its largest component above `SMALLEST`.
+_SAFE_SQUARES = 1e-20
+
+
+class Regions(NamedTuple):
+    """What a batch has in R slots: one region an image and slot.
+
+    Attributes:
+        means: (B, R, D) of unit length, float32 at least.
+        present: (B, R) whether there is one: it takes a pixel, and pixels that do not cancel out.
+        usable: (B, P) whether a pixel's embedding has a direction: it is finite, and not zero.
+    """
+
+    means: Tensor
+    present: Tensor
+    usable: Tensor
+
+
+def region_means(images: Tensor, slots: Tensor, num_slots: int) -> Regions:
+    """Unit-length mean of the unit-length embeddings of each slot in each image.
+
+    Products with the labels' one-hot map: no scatter of numbers that add up, and so the same bits
+    on every run. Pixels that are not usable count in no region.
+
+    Args:
+        images: (B, D, *S).
+        slots: (B, P) int64 in [0, num_slots), or `ABSENT`.
+        num_slots: R.
+    """
+    flat = images.flatten(2)
+    num_images, dim = flat.shape[:2]
+    sums = flat.new_zeros(num_images, num_slots, dim, dtype=_wide(flat))
+    usable = torch.zeros_like(slots, dtype=torch.bool)
+    for part in _chunks(flat):
+        pixels, factor = directions(flat[part[0], :, part[1]])
+        usable[part] = factor > 0
+        there = slots[part] != ABSENT
+        members = factor.new_zeros(factor.shape[0], num_slots, factor.shape[1])
+        members.scatter_(1, slots[part].clamp(min=0)[:, None], (factor * there)[:, None])
+        # Outside autocast, which would round the sums to 16 bits.
+        with without_autocast(images.device):
+            sums[part[0]].baddbmm_(members, pixels.transpose(1, 2))
+    # Unit vectors that cancel leave a sum of rounding errors, which points nowhere.
+    count = _count_slots(slots.masked_fill(~usable, ABSENT), num_slots)
+    present = torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
+    return Regions(unit_length(sums, dim=2), present, usable)
 
 
 def usable_pixels(images: Tensor) -> Tensor:
     """(B, P) whether a pixel's embedding has a direction: it is finite, and not zero."""
     flat = images.flatten(2)
-    result = torch.zeros(flat.shape[0], flat.shape[2], dtype=torch.bool, device=images.device)
+    usable = flat.new_zeros(flat.shape[0], flat.shape[2], dtype=torch.bool)
     for part in _chunks(flat):
-        largest = largest_component(flat[..., part], dim=1).squeeze(1)
-        result[:, part] = torch.isfinite(largest) & (largest > SMALLEST)
-    return result
+        usable[part] = directions(flat[part[0], :, part[1]])[1] > 0
+    return usable
 
 
-def region_means(images: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
-    """Unit-length mean of the unit-length embeddings of each slot in each image.
+def directions(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, D, p) vectors and (b, p) factors, whose product has unit length; float32 at least.
 
-    A product with the labels' one-hot map: no scatter, and so the same bits on every run.
-
-    Args:
-        images: (B, D, *S).
-        slots: (B, P) int64 in [0, num_slots), or `ABSENT`, as for pixels that are not usable.
-        num_slots: R.
-
-    Returns:
-        (B, R, D) means, float32 at least, and (B, R) whether there is one: it takes a pixel, and
-        pixels that do not cancel out.
+    Where a vector has no direction, not being finite or being zero, its factor is 0, and
+    the vector that comes back is finite.
     """
-    flat = images.flatten(2)
-    num_images, dim = flat.shape[:2]
-    wide = torch.promote_types(images.dtype, torch.float32)
-    sums = flat.new_zeros(num_images, num_slots, dim, dtype=wide)
-    count = flat.new_zeros(num_images, num_slots, dtype=wide)
-    numbers = torch.arange(num_slots, device=slots.device)[None, :, None]
-    for part in _chunks(flat):
-        # 0 · NaN in the product would reach the regions of other pixels.
-        pixels = torch.where((slots[:, part] != ABSENT)[:, None], flat[..., part].to(wide), 0.0)
-        members = (slots[:, None, part] == numbers).to(wide)
-        count += members.sum(dim=2)
-        # Outside autocast, which would round the sums to 16 bits.
-        with without_autocast(images.device):
-            sums.baddbmm_(members, unit_length(pixels).transpose(1, 2))
-    # Unit vectors that cancel leave a sum of rounding errors, which points nowhere.
-    present = torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
-    return unit_length(sums, dim=2), present
+    vectors = vectors.to(_wide(vectors))
+    if check.values_can_be_seen(vectors):
+        squares = sum_of_squares(vectors, dim=1)
+        if bool(((squares > _SAFE_SQUARES) & (squares < torch.inf)).all()):
+            return vectors, squares.rsqrt().squeeze(1)
+    # Neither squares nor their sum overflow or vanish once the largest component is 1.
+    largest = largest_component(vectors, dim=1)
+    usable = torch.isfinite(largest) & (largest > SMALLEST)
+    scaled = (vectors / torch.where(usable, largest, 1.0)).nan_to_num_(0.0, 0.0, 0.0)
+    factor = sum_of_squares(scaled, dim=1).clamp(min=1.0).rsqrt() * usable
+    return scaled, factor.squeeze(1)
 
 
 def classes_by_image(labels: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
@@ -79,6 +121,25 @@ def classes_by_image(labels: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(slots).scatter_(1, order, slots), labels_of_slots[:, :num_slots]
 
 
-def _chunks(flat: Tensor) -> list[slice]:
-    size = max(1, _CHUNK // max(1, flat.shape[0]))
-    return [slice(start, start + size) for start in range(0, flat.shape[2], size)]
+def _count_slots(slots: Tensor, num_slots: int) -> Tensor:
+    """(B, R) how many pixels stand in each slot. Integers: their order does not matter."""
+    image = torch.arange(slots.shape[0], device=slots.device)[:, None] * (num_slots + 1)
+    place = image + slots + 1  # the first of each image is for `ABSENT`
+    count = slots.new_zeros(slots.shape[0] * (num_slots + 1))
+    count.scatter_add_(0, place.flatten(), torch.ones_like(slots).flatten())
+    return count.view(slots.shape[0], num_slots + 1)[:, 1:]
+
+
+def _chunks(flat: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Images, and pixels of them, that are worked on at a time: part of one image, or some."""
+    num_images, dim, num_pixels = flat.shape
+    size = max(1, (_CHUNK_SEEN if check.values_can_be_seen(flat) else _CHUNK_UNSEEN) // dim)
+    pixels = max(1, min(size, num_pixels))
+    images = max(1, size // pixels)
+    for image in range(0, num_images, images):
+        for pixel in range(0, num_pixels, pixels):
+            yield slice(image, image + images), slice(pixel, pixel + pixels)
+
+
+def _wide(vectors: Tensor) -> torch.dtype:
+    return torch.promote_types(vectors.dtype, torch.float32)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from pixcontrast import _check as check
-from pixcontrast._groups import rank_pixels
+from pixcontrast._groups import DRAW_BITS, sort_pixels
 from pixcontrast._labels import ABSENT, mark_absent
 from pixcontrast._pixels import as_images, flat_map, take_pixels, unit_length
-from pixcontrast._regions import region_means, usable_pixels
+from pixcontrast._regions import Regions, region_means, usable_pixels
 from pixcontrast._ring import write_rings
 
 QUEUES = ("pixels", "regions")
@@ -168,16 +168,35 @@ class MemoryBank(nn.Module):
 
         images = as_images(emb)
         marked = mark_absent(flat_map(labels, images), self.ignore_index, self.num_classes)
-        if marked.numel() == 0:
+        self._take_in(images, marked, None, generator)
+
+    @torch.no_grad()
+    def _take_in(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        regions: Regions | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        """`update` behind its checks, for a loss that has made them, and resized and marked labels.
+
+        Args:
+            images: (B, D, *S).
+            labels: (B, P) int64 below num_classes, or `ABSENT`.
+            regions: of these images and labels, with num_classes slots, where known already.
+            generator: the source of randomness.
+        """
+        if labels.numel() == 0 or not (self.region_slots or self.pixel_slots):
             return
-        marked = marked.masked_fill(~usable_pixels(images), ABSENT)
         if self.region_slots:
-            means, present = region_means(images, marked, self.num_classes)
-            write_rings(
-                self.regions, self.region_count, self.region_next, means[:, :, None], present.long()
-            )
+            if regions is None:
+                regions = region_means(images, labels, self.num_classes)
+            means, present = regions.means[:, :, None], regions.present.to(torch.int64)
+            write_rings(self.regions, self.region_count, self.region_next, means, present)
         if self.pixel_slots:
-            vectors, available = self._sample_pixels(images, marked, generator)
+            usable = usable_pixels(images) if regions is None else regions.usable
+            labels = labels.masked_fill(~usable, ABSENT)
+            vectors, available = self._sample_pixels(images, labels, generator)
             write_rings(self.pixels, self.pixel_count, self.pixel_next, vectors, available)
 
     def check_may_update(self) -> None:
@@ -221,19 +240,26 @@ class MemoryBank(nn.Module):
         self, images: Tensor, labels: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
         """(B, C, pixels_per_image, D) unit vectors and (B, C) how many of them there are."""
-        num_images, num_pixels = labels.shape
-        shape = torch.Size((num_images, self.num_classes, self.pixels_per_image))
-        ranked = rank_pixels(labels, None, generator)
-        image = ranked.order // num_pixels
-        group = image * self.num_classes + labels.flatten()[ranked.order]
-        taken = ranked.present & (ranked.rank < self.pixels_per_image)
-        beyond = shape.numel()  # where everything lands that is not taken
-        place = torch.where(taken, group * self.pixels_per_image + ranked.rank, beyond)
-        indices = ranked.order.new_zeros(beyond + 1).scatter_(0, place, ranked.order)[:beyond]
-        count = taken.new_zeros(beyond + 1).scatter_(0, place, taken)[:beyond]
+        num_images = labels.shape[0]
+        shape = (num_images, self.num_classes, self.pixels_per_image)
+        num_groups = num_images * self.num_classes
+        first_group = torch.arange(0, num_groups, self.num_classes, device=labels.device)
+        groups = (first_group[:, None] + labels).masked_fill(labels == ABSENT, num_groups)
+        draw = torch.randint(
+            1 << DRAW_BITS, (labels.numel(),), generator=generator, device=labels.device
+        )
+        pixels = sort_pixels(groups.flatten(), num_groups, draw)
+
+        start = pixels.start_of(torch.arange(num_groups + 1, device=labels.device))
+        available = start.diff().clamp(max=self.pixels_per_image)
+        number = torch.arange(self.pixels_per_image, device=labels.device)
+        places = start[:-1, None] + number
+        # What a group lacks is one and the same pixel, soon read; nobody looks at it.
+        places = places.masked_fill(number >= available[:, None], 0)
+        indices = pixels.order[places.flatten()]
         vectors = take_pixels(images, indices)
         vectors = unit_length(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
-        return vectors.view(*shape, self.dim), count.view(shape).sum(dim=2)
+        return vectors.view(*shape, self.dim), available.view(shape[:2])
 
     def __getstate__(self) -> dict[str, Any]:
         # Who updates a bank is of this process alone, and a weak reference cannot be copied.

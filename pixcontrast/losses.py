@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pixcontrast._contrast_loss import ContrastLoss
-from pixcontrast._labels import ABSENT
-from pixcontrast._regions import classes_by_image, region_means, usable_pixels
+from pixcontrast._contrast_loss import BatchPiece, ContrastLoss
+from pixcontrast._regions import classes_by_image, region_means
 
 # Without a bank the number of classes is not known, and shapes must not depend on labels.
 MOST_CLASSES_OF_AN_IMAGE = 256
@@ -86,8 +85,8 @@ class PixelContrastLoss(ContrastLoss):
 
     contrast_choices = ("batch", "pixels", "regions")
 
-    def _batch_piece(self, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return None, None
+    def _batch_piece(self, images: Tensor, labels: Tensor) -> BatchPiece:
+        return BatchPiece()
 
 
 class RegionContrastLoss(ContrastLoss):
@@ -113,15 +112,17 @@ class RegionContrastLoss(ContrastLoss):
 
     contrast_choices = ("batch", "regions")
 
-    def _batch_piece(self, images: Tensor, labels: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        images = images.detach()
-        labels = labels.masked_fill(~usable_pixels(images), ABSENT)
+    def _batch_piece(self, images: Tensor, labels: Tensor) -> BatchPiece:
         if self.bank is None:
             num_slots = min(labels.shape[1], MOST_CLASSES_OF_AN_IMAGE)
             slots, labels_of_slots = classes_by_image(labels, num_slots)
         else:
             num_slots, slots = self.bank.num_classes, labels
             labels_of_slots = torch.arange(num_slots, device=labels.device)[None]
-        means, present = region_means(images, slots, num_slots)
-        region_labels = torch.where(present, labels_of_slots, self.ignore_index)
-        return means.flatten(0, 1).to(images.dtype), region_labels.flatten()
+        regions = region_means(images.detach(), slots, num_slots)
+        region_labels = torch.where(regions.present, labels_of_slots, self.ignore_index)
+        return BatchPiece(
+            regions.means.flatten(0, 1).to(images.dtype),
+            region_labels.flatten(),
+            None if self.bank is None else regions,
+        )

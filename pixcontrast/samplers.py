@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._groups import MAX_LABEL, RankedPixels, rank_pixels
+from pixcontrast._groups import MAX_LABEL, DrawnGroups, draw_groups
 from pixcontrast._labels import mark_absent
 
 
@@ -98,30 +98,17 @@ class HardAnchorSampler:
     ) -> AnchorSample:
         marked = _check_and_mark(labels, ignore_index, generator)
         hard = None if preds is None else _check_predictions(preds, labels) != labels
-        ranked = rank_pixels(marked, hard, generator)
-        taken = _taken_of_groups(
-            ranked, self.max_anchors, self.max_views, self.min_pixels, generator
-        )
-        chosen = self._chosen(ranked, taken, generator)
-        return _gather(ranked, labels, ignore_index, self.max_anchors, chosen)
-
-    def _chosen(
-        self, ranked: RankedPixels, taken: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        """(n,) which places are taken, out of the hard and the easy part of each group."""
-        num_hard, num_easy = ranked.num_first, ranked.size - ranked.num_first
+        if labels.numel() == 0:
+            return _nothing(labels)
+        groups = draw_groups(marked, hard, self.max_anchors, self.min_pixels, generator)
+        taken = _taken_of_groups(groups, self.max_anchors, self.max_views)
         chance = torch.rand(
             taken.shape, dtype=torch.float64, generator=generator, device=taken.device
         )
         taken_hard = (self.hard_fraction * taken + chance).to(torch.int64)
-        taken_hard = taken_hard.maximum(taken - num_easy).minimum(num_hard)
-        taken_easy = taken - taken_hard
-
-        group, rank = ranked.group, ranked.rank
-        rank_of_easy = rank - num_hard[group]
-        return torch.where(
-            rank_of_easy < 0, rank < taken_hard[group], rank_of_easy < taken_easy[group]
-        )
+        num_easy = groups.size - groups.num_first
+        taken_hard = taken_hard.maximum(taken - num_easy).minimum(groups.num_first)
+        return _gather(groups, taken, taken_hard, labels, ignore_index, self.max_anchors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,51 +150,50 @@ class RandomAnchorSampler:
         generator: torch.Generator | None = None,
     ) -> AnchorSample:
         marked = _check_and_mark(labels, ignore_index, generator)
-        ranked = rank_pixels(marked, None, generator)
-        taken = _taken_of_groups(
-            ranked, self.max_anchors, self.max_views, self.min_pixels, generator
+        if labels.numel() == 0:
+            return _nothing(labels)
+        groups = draw_groups(marked, None, self.max_anchors, self.min_pixels, generator)
+        taken = _taken_of_groups(groups, self.max_anchors, self.max_views)
+        return _gather(
+            groups, taken, torch.zeros_like(taken), labels, ignore_index, self.max_anchors
         )
-        chosen = ranked.rank < taken[ranked.group]
-        return _gather(ranked, labels, ignore_index, self.max_anchors, chosen)
 
 
-def _taken_of_groups(
-    ranked: RankedPixels,
-    max_anchors: int,
-    max_views: int,
-    min_pixels: int,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """(n,) how many pixels each group gives."""
-    eligible = ranked.size >= min_pixels
-    num_groups = eligible.sum()
+def _taken_of_groups(groups: DrawnGroups, max_anchors: int, max_views: int) -> Tensor:
+    """(A,) how many pixels each group gives."""
+    num_groups = (groups.size > 0).sum()
     views = (max_anchors // num_groups.clamp(min=1)).clamp(1, max_views)
-    taken = torch.minimum(ranked.size, views) * eligible
-
-    # Groups draw lots, and at most max_anchors of them win: with fewer groups, all of them.
-    n, device = taken.numel(), taken.device
-    if n == 0:
-        return taken
-    lots = torch.randint(torch.iinfo(torch.int64).max, (n,), generator=generator, device=device)
-    lots = lots.masked_fill(~eligible, -1)
-    least = lots.topk(min(max_anchors, n)).values[-1]
-    return taken * (lots >= least)
+    return torch.minimum(groups.size, views)
 
 
 def _gather(
-    ranked: RankedPixels, labels: Tensor, ignore_index: int, max_anchors: int, chosen: Tensor
+    groups: DrawnGroups,
+    taken: Tensor,
+    taken_hard: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    max_anchors: int,
 ) -> AnchorSample:
-    """The chosen pixels moved together and padded, in one scatter of a fixed shape."""
-    capacity = min(max_anchors, labels.numel())
-    chosen = chosen & ranked.present
-    place = chosen.cumsum(0) - 1
-    beyond = capacity  # where everything lands that was not chosen
-    place = torch.where(chosen, place, beyond).clamp(max=beyond)
-    indices = ranked.order.new_zeros(capacity + 1).scatter_(0, place, ranked.order)[:capacity]
-    padding = torch.arange(capacity, device=labels.device) >= chosen.sum()
-    indices = indices.masked_fill(padding, 0)
-    taken = labels.flatten().to(torch.int64)[indices]
-    return AnchorSample(indices, taken.masked_fill(padding, ignore_index))
+    """The first `taken_hard` hard and the first `taken - taken_hard` easy pixels of each group.
+
+    Asked from the other end, so that shapes are fixed: which pixel does each of K anchors hold?
+    """
+    stop = taken.cumsum(0)
+    anchor = torch.arange(min(max_anchors, labels.numel()), device=labels.device)
+    group = torch.searchsorted(stop, anchor, right=True).clamp(max=len(stop) - 1)
+    rank = anchor - (stop - taken)[group]
+    num_hard = taken_hard[group]
+    place = rank + torch.where(rank < num_hard, 0, groups.num_first[group] - num_hard)
+    padding = anchor >= stop[-1]
+    place = (groups.start[group] + place).masked_fill(padding, 0)
+    indices = groups.order[place].masked_fill(padding, 0)
+    taken_labels = labels.flatten()[indices].to(torch.int64)
+    return AnchorSample(indices, taken_labels.masked_fill(padding, ignore_index))
+
+
+def _nothing(labels: Tensor) -> AnchorSample:
+    nothing = torch.zeros(0, dtype=torch.int64, device=labels.device)
+    return AnchorSample(nothing, nothing.clone())
 
 
 def _check_sizes(max_anchors: int, max_views: int, min_pixels: int) -> None:

@@ -6,10 +6,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pixcontrast import MemoryBank, PixelContrastLoss, RegionContrastLoss
+from pixcontrast import (
+    MemoryBank,
+    PixelContrastLoss,
+    RandomAnchorSampler,
+    RegionContrastLoss,
+)
 from pixcontrast._ring import write_rings
 
 IGNORE = 255
@@ -114,6 +120,37 @@ def test_pixels_are_drawn_alike():
         bank.update(emb, labels, generator=generator)
         seen += bank.pixels[0].sum(dim=0)
     assert (seen / 2000 - 0.25).abs().max() < 5 * (0.1875 / 2000) ** 0.5
+
+
+def test_pixels_are_drawn_apart_from_the_anchors():
+    # Of 100 pixels 10 become anchors and 10 enter the bank: 1 is both, on average.
+    emb, labels = torch.eye(100)[None], torch.zeros(1, 100, dtype=torch.int64)
+    bank = MemoryBank(1, 100, pixel_slots=10, region_slots=0)
+    loss = PixelContrastLoss(
+        anchor_sampler=RandomAnchorSampler(max_anchors=10), bank=bank, contrast=("batch",)
+    )
+    generator, both = torch.Generator().manual_seed(0), 0
+    for _ in range(300):
+        _, sample = loss(emb, labels, generator=generator, return_anchors=True)
+        both += int(bank.pixels[0].sum(dim=0)[sample.indices].sum())
+    assert abs(both / 300 - 1) < 5 * (0.82 / 300) ** 0.5
+
+
+def test_no_value_decides_a_shape(monkeypatch):
+    monkeypatch.setattr("pixcontrast._check.values_can_be_seen", lambda tensor: False)
+    with FakeTensorMode():
+        bank = MemoryBank(3, 4)
+        bank.update(torch.zeros(2, 4, 5, 6), torch.zeros(2, 10, 12, dtype=torch.int64))
+    assert bank.pixels.shape == (3, 5000, 4)
+
+
+def test_classes_beyond_the_dtype_of_the_labels():
+    emb, labels = torch.randn(1, 4, 6), torch.tensor([[0, 200, 255, 44, 44, 200]])
+    bank = MemoryBank(300, 4, region_slots=0, ignore_index=-100)
+    bank.update(emb, labels.to(torch.uint8))
+    assert [int(bank.pixel_count[label]) for label in (0, 44, 200, 255)] == [1, 2, 2, 1]
+    with pytest.raises(ValueError, match=r"below num_classes = 255 .* got 255"):
+        MemoryBank(255, 4, ignore_index=300).update(emb, labels.to(torch.uint8))
 
 
 def test_entries_are_a_view_and_unwritten_slots_are_ignored():

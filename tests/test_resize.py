@@ -30,6 +30,16 @@ def test_predictions_from_logits():
     assert torch.equal(flat_predictions(logits, emb), expected[:, 0].long().flatten(1))
 
 
+def test_predictions_are_the_argmax_whatever_the_logits():
+    logits = torch.randint(0, 3, (2, 8, 5, 6)).float()  # many ties: the first class wins
+    logits[0, 3:5, 0], logits[1, 2:4, 1], logits[1, :, 2] = float("nan"), torch.inf, -torch.inf
+    channels_last = logits.contiguous(memory_format=torch.channels_last)
+    for same in (logits, logits.bfloat16(), channels_last):
+        assert torch.equal(flat_predictions(same, logits), logits.argmax(1).flatten(1))
+    points = logits.flatten(2)[0].T
+    assert torch.equal(flat_predictions(points, points.T[None]), points.argmax(1)[None])
+
+
 @pytest.mark.parametrize("size", [(7,), (3, 5), (2, 3, 4)])
 @pytest.mark.parametrize("strides", ["contiguous", "channels last", "expanded", "sliced"])
 def test_pixels_are_taken_whatever_the_strides(size, strides):

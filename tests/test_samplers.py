@@ -2,8 +2,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pixcontrast import HardAnchorSampler, RandomAnchorSampler
+from pixcontrast._groups import MAX_LABEL
 from pixcontrast.samplers import AnchorSample
 
 IGNORE = 255
@@ -135,6 +137,18 @@ def test_groups_beyond_the_budget_are_drawn_alike():
     assert (share - 0.25).abs().max() < 5 * (0.1875 / 2000) ** 0.5
 
 
+def test_a_lot_does_not_ask_how_large_the_group_is():
+    sizes = torch.tensor([1, 2, 60, 1, 6, 30])
+    labels = torch.arange(6).repeat_interleave(sizes)[None]
+    share = frequencies(RandomAnchorSampler(max_anchors=2), labels, None)
+    for label, size in enumerate(sizes.tolist()):
+        of_group = share[labels[0] == label]
+        assert abs(float(of_group.sum()) - 2 / 6) < 5 * (2 / 9 / 2000) ** 0.5
+        # And inside a group that won, no pixel is preferred.
+        limit = 5 * (2 / 6 / size / 2000) ** 0.5
+        assert (of_group - 2 / 6 / size).abs().max() < limit
+
+
 def test_without_predictions_every_pixel_is_easy():
     labels = torch.zeros(1, 10, dtype=torch.int64)
     sample = HardAnchorSampler(max_anchors=4, hard_fraction=1.0)(labels)
@@ -164,6 +178,25 @@ def test_labels_of_any_integer_dtype(dtype):
     actual = sampler(labels.to(dtype), generator=torch.Generator().manual_seed(1))
     for a, e in zip(actual, expected, strict=True):
         assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize("images", [1, 2, 300])
+def test_the_largest_label_fits_into_the_sort_key(images):
+    labels = torch.tensor([MAX_LABEL, MAX_LABEL - 1, 0, MAX_LABEL]).repeat(images, 1)
+    sample = HardAnchorSampler(max_anchors=6 * images)(labels, torch.zeros_like(labels))
+    expected = {(image, label): 2 if label == MAX_LABEL else 1
+                for image in range(images) for label in (0, MAX_LABEL - 1, MAX_LABEL)}  # fmt: skip
+    taken = taken_by_group(sample, labels)
+    assert {name: len(pixels) for name, pixels in taken.items()} == expected
+
+
+def test_no_value_decides_a_shape(monkeypatch):
+    monkeypatch.setattr("pixcontrast._check.values_can_be_seen", lambda tensor: False)
+    for sampler in (HardAnchorSampler(max_anchors=9, min_pixels=3), RandomAnchorSampler()):
+        with FakeTensorMode():
+            labels = torch.zeros(2, 30, dtype=torch.int64)
+            sample = sampler(labels, labels.clone())
+        assert sample.indices.shape == sample.labels.shape == (min(sampler.max_anchors, 60),)
 
 
 def test_samplers_are_plain_immutable_objects():

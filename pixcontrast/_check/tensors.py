@@ -191,8 +191,8 @@ def check_same_shape(name: str, value: Tensor, other_name: str, other: Tensor) -
 
 def check_label_range(labels: Tensor, ignore_index: int, num_classes: int) -> None:
     """No label of `num_classes` or more but for `ignore_index`. Reads values: a wait on a GPU."""
-    largest = _largest_label(labels, ignore_index)
-    if largest >= num_classes:
+    largest = _largest_beyond(num_classes - 1, labels, ignore_index)
+    if largest is not None:
         raise ValueError(
             f"labels: expected classes below num_classes = {num_classes} or ignore_index = "
             f"{ignore_index}; got {largest}"
@@ -200,8 +200,8 @@ def check_label_range(labels: Tensor, ignore_index: int, num_classes: int) -> No
 
 
 def check_largest_label(labels: Tensor, ignore_index: int, limit: int) -> None:
-    largest = _largest_label(labels, ignore_index)
-    if largest > limit:
+    largest = _largest_beyond(limit, labels, ignore_index)
+    if largest is not None:
         raise ValueError(
             f"labels: expected classes up to {limit}, the most that sampling has room for; got "
             f"{largest} (number the classes from 0)"
@@ -217,11 +217,13 @@ def values_can_be_seen(tensor: Tensor) -> bool:
     )
 
 
-def _largest_label(labels: Tensor, ignore_index: int) -> int:
-    if labels.numel() == 0:
-        return -1
+def _largest_beyond(limit: int, labels: Tensor, ignore_index: int) -> int | None:
+    """The largest label above `limit`, but for `ignore_index`; None where there is none."""
+    if labels.numel() == 0 or int(labels.max()) <= limit:
+        return None
     wide = labels.to(torch.int64)
-    return int(wide.masked_fill(wide == ignore_index, -1).max())
+    beyond = (wide > limit) & (wide != ignore_index)
+    return int(wide[beyond].max()) if bool(beyond.any()) else None
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
