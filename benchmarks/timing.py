@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import statistics
@@ -84,6 +85,10 @@ def measured_peak(run: Callable[[], object], device: torch.device = CPU) -> floa
         allocated = torch.cuda.memory_allocated(device)
         run()
         return (torch.cuda.max_memory_allocated(device) - allocated) / (1 << 20)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        # Memory that was freed but kept would be taken again without being seen.
+        library.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     resident = _status("VmRSS")
     run()

@@ -61,6 +61,16 @@ def test_peak_of_a_way_in_this_process(capsys):
     assert 90 < found < 130
 
 
+def test_peak_counts_memory_that_an_earlier_run_left_behind():
+    def run():
+        return [torch.ones(16_000) for _ in range(1000)]
+
+    pieces, last = run(), torch.ones(16_000)
+    del pieces  # which the heap keeps, below `last`
+    assert 50 < timing.measured_peak(run) < 90
+    assert last.sum() == 16_000
+
+
 @pytest.mark.parametrize("case", ["batch", "bank"])
 def test_the_loss_alone_has_the_anchors_and_entries_of_the_step(case):
     problem = Case(SMALL, case, CPU)
