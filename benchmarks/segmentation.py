@@ -9,7 +9,6 @@ differs. Printed is what was measured, also where contrast does not help.
 
 import argparse
 import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from benchmarks.pairs import Networks, Pair, run_pairs
 from benchmarks.recipe import RECIPES, Recipe
 from benchmarks.report import as_record, format_table
 from benchmarks.scenes import load_scenes
+from benchmarks.script import write_record
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,8 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\n{format_table(data, recipe, pairs)}\n")
 
     record = as_record(data, recipe, pairs, environment, time.perf_counter() - start)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_record(folder / "result.json", record)
     if shown is not None:
         save_figure(folder / "figure.png", data, shown, _title(data, recipe, pairs[0]))
     seconds = time.perf_counter() - start
