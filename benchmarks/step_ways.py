@@ -189,8 +189,8 @@ class Case:
                 sampler = marked(criterion.anchor_sampler, *PARTS[:2])
                 stack.enter_context(patch.object(criterion, "anchor_sampler", sampler))
                 if bank is not None:
-                    update = marked(bank.update, *PARTS[2:4])
-                    stack.enter_context(patch.object(bank, "update", update))
+                    update = marked(bank._take_in, *PARTS[2:4])
+                    stack.enter_context(patch.object(bank, "_take_in", update))
                 loss = criterion(batch.emb, batch.labels, batch.logits)
             mark("anchors and loss")
             torch.autograd.grad(loss, batch.emb)

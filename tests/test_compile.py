@@ -1,5 +1,7 @@
 """torch.compile: whole graphs, the same values, nothing compiled again for new values."""
 
+import shutil
+
 import pytest
 import torch
 from problems import labels, vectors
@@ -105,18 +107,20 @@ def test_info_nce(mining):
 @pytest.mark.parametrize("with_bank", [False, True], ids=["batch", "bank"])
 @pytest.mark.parametrize("mining", [None, MININGS["semi-hard"]], ids=["everything", "mined"])
 def test_modules(form, with_bank, mining):
-    compare_modules(form, with_bank, mining, "aot_eager", 0.0)
+    compare_modules(form, with_bank, mining, "aot_eager")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of the compiler's own imports
 @pytest.mark.plain_empty
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
 def test_a_module_under_the_default_compiler():
     # Its random numbers are its own unless told otherwise.
     with torch._inductor.config.patch(fallback_random=True):
-        compare_modules(PixelContrastLoss, True, None, "inductor", 1e-5)
+        compare_modules(PixelContrastLoss, True, None, "inductor")
 
 
-def compare_modules(form, with_bank, mining, compiler, tolerance):
+def compare_modules(form, with_bank, mining, compiler):
+    """Equal but for rounding: compiled code takes the path that looks at no value."""
     losses, banks = [], []
     for _ in range(2):
         banks.append(MemoryBank(3, 8, pixel_slots=20, region_slots=20) if with_bank else None)
@@ -134,12 +138,12 @@ def compare_modules(form, with_bank, mining, compiler, tolerance):
             value.backward()
             results.append((value, emb.grad))
         for actual, expected in zip(*results, strict=True):
-            torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     if with_bank:
         assert banks[0].pixel_count.min() == 20
         for name, buffer in banks[0].state_dict().items():
             expected = banks[1].state_dict()[name]
-            torch.testing.assert_close(buffer, expected, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(buffer, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_without_gradient():
