@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -75,8 +75,7 @@ def test_peak_counts_memory_that_an_earlier_run_left_behind():
 def test_the_loss_alone_has_the_anchors_and_entries_of_the_step(case):
     problem = Case(SMALL, case, CPU)
     torch.manual_seed(3)
-    alone = problem.way("loss")
-    (of_anchors,) = alone()
+    (of_anchors,) = problem.way("loss")()
     taken = problem.way("step")
     torch.manual_seed(3)
     (of_map,) = taken()
@@ -97,13 +96,12 @@ def test_the_loss_alone_has_the_anchors_and_entries_of_the_step(case):
 
 
 def test_a_mined_step_is_another_one():
-    problem = Case(SMALL, "mining", CPU)
-    gradients = []
+    problem, gradients = Case(SMALL, "mining", CPU), []
     for way in ("step", "unmined"):
         run = problem.way(way)
         torch.manual_seed(0)
         gradients.append(run()[0])
-    # 171 entries a side are fewer than are asked for; of the hardest tenth far fewer are there.
+    # An anchor has 40 positives and 160 negatives; semi-hard mining keeps a tenth of each.
     assert (gradients[0] - gradients[1]).abs().max() > 1e-3
 
 
@@ -252,13 +250,8 @@ def test_curves_show_time_and_memory_as_both_grow(tmp_path, monkeypatch):
             name: {"seconds": anchors * entries * 1e-6, "extra_mb": megabytes}
             for name, megabytes in extra.items()
         }
-        return {
-            "anchors": anchors,
-            "entries": entries,
-            "dim": 8,
-            "classes": 3,
-            "measured": measured,
-        }
+        shape = asdict(Shape(anchors, entries, dim=8, classes=3))
+        return {**shape, "measured": measured}
 
     rows = [
         row(10, 400, tiled=7.0, dense=None),
