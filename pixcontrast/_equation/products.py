@@ -17,7 +17,7 @@ TILE_ROWS = 1024
 TILE_COLUMNS = 4096
 # On the CPU it is written by one product, read by exp, sum and the other product, and so has to
 # stay in the cache beside what they read: a quarter of it, as others use it too.
-SHARE_OF_CACHE = 1 / 4
+SHARE_OF_CACHE = 0.25
 
 # Below this no exponential of a similarity overflows, nor does a row of them underflow to
 # nothing, so that they need no maximum taken off: exp(±40) in float32, which ends at exp(88).

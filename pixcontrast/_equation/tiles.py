@@ -94,9 +94,11 @@ class Tiling:
     def with_positives(self) -> Iterator[Tile]:
         """The tiles that hold all positives, in as few columns as the arrangement allows."""
         for block in _cut(self.anchors, POSITIVE_ROWS):
+            # Few rows, and so as many more columns.
+            widest = len(self._buffer) // max(LEAST_ROWS, block.stop - block.start)
             for number, piece in self._wanted():
                 part = piece.with_classes_of(self.anchors, block)
-                for columns in slices(part, self._most_columns):
+                for columns in slices(part, widest):
                     yield self._tile(number, block, columns, piece.rows(columns))
 
     def is_all_positive(self, tile: Tile) -> bool:
