@@ -36,13 +36,16 @@ class Similarities:
     ) -> None:
         self._scale = problem.inverse_temperature
         self._limit = problem.logit_limit
-        scaled_row = longest(rows) * self._scale
+        longest_row = longest(rows)
+        scaled_row = longest_row * self._scale
         entries = [0.0 if piece is None else _longest_of(piece) for piece in pieces]
         self.bounded = scaled_row * max(entries, default=0.0) <= BOUNDED_LOGIT[rows.dtype]
-        # A product that scales its rows first must not overflow on the way to a small result.
+        # A product must not overflow on the way to a small result, whether it scales its rows
+        # first or its results last: a library does either.
         # Decided for each piece by itself: a backward pass may look at one of them alone, and has
         # to see the same bits.
-        self._may_saturate = [not scaled_row * max(one, 1.0) < self._limit for one in entries]
+        larger = max(scaled_row, longest_row)
+        self._may_saturate = [not larger * max(one, 1.0) < self._limit for one in entries]
 
     def write(self, logits: Tensor, rows: Tensor, entries: Tensor, piece: int) -> None:
         """`logits` (R, T) overwritten by the similarities of (R, D) with (T, D) of a piece."""

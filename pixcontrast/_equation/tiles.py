@@ -95,10 +95,10 @@ class Tiling:
         """The tiles that hold all positives, in as few columns as the arrangement allows."""
         for block in _cut(self.anchors, POSITIVE_ROWS):
             # Few rows, and so as many more columns.
-            widest = len(self._buffer) // max(LEAST_ROWS, block.stop - block.start)
+            most = max(1, len(self._buffer) // max(LEAST_ROWS, block.stop - block.start))
             for number, piece in self._wanted():
                 part = piece.with_classes_of(self.anchors, block)
-                for columns in slices(part, widest):
+                for columns in slices(part, most):
                     yield self._tile(number, block, columns, piece.rows(columns))
 
     def is_all_positive(self, tile: Tile) -> bool:
