@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._autocast import without_autocast
 from pixcontrast._labels import ABSENT
 from pixcontrast._pixels import SMALLEST, largest_component, sum_of_squares, unit_length
 
@@ -62,9 +61,8 @@ def region_means(images: Tensor, slots: Tensor, num_slots: int) -> Regions:
         there = slots[part] != ABSENT
         members = factor.new_zeros(factor.shape[0], num_slots, factor.shape[1])
         members.scatter_(1, slots[part].clamp(min=0)[:, None], (factor * there)[:, None])
-        # Outside autocast, which would round the sums to 16 bits.
-        with without_autocast(images.device):
-            sums[part[0]].baddbmm_(members, pixels.transpose(1, 2))
+        # In place, where autocast leaves the operands alone: it would round them to 16 bits.
+        sums[part[0]].baddbmm_(members, pixels.transpose(1, 2))
     # Unit vectors that cancel leave a sum of rounding errors, which points nowhere.
     count = _count_slots(slots.masked_fill(~usable, ABSENT), num_slots)
     present = torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count

@@ -17,10 +17,14 @@ def resize_nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
     first = maps.ndim - len(size)
     if maps.numel() == 0 or 0 in size:
         return maps.new_zeros(*maps.shape[:first], *size)
-    for dimension, (old, new) in enumerate(zip(maps.shape[first:], size, strict=True), first):
-        if old != new:
-            maps = maps.index_select(dimension, _picked(old, new, maps.device))
-    return maps
+    sizes = tuple(zip(maps.shape[first:], size, strict=True))
+    if all(old == new for old, new in sizes):
+        return maps
+    # All dimensions in one go: what is not picked is not read.
+    picked = [_picked(old, new, maps.device) for old, new in sizes]
+    before = [slice(None)] * first
+    where: tuple[slice | Tensor, ...] = (*before, *torch.meshgrid(picked, indexing="ij"))
+    return maps[where]
 
 
 def _picked(old: int, new: int, device: torch.device) -> Tensor:

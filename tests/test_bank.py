@@ -150,7 +150,7 @@ def test_classes_beyond_the_dtype_of_the_labels():
     bank.update(emb, labels.to(torch.uint8))
     assert [int(bank.pixel_count[label]) for label in (0, 44, 200, 255)] == [1, 2, 2, 1]
     with pytest.raises(ValueError, match=r"below num_classes = 255 .* got 255"):
-        MemoryBank(255, 4, ignore_index=300).update(emb, labels.to(torch.uint8))
+        MemoryBank(255, 4, ignore_index=511).update(emb, labels.to(torch.uint8))
 
 
 def test_entries_are_a_view_and_unwritten_slots_are_ignored():
@@ -329,6 +329,14 @@ def test_the_generator_decides():
     banks = [MemoryBank(3, 4, pixels_per_image=2) for _ in range(3)]
     for bank, seed in zip(banks, (1, 1, 2), strict=True):
         bank.update(*scene(), generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(banks[0].pixels, banks[1].pixels)
+    assert not torch.equal(banks[0].pixels, banks[2].pixels)
+
+
+def test_the_losss_generator_decides():
+    banks = [MemoryBank(3, 4, pixels_per_image=2) for _ in range(3)]
+    for bank, seed in zip(banks, (1, 1, 2), strict=True):
+        PixelContrastLoss(bank=bank)(*scene(), generator=torch.Generator().manual_seed(seed))
     assert torch.equal(banks[0].pixels, banks[1].pixels)
     assert not torch.equal(banks[0].pixels, banks[2].pixels)
 

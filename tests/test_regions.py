@@ -88,6 +88,22 @@ def test_a_bad_pixel_reaches_no_other(bad, labelled):
 
 
 @pytest.mark.usefixtures("_values")
+def test_directions_that_cancel_are_no_region_beside_others():
+    half = torch.randn(4, 500)
+    emb = torch.stack([torch.randn(4, 1000), torch.cat([half, -half], dim=1)])
+    regions = region_means(emb, torch.zeros(2, 1000).long(), 2)
+    assert regions.present.tolist() == [[True, False], [False, False]]
+
+
+def test_one_pixel_among_very_many_bad_ones_is_a_region():
+    emb = torch.zeros(1, 1, 2_000_000)
+    emb[..., 77] = -3.0
+    regions = region_means(emb, torch.zeros(1, 2_000_000).long(), 1)
+    assert regions.present.all()
+    assert regions.means.tolist() == [[[-1.0]]]
+
+
+@pytest.mark.usefixtures("_values")
 @pytest.mark.parametrize("layout", ["channels last", "cropped", "points"])
 def test_means_whatever_the_strides(layout):
     emb, slots = scene()
