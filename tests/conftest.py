@@ -34,16 +34,28 @@ def _nan_in_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that little problems have many, of uneven sizes."""
-    from pixcontrast._equation import mined, products, selection, stripes, tiles
+    from pixcontrast._equation import attention, mined, products, selection, stripes, tiles
 
     for module in (tiles, stripes):
         monkeypatch.setattr(module, "TILE_ROWS", 3)
     monkeypatch.setattr(products, "TILE_COLUMNS", 7)
     monkeypatch.setattr(tiles, "POSITIVE_ROWS", 2)
+    monkeypatch.setattr(tiles, "LEAST_ROWS", 4)
     monkeypatch.setattr(stripes, "STRIPE_SIZE", 640)
     monkeypatch.setattr(mined, "MASKED_SIZE", 64)
     monkeypatch.setattr(selection, "GROUP", 2)
     monkeypatch.setattr(selection, "MOST_TIES", 1)
+    monkeypatch.setattr(attention, "MOST_ENTRIES", 11)
+    monkeypatch.setattr(attention, "SHARE", 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+
+@pytest.fixture
+def without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PyTorch that lacks its attention for processors."""
+    from pixcontrast._equation import attention
+
+    monkeypatch.setattr(attention, "_NAME", "not_there")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from problems import IGNORE, by_hand, labels, loss_and_gradients, vectors, worst_error
 
 from pixcontrast import HardNegativeSampler
+from pixcontrast._equation import attention
 from pixcontrast.functional import info_nce
 
 BOUND = 1e-10  # relative, float64
@@ -118,6 +119,13 @@ def test_tiled_equals_dense_over_many_tiles(arguments):
     compare(*arguments)
 
 
+@pytest.mark.usefixtures("small_tiles", "without_attention")
+@with_fixtures
+@any_problem
+def test_tiled_equals_dense_where_pytorch_has_no_attention(arguments):
+    compare(*arguments)
+
+
 @pytest.mark.usefixtures("small_tiles", "unseen_values")
 @with_fixtures
 @any_problem
@@ -157,10 +165,58 @@ def test_large_tiles_of_default_size(denominator, mining):
     compare(arguments, {"denominator": denominator}, mining)
 
 
+def test_attention_takes_what_needs_no_mask(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    anchors, anchor_labels = vectors(60, 16, generator), labels(60, 3, generator)
+    entries, entry_labels = vectors(3000, 16, generator), torch.arange(3000) // 1000
+    attended, attend = [], attention.attend
+    monkeypatch.setattr(
+        attention, "attend", lambda *a: attended.append(len(a[0]) * len(a[1])) or attend(*a)
+    )
+    arguments = (anchors, anchor_labels, entries, entry_labels)
+    loss_and_gradients("tiled", *arguments)
+    here = (anchor_labels[:, None] != entry_labels) & (anchor_labels >= 0)[:, None]
+    here &= anchor_labels[:, None] != IGNORE
+    assert sum(attended) == here.sum()
+    attended.clear()
+    with torch.no_grad():  # attention would make a gradient nobody asked for
+        info_nce(*arguments, backend="tiled")
+    assert not attended
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_long_classes_of_the_anchors_themselves(denominator):
+    generator = torch.Generator().manual_seed(5)
+    arguments = (vectors(40, 4, generator), torch.arange(40) // 20, None, None)
+    results = [
+        loss_and_gradients(backend, *arguments, denominator=denominator)
+        for backend in ("tiled", "dense")
+    ]
+    assert worst_error(*results) < BOUND
+
+
+def test_attention_leaves_alone_what_saturates():
+    """It has no limit of its own: ∞ − ∞ would be NaN."""
+    generator = torch.Generator().manual_seed(5)
+    anchors, entries = vectors(30, 4, generator), vectors(3000, 4, generator)
+    anchor_labels, entry_labels = labels(30, 3, generator), torch.arange(3000) // 1000
+    arguments = (1e150 * anchors, anchor_labels, 1e150 * entries, entry_labels)
+    losses = [
+        loss_and_gradients(backend, *arguments, temperature=1e-10)[0]
+        for backend in ("tiled", "dense")
+    ]
+    assert losses[1] > 1e300
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("attends", [True, False])
 @pytest.mark.parametrize("length", [10.0, 1e3])
 @pytest.mark.parametrize("denominator", DENOMINATORS)
-def test_vectors_of_any_length(length, denominator):
+def test_vectors_of_any_length(length, denominator, attends, request):
     """Similarities too large for exp: the running maximum, to what their own rounding allows."""
+    if not attends:
+        request.getfixturevalue("without_attention")
     generator = torch.Generator().manual_seed(2)
     anchors, anchor_labels = length * vectors(40, 6, generator), labels(40, 5, generator)
     entries, entry_labels = vectors(90, 6, generator), labels(90, 5, generator)

@@ -41,6 +41,16 @@ class Partial:
         if self.weighted is not None:
             self.weighted[block].addmm_(likelihoods, entries)
 
+    def merge(self, block: slice, log_sum: Tensor, mean: Tensor) -> None:
+        """Merge in Z (R,) and o (R, D) of the anchors `block` over some more entries."""
+        if not self.bounded:
+            self._raise_reference(block, log_sum)
+            log_sum = log_sum - finite(self.reference[block])
+        share = log_sum.exp()
+        self.total[block] += share
+        if self.weighted is not None:
+            self.weighted[block].addcmul_(mean, share[:, None])
+
     def merge_halves(self) -> None:
         """Where the anchors stand twice over: merge the second half of the rows into the first."""
         num_anchors = self.total.shape[0] // 2

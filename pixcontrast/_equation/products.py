@@ -29,6 +29,7 @@ class Similarities:
 
     Attributes:
         bounded: whether every one is known to lie within `BOUNDED_LOGIT`.
+        may_saturate: for each piece, whether one of its own may be too large for its dtype.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class Similarities:
         # Decided for each piece by itself: a backward pass may look at one of them alone, and has
         # to see the same bits.
         larger = max(scaled_row, longest_row)
-        self._may_saturate = [not larger * max(one, 1.0) < self._limit for one in entries]
+        self.may_saturate = [not larger * max(one, 1.0) < self._limit for one in entries]
 
     def write(self, logits: Tensor, rows: Tensor, entries: Tensor, piece: int) -> None:
         """`logits` (R, T) overwritten by the similarities of (R, D) with (T, D) of a piece."""
-        if self._may_saturate[piece]:
+        if self.may_saturate[piece]:
             torch.mm(rows, entries.T, out=logits)
             logits.mul_(self._scale).clamp_(-self._limit, self._limit)
         else:

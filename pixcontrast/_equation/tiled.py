@@ -85,11 +85,17 @@ def tiled_forward(problem: Problem, *, want_gradient: bool) -> Forward:
 def denominator_pass(tiling: Tiling, want_gradient: bool) -> Partial:
     """Z and o over N_i, or over everything but i itself for `denominator="all"`."""
     partial = Partial(tiling.rows, bounded=tiling.bounded, weighted=want_gradient)
-    for tile in tiling.in_denominator():
+    # Attention makes o whether it is wanted or not.
+    for tile in tiling.in_denominator(attending=want_gradient):
         outside = tiling.outside_denominator(tile)
+        if outside is None and want_gradient and tiling.may_attend(tile.piece):
+            for log_sum, mean in tiling.attend(tile):
+                partial.merge(tile.block, log_sum, mean)
+            continue
+        logits = tiling.logits(tile)
         if outside is not None:
-            tile.logits.masked_fill_(outside, -torch.inf)
-        partial.merge_tile(tile.block, tile.logits, tile.entries)
+            logits.masked_fill_(outside, -torch.inf)
+        partial.merge_tile(tile.block, logits, tile.entries)
     if tiling.stands_twice:
         partial.merge_halves()
     return partial
@@ -108,16 +114,17 @@ def positives_pass(
     # they are known to be small.
     early, late = (None, share) if tiling.bounded else (share, None)
     for tile in tiling.with_positives():
-        part = None if early is None else early[tile.block].expand_as(tile.logits)
+        logits = tiling.logits(tile)
+        part = None if early is None else early[tile.block].expand_as(logits)
         if not tiling.is_all_positive(tile):
             positive = tiling.positive(tile)
             if positive is None:
                 continue
             part = positive if part is None else positive * part
         if problem.denominator == "negatives":
-            terms, strength = pulls(torch.sub(log_sum[tile.block], tile.logits))
+            terms, strength = pulls(torch.sub(log_sum[tile.block], logits))
         else:
-            terms, strength = tile.logits, torch.ones_like(tile.logits)
+            terms, strength = logits, torch.ones_like(logits)
         if part is not None:
             terms, strength = terms.mul_(part), strength.mul_(part)
         losses[tile.block] += terms.sum(dim=1, keepdim=True)
@@ -154,7 +161,7 @@ def entries_gradient(
     scale = upstream[everyone][:, None] * problem.inverse_temperature
     for tile in tiling.all():
         change = coefficients(
-            tile.logits,
+            tiling.logits(tile),
             tiling.positive(tile),
             tiling.negative(tile),
             statistics.of(tile.block),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pixcontrast._equation import attention
 from pixcontrast._equation.arrangement import Arrangement
 from pixcontrast._equation.problem import Problem
 from pixcontrast._equation.products import TILE_ROWS, Similarities, slices, tile_columns
@@ -22,13 +23,12 @@ LONG_RUN = 1 / 8
 
 
 class Tile(NamedTuple):
-    """Similarities (R, T) of a block of anchors with some columns of a piece.
+    """A block of R anchors against T columns of a piece.
 
     Attributes:
         piece: the number of the piece.
         block: which anchors, as rows of `Tiling.rows`.
         columns: which entries of the piece.
-        logits: (R, T), a buffer that the next tile overwrites.
         entries: (T, D) the columns.
         shares_no_class: whether it is known beforehand that no row's class is a column's.
     """
@@ -36,7 +36,6 @@ class Tile(NamedTuple):
     piece: int
     block: slice
     columns: slice
-    logits: Tensor
     entries: Tensor
     shares_no_class: bool = False
 
@@ -76,30 +75,54 @@ class Tiling:
             for columns in slices(slice(0, len(piece)), self._most_columns):
                 entries = piece.rows(columns)
                 for block in slices(slice(0, len(self.anchors)), TILE_ROWS):
-                    yield self._tile(number, block, columns, entries)
+                    yield Tile(number, block, columns, entries)
 
-    def in_denominator(self) -> Iterator[Tile]:
-        """The tiles that Z sums over: all, but for those that hold positives alone."""
+    def in_denominator(self, *, attending: bool) -> Iterator[Tile]:
+        """The tiles that Z sums over: all, but for those that hold positives alone.
+
+        Where `attending`, long classes of the pieces that may be attended to are cut less often.
+        """
         everyone = slice(0, len(self.anchors))
         for number, piece in self._wanted():
-            for columns in _cut(piece, self._most_columns):
+            unwritten = attending and self.may_attend(number)
+            most_of_run = attention.MOST_ENTRIES if unwritten else self._most_columns
+            for columns in _cut(piece, self._most_columns, most_of_run):
                 entries = piece.rows(columns)
                 others, alone = everyone, False
                 if self._problem.denominator == "negatives" and piece.is_one_class(columns):
                     own = self.anchors.with_classes_of(piece, columns)
                     others, alone = slice(own.stop, own.start + len(self.anchors)), True
                 for block in slices(others, TILE_ROWS):
-                    yield self._tile(number, block, columns, entries, alone)
+                    yield Tile(number, block, columns, entries, alone)
 
     def with_positives(self) -> Iterator[Tile]:
         """The tiles that hold all positives, in as few columns as the arrangement allows."""
-        for block in _cut(self.anchors, POSITIVE_ROWS):
+        for block in _cut(self.anchors, POSITIVE_ROWS, POSITIVE_ROWS):
             # Few rows, and so as many more columns.
             most = max(1, len(self._buffer) // max(LEAST_ROWS, block.stop - block.start))
             for number, piece in self._wanted():
                 part = piece.with_classes_of(self.anchors, block)
                 for columns in slices(part, most):
-                    yield self._tile(number, block, columns, piece.rows(columns))
+                    yield Tile(number, block, columns, piece.rows(columns))
+
+    def may_attend(self, number: int) -> bool:
+        """Whether tiles of a piece that need no mask can be left to PyTorch's attention."""
+        masked = self._problem.denominator == "all" and self._problem.pieces[number].is_anchors
+        finite = not self._similarities.may_saturate[number]
+        return attention.can_attend(self.rows) and finite and not masked
+
+    def attend(self, tile: Tile) -> Iterator[tuple[Tensor, Tensor]]:
+        """Z and o over shares of a tile that needs no mask."""
+        scale = self._problem.inverse_temperature
+        return attention.attend(self.rows[tile.block], tile.entries, scale)
+
+    def logits(self, tile: Tile) -> Tensor:
+        """(R, T) the similarities, in a buffer that the next ones overwrite."""
+        block, num_columns = tile.block, len(tile.entries)
+        rows = self.rows[block.start : max(block.stop, block.start + LEAST_ROWS)]
+        logits = self._buffer[: len(rows) * num_columns].view(len(rows), num_columns)
+        self._similarities.write(logits, rows, tile.entries, tile.piece)
+        return logits[: block.stop - block.start]
 
     def is_all_positive(self, tile: Tile) -> bool:
         """Whether labels alone say that all of the tile are positives of each other."""
@@ -135,15 +158,6 @@ class Tiling:
             return self._with_absent(tile, self._is_self(tile))
         return self._with_absent(tile, None)
 
-    def _tile(
-        self, number: int, block: slice, columns: slice, entries: Tensor, alone: bool = False
-    ) -> Tile:
-        num_rows, num_columns = block.stop - block.start, columns.stop - columns.start
-        rows = self.rows[block.start : max(block.stop, block.start + LEAST_ROWS)]
-        logits = self._buffer[: len(rows) * num_columns].view(len(rows), num_columns)
-        self._similarities.write(logits, rows, entries, number)
-        return Tile(number, block, columns, logits[:num_rows], entries, alone)
-
     def _may_share_a_class(self, tile: Tile) -> bool:
         if tile.shares_no_class:
             return False
@@ -164,7 +178,7 @@ class Tiling:
 
     def _is_self(self, tile: Tile) -> Tensor:
         # Anchors as rows and as columns stand in one order.
-        device = tile.logits.device
+        device = self.rows.device
         row_numbers = torch.arange(tile.block.start, tile.block.stop, device=device)
         column_numbers = torch.arange(tile.columns.start, tile.columns.stop, device=device)
         return row_numbers[:, None] == column_numbers[None, :]
@@ -183,11 +197,14 @@ class Tiling:
                 yield number, piece
 
 
-def _cut(arrangement: Arrangement, size: int) -> Iterator[slice]:
-    """Consecutive parts of at most `size`, cut where long runs of one class start and end."""
+def _cut(arrangement: Arrangement, size: int, most_of_run: int) -> Iterator[slice]:
+    """Consecutive parts of at most `size`, cut where long runs of one class start and end.
+
+    Parts of a long run are of at most `most_of_run`.
+    """
     done = 0
     for run in arrangement.long_runs(max(1, int(LONG_RUN * size))):
         yield from slices(slice(done, run.start), size)
-        yield from slices(run, size)
+        yield from slices(run, most_of_run)
         done = run.stop
     yield from slices(slice(done, len(arrangement)), size)
