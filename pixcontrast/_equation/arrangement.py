@@ -147,10 +147,15 @@ class Arrangement:
         return after - torch.searchsorted(ascending, labels)
 
     def _sort(self) -> None:
-        present = (self.labels != ABSENT).nonzero().squeeze(1)
+        absent = self.labels == ABSENT
+        if not bool(absent.any()) and _ascend(self.labels):
+            # A full bank: nothing to number, and of N numbers none is kept.
+            self._classes = Classes.of(self.labels)
+            return
+        present = absent.logical_not_().nonzero().squeeze(1)
         ascending, order = self.labels[present], present
         # A bank is sorted as it stands.
-        if bool((ascending.diff() < 0).any()):
+        if not _ascend(ascending):
             ascending, order = ascending.sort(stable=True)
             order = present[order]
         self.labels = ascending
@@ -160,6 +165,10 @@ class Arrangement:
         self._breaks = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
         self._lies_together = len(order) > 0 and not bool(gaps.any())
         self._first = int(order[0]) if len(order) else 0
+
+
+def _ascend(labels: Tensor) -> bool:
+    return not bool((labels[1:] < labels[:-1]).any())
 
 
 def arrange_anchors(problem: Problem) -> Arrangement:

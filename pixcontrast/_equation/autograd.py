@@ -1,4 +1,4 @@
-"""The tiled form, differentiable once: the gradient of the anchors is made in the forward."""
+"""The tiled and the fused form, differentiable once: the gradient of the anchors is made in the forward."""
 
 from __future__ import annotations
 
@@ -9,17 +9,26 @@ import torch
 from torch import Tensor
 
 from pixcontrast._equation.coefficients import AnchorStatistics
-from pixcontrast._equation.operators import entries_gradient_operator, tiled_losses_operator
+from pixcontrast._equation.operators import entries_gradient_operator, losses_operator
 from pixcontrast._equation.problem import Problem
 from pixcontrast.mining import Thresholds
 
 
 def tiled_losses(problem: Problem) -> tuple[Tensor, Tensor]:
     """(M,) losses, 0 without a positive, and (M,) whether the anchor has a positive."""
+    return _losses(problem, fused=False)
+
+
+def fused_losses(problem: Problem) -> tuple[Tensor, Tensor]:
+    """As `tiled_losses`, by Triton's kernels."""
+    return _losses(problem, fused=True)
+
+
+def _losses(problem: Problem, *, fused: bool) -> tuple[Tensor, Tensor]:
     _refuse_transforms()
     others = [piece for piece in problem.pieces if not piece.is_anchors]
     mining = problem.mining
-    losses, has_positive, *_ = tiled_losses_operator(
+    losses, has_positive, *_ = losses_operator(
         problem.anchors,
         problem.labels,
         [piece.entries for piece in others],
@@ -31,6 +40,8 @@ def tiled_losses(problem: Problem) -> tuple[Tensor, Tensor]:
         problem.temperature,
         problem.denominator,
         problem.product_dtype,
+        problem.unit_length,
+        fused,
         None if mining is None else mining.strategy,
         1.0 if mining is None else mining.ratio,
         None if mining is None else mining.num_negatives,
@@ -41,7 +52,7 @@ def tiled_losses(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     anchors, labels, entries, entry_labels, is_anchors, want_gradient, seed, *options = inputs
-    strategy = options[3]
+    strategy = options[5]
     by_other = [piece.requires_grad for piece in entries]
     others = iter(by_other)
     ctx.wanted = [want_gradient if own else next(others) for own in is_anchors]
@@ -104,7 +115,7 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
     return by_anchors, None, by_entries, no_labels, no_flags, *no_options
 
 
-tiled_losses_operator.register_autograd(_differentiate, setup_context=_save)
+losses_operator.register_autograd(_differentiate, setup_context=_save)
 
 
 def _cast(gradient: Tensor | None, like: Tensor) -> Tensor | None:

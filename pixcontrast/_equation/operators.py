@@ -1,4 +1,4 @@
-"""The tiled form as operators of PyTorch, opaque to torch.compile.
+"""The tiled and the fused form as operators of PyTorch, opaque to torch.compile.
 
 Tensors and plain values go in and out of an operator, so that a `Problem` is taken apart outside
 and put together again here. Inside, sizes may depend on values: what takes no part is left out
@@ -21,8 +21,8 @@ from pixcontrast._equation.tiled import entries_gradient, tiled_forward
 from pixcontrast.mining import HardNegativeSampler, Strategy, Thresholds
 
 
-@torch.library.custom_op("pixcontrast::tiled_losses", mutates_args=())
-def tiled_losses_operator(
+@torch.library.custom_op("pixcontrast::losses", mutates_args=())
+def losses_operator(
     anchors: Tensor,
     labels: Tensor,
     entries: Sequence[Tensor],
@@ -33,6 +33,8 @@ def tiled_losses_operator(
     temperature: float,
     denominator: str,
     product_dtype: torch.dtype,
+    unit_length: bool,
+    fused: bool,
     strategy: str | None,
     ratio: float,
     num_negatives: int | None,
@@ -40,16 +42,21 @@ def tiled_losses_operator(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses, has_positive, gradient, statistics, thresholds; without elements where not made.
 
-    `entries` are those of the pieces that are not the anchors themselves.
+    `entries` are those of the pieces that are not the anchors themselves. `fused` says by which
+    form; the fused one leaves the anchors' gradient through themselves to the backward.
     """
     # fmt: off
     problem = _assemble(
         anchors, labels, entries, entry_labels, is_anchors, seed, temperature, denominator,
-        product_dtype, strategy, ratio, num_negatives, num_positives,
+        product_dtype, unit_length, strategy, ratio, num_negatives, num_positives,
     )
     # fmt: on
     with without_autocast(anchors.device):
-        if problem.mining is None:
+        if fused:
+            from pixcontrast._equation.fused import fused_forward
+
+            result, thresholds = fused_forward(problem, want_gradient=want_gradient)
+        elif problem.mining is None:
             result = tiled_forward(problem, want_gradient=want_gradient)
             thresholds = Thresholds(*(result.losses.new_empty(0) for _ in Thresholds._fields))
         else:
@@ -58,7 +65,7 @@ def tiled_losses_operator(
     return result.losses, result.has_positive, gradient, *result.statistics, *thresholds
 
 
-@tiled_losses_operator.register_fake
+@losses_operator.register_fake
 def _(
     anchors: Tensor,
     labels: Tensor,
@@ -70,6 +77,8 @@ def _(
     temperature: float,
     denominator: str,
     product_dtype: torch.dtype,
+    unit_length: bool,
+    fused: bool,
     strategy: str | None,
     *_: Any,
 ) -> tuple[Tensor, ...]:
@@ -86,7 +95,7 @@ def _(
     )
 
 
-@torch.library.custom_op("pixcontrast::tiled_entries_gradient", mutates_args=())
+@torch.library.custom_op("pixcontrast::entries_gradient", mutates_args=())
 def entries_gradient_operator(
     upstream: Tensor,
     anchors: Tensor,
@@ -101,6 +110,8 @@ def entries_gradient_operator(
     temperature: float,
     denominator: str,
     product_dtype: torch.dtype,
+    unit_length: bool,
+    fused: bool,
     strategy: str | None,
     ratio: float,
     num_negatives: int | None,
@@ -113,15 +124,19 @@ def entries_gradient_operator(
     # fmt: off
     problem = _assemble(
         anchors, labels, entries, entry_labels, is_anchors, seed, temperature, denominator,
-        product_dtype, strategy, ratio, num_negatives, num_positives,
+        product_dtype, unit_length, strategy, ratio, num_negatives, num_positives,
     )
     # fmt: on
     known, want = AnchorStatistics(*statistics), list(wanted)
     with without_autocast(anchors.device):
-        if problem.mining is None:
+        found = Thresholds(*thresholds)
+        if fused:
+            from pixcontrast._equation.fused import fused_entries_gradient
+
+            gradients = fused_entries_gradient(problem, known, found, upstream, want)
+        elif problem.mining is None:
             gradients = entries_gradient(problem, known, upstream, want)
         else:
-            found = Thresholds(*thresholds)
             gradients = mined_entries_gradient(problem, known, found, upstream, want)
     return [gradient for gradient in gradients if gradient is not None]
 
@@ -156,6 +171,7 @@ def _assemble(
     temperature: float,
     denominator: str,
     product_dtype: torch.dtype,
+    unit_length: bool,
     strategy: str | None,
     ratio: float,
     num_negatives: int | None,
@@ -186,4 +202,5 @@ def _assemble(
         seed=seed,
         product_dtype=product_dtype,
         compute_dtype=compute_dtype(anchors),
+        unit_length=unit_length,
     )

@@ -44,6 +44,8 @@ class Problem:
         seed: () int64, the state of the random choice that `mining` makes, if it makes one.
         product_dtype: the dtype to which the operands of the similarities are rounded.
         compute_dtype: the dtype of similarities, softmax, sums and the loss.
+        unit_length: whether the caller knows all vectors to be of unit length or zeros, those
+            that take no part too.
     """
 
     anchors: Tensor
@@ -55,6 +57,7 @@ class Problem:
     seed: Tensor | None
     product_dtype: torch.dtype
     compute_dtype: torch.dtype
+    unit_length: bool = False
 
     @property
     def inverse_temperature(self) -> float:

@@ -1,0 +1,131 @@
+"""The equation in its fused form: Triton kernels that never write a similarity to memory.
+
+The passes are those of the tiled form, with other tiles: `denominator_pass` makes partial results
+of Z and o, `positives_pass` visits the positives, `finish` merges both into losses and the
+gradient of the anchors, and `entries_pass` makes the gradient of entries in the backward. Where
+the anchors stand against themselves the backward makes both of their roles at once.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from pixcontrast._equation.coefficients import AnchorStatistics
+from pixcontrast._equation.fused_layout import Layout, lay_out
+from pixcontrast._equation.fused_passes import (
+    denominator_pass,
+    entries_pass,
+    finish,
+    positives_pass,
+    write_stripe,
+)
+from pixcontrast._equation.problem import Problem
+from pixcontrast._equation.stripes import STRIPE_SIZE
+from pixcontrast._equation.tiled import Forward, allocate_forward
+from pixcontrast._keys import PairKeys
+from pixcontrast.mining import Thresholds
+
+
+def fused_forward(problem: Problem, *, want_gradient: bool) -> tuple[Forward, Thresholds]:
+    """Losses and, where wanted, the anchors' gradient through all entries but themselves.
+
+    Z among the statistics, and the thresholds under mining, are to the base 2.
+    """
+    result = allocate_forward(problem, want_gradient=want_gradient)
+    nothing = Thresholds(*(result.losses.new_empty(0) for _ in Thresholds._fields))
+    num_entries = sum(piece.labels.numel() for piece in problem.pieces)
+    if problem.labels.numel() == 0 or num_entries == 0:
+        return result, nothing if problem.mining is None else _unmet(problem)
+    with _on(problem.anchors.device):
+        layout = lay_out(problem)
+        thresholds = None if problem.mining is None else _thresholds(layout)
+        partials = denominator_pass(layout, thresholds, want_gradient=want_gradient)
+        sums = positives_pass(layout, partials, thresholds, want_gradient=want_gradient)
+        finish(layout, partials, sums, result)
+        if thresholds is None:
+            return result, nothing
+        ordered = _unmet(problem)
+        for column, values in zip(ordered, thresholds, strict=True):
+            column[layout.rows.order] = values
+        return result, ordered
+
+
+def fused_entries_gradient(
+    problem: Problem,
+    statistics: AnchorStatistics,
+    thresholds: Thresholds,
+    upstream: Tensor,
+    wanted: list[bool],
+) -> list[Tensor | None]:
+    """Σ_i g_i ∂L_i/∂k_j for the entries of the pieces that want it, else None.
+
+    For the anchors themselves, g_i ∂L_i/∂a_i through them is in it too.
+    """
+    results: list[Tensor | None] = [
+        piece.entries.new_zeros(piece.entries.shape, dtype=torch.float32) if want else None
+        for piece, want in zip(problem.pieces, wanted, strict=True)
+    ]
+    if problem.labels.numel() == 0:
+        return results
+    with _on(problem.anchors.device):
+        layout = lay_out(problem)
+        order = layout.rows.order
+        ordered = AnchorStatistics(*(column[order] for column in statistics))
+        met = None
+        if problem.mining is not None:
+            met = Thresholds(*(column[order].contiguous() for column in thresholds))
+        for number, (piece, result) in enumerate(zip(layout.pieces, results, strict=True)):
+            if result is None or len(piece) == 0:
+                continue
+            gradient = entries_pass(layout, piece, ordered, met, upstream[order])
+            if piece.is_anchors:
+                result[order] = gradient
+            else:
+                results[number] = gradient
+    return results
+
+
+def _thresholds(layout: Layout) -> Thresholds:
+    """(M, 1) what mining asks of each of the sorted anchors."""
+    problem, rows = layout.problem, layout.rows
+    assert problem.mining is not None
+    num_anchors, num_entries = len(rows.labels), sum(len(piece) for piece in layout.pieces)
+    height = min(num_anchors, max(1, STRIPE_SIZE // num_entries))
+    classes = torch.cat([piece.classes for piece in layout.pieces])
+    buffer = rows.vectors.new_empty(height, num_entries, dtype=torch.float32)
+    found = []
+    for first in range(0, num_anchors, height):
+        block = slice(first, min(num_anchors, first + height))
+        logits = buffer[: block.stop - block.start]
+        write_stripe(layout, block.start, block.stop, logits)
+        same = rows.classes[block, None] == classes
+        positive, negative = same & (classes >= 0), ~same & (classes >= 0)
+        column = 0
+        for piece in layout.pieces:
+            if piece.is_anchors:
+                positive[:, column + block.start : column + block.stop].fill_diagonal_(False)
+            column += len(piece)
+        found.append(problem.mining.thresholds(logits, positive, negative, _keys(layout, block)))
+    return Thresholds(*(torch.cat(column).contiguous() for column in zip(*found, strict=True)))
+
+
+def _keys(layout: Layout, block: slice) -> Tensor | None:
+    if layout.problem.seed is None:
+        return None
+    bits = torch.cat([piece.bits for piece in layout.pieces])
+    return PairKeys(layout.rows.bits[block, None], bits).all()
+
+
+def _unmet(problem: Problem) -> Thresholds:
+    """Thresholds of the right shapes."""
+    num_anchors = problem.labels.numel()
+    like = problem.anchors.new_zeros(num_anchors, 1, dtype=torch.float32)
+    key = torch.zeros_like(like, dtype=torch.int32)
+    return Thresholds(like, key, like.clone(), key.clone())
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,1 @@
+"""The Triton kernels of the fused form. Only `pixcontrast._equation.fused` imports them."""

@@ -1,0 +1,116 @@
+"""How each kernel is cut into tiles: fixed per card, dtype and D, so that no run has to search.
+
+Shared memory decides: 227 KB a program on Hopper and data-centre Blackwell, 163 KB on A100,
+99 KB on consumer cards. Every row is compiled ahead of time by `tests/test_ahead_of_time.py`, which
+checks that it fits and that 16-bit and TF32 products spill no register.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Configuration(NamedTuple):
+    """A kernel's tile: `rows` of what a program keeps, `columns` of what it streams."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+class Configurations(NamedTuple):
+    """The tiles of the three passes. The columns of the second divide those of the first.
+
+    Attributes:
+        denominator: rows are anchors, columns entries.
+        positives: the same.
+        entries: rows are entries, columns anchors.
+    """
+
+    denominator: Configuration
+    positives: Configuration
+    entries: Configuration
+
+
+Row = dict[int, Configurations]
+C, K = Configurations, Configuration
+
+# By the kind of product and the largest D.
+_LARGE: dict[str, Row] = {
+    "16": {
+        64: C(K(128, 64, 4, 3), K(64, 64, 4, 3), K(64, 64, 4, 3)),
+        128: C(K(128, 64, 8, 3), K(64, 64, 4, 3), K(64, 64, 4, 2)),
+        256: C(K(128, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
+        512: C(K(64, 32, 8, 2), K(64, 32, 8, 2), K(64, 32, 8, 2)),
+    },
+    "tf32": {
+        64: C(K(128, 64, 8, 2), K(64, 64, 4, 2), K(64, 64, 4, 2)),
+        128: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
+        256: C(K(64, 32, 8, 2), K(64, 32, 8, 2), K(64, 32, 8, 2)),
+        512: C(K(32, 16, 8, 1), K(32, 16, 8, 1), K(32, 16, 8, 1)),
+    },
+    "ieee": {
+        64: C(K(64, 32, 8, 2), K(64, 32, 8, 2), K(64, 32, 8, 2)),
+        128: C(K(64, 32, 8, 2), K(64, 32, 8, 2), K(64, 32, 8, 2)),
+        256: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 32, 8, 2)),
+        512: C(K(16, 16, 8, 1), K(16, 16, 8, 1), K(16, 16, 8, 1)),
+    },
+}
+_MIDDLE: dict[str, Row] = {
+    **_LARGE,
+    "16": {
+        64: C(K(128, 64, 8, 2), K(64, 64, 4, 2), K(64, 64, 4, 2)),
+        128: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
+        256: C(K(64, 64, 8, 1), K(64, 64, 8, 1), K(64, 64, 8, 1)),
+        512: C(K(32, 32, 8, 1), K(32, 32, 8, 1), K(32, 32, 8, 1)),
+    },
+}
+_SMALL: dict[str, Row] = {
+    "16": {
+        64: C(K(64, 64, 4, 2), K(64, 64, 4, 2), K(64, 64, 4, 2)),
+        128: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 1)),
+        256: C(K(64, 32, 8, 1), K(64, 32, 8, 1), K(32, 32, 8, 1)),
+        512: C(K(32, 16, 8, 1), K(32, 16, 8, 1), K(32, 16, 8, 1)),
+    },
+    "tf32": {
+        64: C(K(64, 32, 8, 2), K(64, 32, 8, 2), K(64, 32, 8, 2)),
+        128: C(K(64, 32, 8, 1), K(64, 32, 8, 1), K(32, 32, 8, 1)),
+        256: C(K(32, 16, 8, 1), K(32, 16, 8, 1), K(32, 16, 8, 1)),
+        512: C(K(16, 16, 8, 1), K(16, 16, 8, 1), K(16, 16, 8, 1)),
+    },
+    "ieee": {
+        64: C(K(64, 32, 8, 2), K(64, 32, 8, 2), K(64, 32, 8, 2)),
+        128: C(K(32, 32, 8, 1), K(32, 32, 8, 1), K(32, 32, 8, 1)),
+        256: C(K(32, 16, 8, 1), K(32, 16, 8, 1), K(32, 16, 8, 1)),
+        512: C(K(16, 16, 8, 1), K(16, 16, 8, 1), K(16, 16, 8, 1)),
+    },
+}
+
+# Compute capability, as ten times major and minor.
+TABLE: dict[int, dict[str, Row]] = {
+    80: _MIDDLE,
+    86: _SMALL,
+    89: _SMALL,
+    90: _LARGE,
+    100: _LARGE,
+    120: _SMALL,
+}
+LARGEST_DIM = 512
+
+# The interpreter's: small, so that little problems have many tiles.
+INTERPRETED = C(K(32, 32, 1, 1), K(16, 16, 1, 1), K(16, 32, 1, 1))
+
+
+def configurations_for(capability: int, kind: str, dim: int) -> Configurations:
+    """The row of a card: its own, or that of the nearest older card of its generation."""
+    known = [card for card in TABLE if card <= capability and card // 10 == capability // 10]
+    rows = TABLE[max(known)][kind] if known else _SMALL[kind]
+    return rows[min(largest for largest in rows if dim <= largest)]
+
+
+def for_mining(configurations: Configurations) -> Configurations:
+    """One shape of product in every pass: a threshold is a similarity, met only by the same bits."""
+    shape = configurations.denominator
+    swapped = Configuration(shape.columns, shape.rows, shape.warps, shape.stages)
+    return Configurations(shape, shape, swapped)

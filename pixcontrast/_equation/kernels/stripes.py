@@ -1,0 +1,47 @@
+"""Whole rows of similarities written out, a few rows at a time: what mining selects from."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pixcontrast._equation.kernels.similarity import fetch, similarities
+
+
+@triton.jit(do_not_specialize=["first_row", "last_row", "num_entries", "logits_stride"])
+def stripe_kernel(
+    rows,
+    first_row,
+    last_row,
+    entries,
+    entry_classes,
+    num_entries,
+    row_stride,
+    column_stride,
+    largest,
+    logits,
+    logits_stride,
+    scale,
+    limit,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    NARROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Program (i, j): the similarities of anchor block i, from `first_row`, with entry block j."""
+    row_numbers = first_row + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = row_numbers < last_row
+    numbers = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    within = numbers < num_entries
+    there = tl.load(entry_classes + numbers, mask=within, other=-1) >= 0
+    anchors = fetch(rows, row_numbers, inside, D, 1, largest, rows, D, BLOCK_D, False)
+    columns = fetch(
+        entries, numbers, there, row_stride, column_stride, largest, rows, D, BLOCK_D, NARROWS
+    )
+    made = similarities(anchors, columns, scale, limit, BOUNDED, PRECISION, WIDEN)
+    places = (row_numbers - first_row).to(tl.int64)[:, None] * logits_stride + numbers[None, :]
+    tl.store(logits + places, made, mask=inside[:, None] & within[None, :])

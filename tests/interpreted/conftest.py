@@ -1,0 +1,23 @@
+"""Kernels in Triton's interpreter, which is chosen when Triton is first imported.
+
+So these tests need a process of their own: `tests/test_interpreter.py` starts it.
+"""
+
+import os
+
+import pytest
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
+
+
+@pytest.fixture(autouse=True)
+def _fine_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little problems in many programs, shares and chunks."""
+    from pixcontrast._equation import fused, fused_layout, fused_passes
+
+    monkeypatch.setattr(fused_passes, "LEAST_BLOCKS", 1)
+    monkeypatch.setattr(fused_layout, "INTERPRETED_PROCESSORS", 6)
+    for module in (fused_layout, fused_passes):
+        monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(fused, "STRIPE_SIZE", 2000)
