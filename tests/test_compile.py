@@ -7,7 +7,7 @@ import torch
 from problems import labels, vectors
 
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RegionContrastLoss
-from pixcontrast._equation.operators import entries_gradient_operator, tiled_losses_operator
+from pixcontrast._equation.operators import entries_gradient_operator, losses_operator
 from pixcontrast.functional import info_nce
 from pixcontrast.samplers import HardAnchorSampler
 
@@ -17,7 +17,7 @@ MININGS = {
     "semi-hard": HardNegativeSampler(ratio=0.5, num_negatives=5, num_positives=3),
 }
 each_mining = pytest.mark.parametrize("mining", MININGS.values(), ids=MININGS)
-OPTIONS = (0.1, "negatives", torch.float32)
+OPTIONS = (0.1, "negatives", torch.float32, False, False)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_opcheck_of_the_losses(mining, wants_gradient):
         *OPTIONS,
         *as_arguments(mining),
     )
-    torch.library.opcheck(tiled_losses_operator, arguments)
+    torch.library.opcheck(losses_operator, arguments)
 
 
 @each_mining
@@ -74,7 +74,7 @@ def test_opcheck_of_the_gradient(mining):
         [True, False],
     )
     options = (seed, *OPTIONS, *as_arguments(mining))
-    _, _, _, *details = tiled_losses_operator(*given, True, *options)
+    _, _, _, *details = losses_operator(*given, True, *options)
     arguments = (torch.rand(20), *given, [True, True], details[:3], details[3:], *options)
     torch.library.opcheck(entries_gradient_operator, arguments)
 

@@ -1,4 +1,4 @@
-"""The tiled and the fused form, differentiable once: the gradient of the anchors is made in the forward."""
+"""The tiled and the fused form, differentiable once: the forward makes the anchors' gradient."""
 
 from __future__ import annotations
 

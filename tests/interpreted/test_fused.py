@@ -134,13 +134,11 @@ def test_means_of_large_terms_do_not_overflow(denominator):
     torch.testing.assert_close(loss, torch.tensor(3e37), rtol=1e-6, atol=0)
 
 
-@each_denominator
-def test_a_loss_far_below_one_keeps_its_digits(denominator):
+def test_a_loss_far_below_one_keeps_its_digits():
     """log(1 + e) for an e below the last digit of 1."""
     anchors = torch.tensor([[1.0, 0.0], [0.9, 0.1]])
     entries = torch.tensor([[1.0, 0.0], [-1.0, 0.1]])
     arguments = (anchors, torch.zeros(2, dtype=torch.int64), entries, torch.tensor([0, 1]))
-    fused, _ = errors(arguments, temperature=0.1, denominator="negatives")
     loss = info_nce(*arguments, temperature=0.1, backend="triton")
     assert float(loss) < 1e-7
     truth = info_nce(*cast(arguments, torch.float64), temperature=0.1, backend="dense")

@@ -110,7 +110,7 @@ def configurations_for(capability: int, kind: str, dim: int) -> Configurations:
 
 
 def for_mining(configurations: Configurations) -> Configurations:
-    """One shape of product in every pass: a threshold is a similarity, met only by the same bits."""
+    """One shape of product in every pass: only the same bits meet a threshold."""
     shape = configurations.denominator
     swapped = Configuration(shape.columns, shape.rows, shape.warps, shape.stages)
     return Configurations(shape, shape, swapped)

@@ -97,7 +97,7 @@ def denominator_kernel(
     num_there = tl.load(run_counts + 1)
     mine = num_there * split // tl.num_programs(1)
     mine_stop = num_there * (split + 1) // tl.num_programs(1)
-    for run in range(0, tl.load(run_counts)):
+    for run in range(tl.load(run_counts)):
         run_start = tl.load(run_starts + run)
         before = tl.load(run_befores + run)
         start = run_start + tl.maximum(mine - before, 0)

@@ -23,14 +23,14 @@ def log_sum_kernel(
     maximum = tl.zeros([BLOCK], dtype=tl.float32)
     if not BOUNDED:
         maximum += float("-inf")
-        for slot in range(0, num_slots):
+        for slot in range(num_slots):
             places = rows.to(tl.int64) + slot * num_anchors
             maximum = tl.maximum(
                 maximum, tl.load(maxima + places, mask=inside, other=float("-inf"))
             )
         maximum = tl.where(maximum == float("-inf"), 0.0, maximum)
     total = tl.zeros([BLOCK], dtype=tl.float32)
-    for slot in range(0, num_slots):
+    for slot in range(num_slots):
         places = rows.to(tl.int64) + slot * num_anchors
         part = tl.load(totals + places, mask=inside, other=0.0)
         if not BOUNDED:
@@ -91,7 +91,7 @@ def finish_kernel(
     count = tl.zeros([BLOCK_M], dtype=tl.int32)
     loss = tl.zeros([BLOCK_M], dtype=tl.float32)
     weight = tl.zeros([BLOCK_M], dtype=tl.float32)
-    for slot in range(0, num_positive_slots):
+    for slot in range(num_positive_slots):
         places = rows.to(tl.int64) + slot * num_anchors
         count += tl.load(counts + places, mask=inside, other=0)
         loss += tl.load(losses + places, mask=inside, other=0.0)
@@ -118,7 +118,7 @@ def finish_kernel(
         pushed = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
         # Without an entry Z is −∞, and there is nothing to weigh.
         reference = tl.where(log_sum == float("-inf"), 0.0, log_sum)
-        for slot in range(0, num_negative_slots):
+        for slot in range(num_negative_slots):
             slot_rows = rows.to(tl.int64) + slot * num_anchors
             map_places = slot_rows[:, None] * D + components[None, :]
             part = tl.load(weighted_sums + map_places, mask=within, other=0.0)
@@ -128,7 +128,7 @@ def finish_kernel(
                 factor = tl.exp2(tl.load(maxima + slot_rows, mask=inside, other=0.0) - reference)
             pushed += part * factor[:, None]
         pulled = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-        for slot in range(0, num_pull_slots):
+        for slot in range(num_pull_slots):
             slot_rows = rows.to(tl.int64) + slot * num_anchors
             map_places = slot_rows[:, None] * D + components[None, :]
             pulled += tl.load(pulls + map_places, mask=within, other=0.0)

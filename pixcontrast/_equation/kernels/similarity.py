@@ -38,7 +38,7 @@ def fetch(
 
 @triton.jit
 def multiply(left, right, sums, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    """sums + left · right, accumulated in float32."""
+    """What `sums` and left · right add up to, in float32."""
     if WIDEN:
         # The interpreter cannot multiply in 16 bits; products of 16-bit numbers are exact so.
         left = left.to(tl.float32)

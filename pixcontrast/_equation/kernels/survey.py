@@ -35,7 +35,7 @@ def survey_kernel(
     present = tl.load(num_present)
     low = tl.zeros([BLOCK_N], dtype=tl.int32)
     high = low + present
-    for _ in range(0, num_steps):
+    for _ in range(num_steps):
         middle = (low + high) // 2
         open_ = low < high
         smaller = tl.load(anchor_labels + middle, mask=open_, other=0) < found
