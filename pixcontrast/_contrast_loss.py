@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pixcontrast import _check as check
+from pixcontrast._equation.backends import Backend
 from pixcontrast._equation.problem import Denominator
 from pixcontrast._equation.reduction import Reduction
 from pixcontrast._labels import mark_absent
@@ -24,7 +25,6 @@ from pixcontrast.bank import MemoryBank
 from pixcontrast.functional import (
     DENOMINATORS,
     REDUCTIONS,
-    Backend,
     check_backend,
     info_nce,
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from pixcontrast import _check as check
 from pixcontrast._autocast import product_dtype, without_autocast
 from pixcontrast._equation.autograd import tiled_losses
+from pixcontrast._equation.backends import Backend, Form, check_triton_imports, choose
 from pixcontrast._equation.dense import dense_losses
 from pixcontrast._equation.problem import (
     Denominator,
@@ -24,7 +24,6 @@ from pixcontrast.mining import HardNegativeSampler
 
 __all__ = ["info_nce"]
 
-Backend = Literal["dense", "tiled", "triton", "auto"]
 BACKENDS = ("dense", "tiled", "triton", "auto")
 DENOMINATORS = ("negatives", "all")
 REDUCTIONS = ("mean", "sum", "none")
@@ -91,9 +90,12 @@ def info_nce(
         reduction: `"mean"`, `"sum"`, or `"none"`: (M,), 0 where an anchor has no positive.
         ignore_index: the label that takes no part.
         backend: `"dense"`, the textbook formula, which makes M×N matrices; `"tiled"`, pure
-            PyTorch in memory O(M·D + N + one tile); `"triton"`, not yet to be had; `"auto"`,
-            the fastest that can run here. All give the same loss and gradients. A second
-            derivative and the transforms of `torch.func` need `"dense"`.
+            PyTorch in memory O(M·D + N + one tile); `"triton"`, fused kernels for CUDA devices
+            of compute capability 8.0 or newer and D up to 512 (or, interpreted, for the CPU
+            under `TRITON_INTERPRET=1`); `"auto"`, triton on CUDA where it can run, else tiled.
+            Where Triton is missing or broken on a device that it should run on, `"auto"` warns
+            once. All give the same loss and gradients. A second derivative and the transforms
+            of `torch.func` need `"dense"`.
 
     Returns:
         The loss: () or, with `reduction="none"`, (M,); float64 for float64 anchors, else
@@ -106,7 +108,9 @@ def info_nce(
     Raises:
         TypeError, ValueError: for an argument of the wrong type, shape, device or range; the
             message names it.
-        NotImplementedError: for `backend="triton"`.
+        ValueError: for `backend="triton"` with float64 anchors, or D above 512.
+        RuntimeError: for `backend="triton"` where it cannot run: on another device, or without
+            a Triton that works; the message says why. `"auto"` never raises for this.
 
     Example:
         >>> import torch
@@ -128,7 +132,8 @@ def info_nce(
     check.check_generator(generator, anchors.device)
     if weight is not None:
         check.check_anchor_weight("weight", weight, anchors)
-    losses_of = _choose_backend(backend)
+    check.check_choice("backend", backend, BACKENDS)
+    form = choose(backend, anchors)
 
     problem = Problem(
         anchors=anchors,
@@ -142,23 +147,26 @@ def info_nce(
         compute_dtype=compute_dtype(anchors),
     )
     with without_autocast(anchors.device):
-        losses, has_positive = losses_of(problem)
+        losses, has_positive = _losses_by(form, problem)
         return reduce_losses(losses, has_positive, weight, reduction)
 
 
 def check_backend(backend: object) -> None:
-    """Whether this backend exists and can run."""
+    """Whether this backend exists and, as far as can be told before there are anchors, can run."""
     check.check_choice("backend", backend, BACKENDS)
     if backend == "triton":
-        raise NotImplementedError(
-            'backend="triton": the fused kernels are not part of this version; use "auto", which '
-            'takes the fastest backend that can run, or "tiled"'
-        )
+        check_triton_imports()
 
 
-def _choose_backend(backend: Backend) -> Callable[[Problem], tuple[Tensor, Tensor]]:
-    check_backend(backend)
-    return dense_losses if backend == "dense" else tiled_losses
+def _losses_by(form: Form, problem: Problem) -> tuple[Tensor, Tensor]:
+    if form == "dense":
+        return dense_losses(problem)
+    if form == "tiled":
+        return tiled_losses(problem)
+    from pixcontrast._equation.autograd import fused_losses  # type: ignore[attr-defined]
+
+    found: tuple[Tensor, Tensor] = fused_losses(problem)
+    return found
 
 
 def _check_and_split(

@@ -65,8 +65,8 @@ class PixelContrastLoss(ContrastLoss):
             pixels are ignored unless `validate=True`. Likewise labels above 16,777,215, for which
             the samplers have no room.
         RuntimeError: where the bank would be updated during a backward pass: a loss belongs
-            outside of checkpointed regions.
-        NotImplementedError: for `gather=True` and `backend="triton"`.
+            outside of checkpointed regions. Also for `backend="triton"` where it cannot run.
+        NotImplementedError: for `gather=True`.
 
     Example:
         >>> import torch
