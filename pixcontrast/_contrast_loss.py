@@ -26,7 +26,7 @@ from pixcontrast.functional import (
     DENOMINATORS,
     REDUCTIONS,
     check_backend,
-    info_nce,
+    info_nce_of,
 )
 from pixcontrast.mining import HardNegativeSampler
 from pixcontrast.samplers import AnchorSample, AnchorSampler, HardAnchorSampler
@@ -157,7 +157,7 @@ class ContrastLoss(nn.Module):
         anchors = self._take_anchors(images, sample)
         batch = self._batch_piece(images, marked) if "batch" in self.contrast else BatchPiece()
         pieces = [self._piece(source, batch) for source in self.contrast]
-        loss = info_nce(
+        loss = info_nce_of(
             anchors,
             sample.labels,
             [entries for entries, _ in pieces],
@@ -170,6 +170,7 @@ class ContrastLoss(nn.Module):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             backend=self.backend,
+            unit_length=self.normalize,
         )
         if self.base_temperature is not None:
             loss = loss * (self.temperature / self.base_temperature)

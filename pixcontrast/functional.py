@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._autocast import product_dtype, without_autocast
-from pixcontrast._equation.autograd import tiled_losses
+from pixcontrast._equation import autograd
 from pixcontrast._equation.backends import Backend, Form, check_triton_imports, choose
 from pixcontrast._equation.dense import dense_losses
 from pixcontrast._equation.problem import (
@@ -122,6 +122,42 @@ def info_nce(
         >>> print(f"{loss.item():.4f}")  # log(1 + 2 exp(0)): one positive, two negatives
         1.0986
     """
+    return info_nce_of(
+        anchors,
+        anchor_labels,
+        contrast,
+        contrast_labels,
+        temperature=temperature,
+        denominator=denominator,
+        weight=weight,
+        mining=mining,
+        generator=generator,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        backend=backend,
+    )
+
+
+def info_nce_of(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    contrast: Contrast,
+    contrast_labels: Contrast,
+    *,
+    temperature: float,
+    denominator: Denominator,
+    weight: Tensor | None,
+    mining: HardNegativeSampler | None,
+    generator: torch.Generator | None,
+    reduction: Reduction,
+    ignore_index: int,
+    backend: Backend,
+    unit_length: bool = False,
+) -> Tensor:
+    """`info_nce` for callers who may know all vectors to be of unit length, or zeros.
+
+    A kernel that may not look at values then knows how large a similarity can be.
+    """
     pieces = _check_and_split(
         anchors, anchor_labels, contrast, contrast_labels, ignore_index=ignore_index
     )
@@ -145,6 +181,7 @@ def info_nce(
         seed=None if mining is None else mining.draw_seed(anchors.device, generator),
         product_dtype=product_dtype(anchors),
         compute_dtype=compute_dtype(anchors),
+        unit_length=unit_length,
     )
     with without_autocast(anchors.device):
         losses, has_positive = _losses_by(form, problem)
@@ -162,11 +199,8 @@ def _losses_by(form: Form, problem: Problem) -> tuple[Tensor, Tensor]:
     if form == "dense":
         return dense_losses(problem)
     if form == "tiled":
-        return tiled_losses(problem)
-    from pixcontrast._equation.autograd import fused_losses  # type: ignore[attr-defined]
-
-    found: tuple[Tensor, Tensor] = fused_losses(problem)
-    return found
+        return autograd.tiled_losses(problem)
+    return autograd.fused_losses(problem)
 
 
 def _check_and_split(

@@ -253,7 +253,8 @@ def write_stripe(layout: Layout, first: int, stop: int, logits: Tensor) -> None:
         constants = _constants(layout, piece, configuration)
         del constants["MINED"]
         if len(piece) > 0:
-            grid = (triton.cdiv(stop - first, configuration.rows), piece.num_blocks)
+            num_rows = stop - first // configuration.rows * configuration.rows
+            grid = (triton.cdiv(num_rows, configuration.rows), piece.num_blocks)
             stripe_kernel[grid](
                 layout.rows.vectors,
                 first,

@@ -68,7 +68,7 @@ def _run_fused(device: torch.device) -> None:
 
     Nothing is drawn at random, and nothing read back, so the host does not wait.
     """
-    from pixcontrast._equation.autograd import fused_losses  # type: ignore[attr-defined]
+    from pixcontrast._equation.autograd import fused_losses
 
     anchors = torch.eye(16, 8, device=device, requires_grad=True)
     labels = torch.arange(16, device=device) % 2

@@ -1,11 +1,15 @@
 """The fused form against the textbook form in float64: the loss and both gradients."""
 
+import dataclasses
+
 import pytest
 import torch
 from problems import IGNORE, labels, loss_and_gradients, vectors, worst_error
 
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RegionContrastLoss
+from pixcontrast._equation import autograd, fused
 from pixcontrast._equation.fused_layout import lay_out
+from pixcontrast._equation.operators import losses_operator
 from pixcontrast.functional import info_nce
 
 BOUND = 1e-5  # relative, float32
@@ -98,7 +102,8 @@ def test_entries_too_large_for_the_product_saturate():
     arguments = (anchors, torch.tensor([0]), entries, torch.tensor([0, 1]))
     losses = [info_nce(*arguments, backend=backend) for backend in ("triton", "tiled")]
     torch.testing.assert_close(*losses)
-    assert torch.isfinite(torch.autograd.grad(losses[0], anchors)[0]).all()
+    # Of the gradient, 65504 / τ is more than float16 holds, and so infinite in either.
+    torch.testing.assert_close(*(torch.autograd.grad(loss, anchors)[0] for loss in losses))
 
 
 @each_denominator
@@ -113,6 +118,7 @@ def test_any_length_and_temperature(length, temperature, denominator):
 
 
 @each_denominator
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_similarities_that_overflow_saturate(denominator):
     anchors, anchor_labels, bank, bank_labels = draw("bank")
     arguments = (1e18 * anchors, anchor_labels, 1e18 * bank, bank_labels)
@@ -149,16 +155,11 @@ def test_a_loss_far_below_one_keeps_its_digits():
 @pytest.mark.parametrize("pieces", ["bank", "itself", "several"])
 def test_vectors_known_to_be_of_unit_length(pieces, denominator, monkeypatch):
     """No maximum is kept then; nothing else changes."""
-    from pixcontrast._equation import autograd
-    from pixcontrast._equation.problem import Problem
-
     arguments = draw(pieces)
     plain = loss_and_gradients("triton", *arguments, denominator=denominator)
     seen = []
 
-    def known(problem: Problem):
-        import dataclasses
-
+    def known(problem):
         problem = dataclasses.replace(problem, unit_length=True)
         seen.append(lay_out(problem).bounded)
         return losses(problem)
@@ -304,8 +305,6 @@ def test_the_same_bits_every_time(denominator, mining):
 
 
 def test_no_gradient_is_made_where_none_is_wanted(monkeypatch):
-    from pixcontrast._equation import fused
-
     passes = []
     for name in ("denominator_pass", "entries_pass"):
         original = getattr(fused, name)
@@ -370,8 +369,6 @@ def test_compiled():
 
 @pytest.mark.parametrize("strategy", [None, "hardest", "semi-hard"])
 def test_opcheck(strategy):
-    from pixcontrast._equation.operators import losses_operator
-
     anchors, anchor_labels, bank, bank_labels = draw("bank", num_anchors=20)
     there = [names.masked_fill(names == IGNORE, -1) for names in (anchor_labels, bank_labels)]
     arguments = (

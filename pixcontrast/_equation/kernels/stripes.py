@@ -32,8 +32,13 @@ def stripe_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Program (i, j): the similarities of anchor block i, from `first_row`, with entry block j."""
-    row_numbers = first_row + tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Program (i, j): the similarities of an anchor block with entry block j.
+
+    Blocks stand as in the other passes, the i-th from that of `first_row`: a product's last bit
+    may depend on where in a tile it stands.
+    """
+    first_block = first_row // BLOCK_M
+    row_numbers = (first_block + tl.program_id(0)) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = row_numbers < last_row
     numbers = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     within = numbers < num_entries
@@ -44,4 +49,6 @@ def stripe_kernel(
     )
     made = similarities(anchors, columns, scale, limit, BOUNDED, PRECISION, WIDEN)
     places = (row_numbers - first_row).to(tl.int64)[:, None] * logits_stride + numbers[None, :]
-    tl.store(logits + places, made, mask=inside[:, None] & within[None, :])
+    tl.store(
+        logits + places, made, mask=(inside & (row_numbers >= first_row))[:, None] & within[None, :]
+    )
