@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pixcontrast import PixelContrastLoss
 from pixcontrast._equation import autograd, backends, trial
-from pixcontrast._equation.backends import auto_takes_fused, choose, why_not_fused
+from pixcontrast._equation.backends import auto_takes_fused, choose, why_not_fused, why_not_on
 from pixcontrast.functional import info_nce
 
 BROKEN_COMPILER = "a first small call on cuda:0 failed (RuntimeError: Failed to find C compiler)"
@@ -226,7 +226,8 @@ def test_triton_in_a_whole_graph(machine, fused_calls):
 
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("works", [True, False])
-def test_the_trial_while_a_compiler_traces(monkeypatch, works):
+@pytest.mark.parametrize("by_name", [True, False])
+def test_the_trial_while_a_compiler_traces(monkeypatch, by_name, works):
     """Real tensors, the caller's modes not seen, and a constant in the graph."""
     seen = []
 
@@ -242,7 +243,8 @@ def test_the_trial_while_a_compiler_traces(monkeypatch, works):
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def twice_or_thrice(x):
-        return x * 2 if auto_takes_fused("cuda", 0) else x * 3
+        runs = why_not_on("cuda", 0) is None if by_name else auto_takes_fused("cuda", 0)
+        return x * 2 if runs else x * 3
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -250,7 +252,7 @@ def test_the_trial_while_a_compiler_traces(monkeypatch, works):
     assert results == 3 * [[2.0, 2.0] if works else [3.0, 3.0]]
     assert seen == [(torch.device("cuda:0"), [1.0, 1.0, 1.0])]
     said = [str(warning.message) for warning in caught]
-    assert sum("C compiler" in message for message in said) == (0 if works else 1)
+    assert sum("C compiler" in message for message in said) == (0 if works or by_name else 1)
 
 
 # the trial

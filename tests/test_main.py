@@ -89,8 +89,8 @@ def wrong_by(loss=0.0, gradient=0.0):
 
     def losses_of(problem):
         losses, has_positive = autograd.tiled_losses(problem)
-        scaled = losses * (1 + gradient)
-        return scaled + (losses * (1 + loss) - scaled).detach(), has_positive
+        losses.register_hook(lambda upstream: upstream * (1 + gradient))
+        return losses + (losses * loss).detach(), has_positive
 
     return losses_of
 
@@ -127,11 +127,19 @@ def test_a_backend_that_raises_fails(interpreted, monkeypatch):
     assert all(line.endswith("FAILED: RuntimeError: out of registers") for line in lines)
 
 
-def test_the_checks_leave_the_precision_alone():
+def test_the_checks_multiply_exactly_and_leave_the_precision_alone(interpreted, monkeypatch):
+    seen = []
+
+    def losses_of(problem):
+        seen.append(torch.get_float32_matmul_precision())
+        return autograd.tiled_losses(problem)
+
+    monkeypatch.setattr(autograd, "fused_losses", losses_of)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
-        assert agreement.check_backend("tiled", CPU, torch.float32).ok
+        assert agreement.check_backend("triton", CPU, torch.float32).ok
+        assert seen == ["highest"]
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -198,7 +206,7 @@ def test_a_missing_triton_is_named(monkeypatch):
 
 
 def test_metal_is_not_asked_for_bfloat16():
-    assert torch.bfloat16 not in report.dtypes_of(torch.device("mps"))
+    assert report.dtypes_of(torch.device("mps")) == [torch.float32, torch.float16]
     assert report.dtypes_of(CPU) == report.dtypes_of(torch.device("cuda:0"))
 
 
