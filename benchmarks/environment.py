@@ -11,14 +11,17 @@ import torch
 import pixcontrast
 
 
-def describe_environment() -> dict[str, object]:
-    """Versions, machine, date and commit, taken at the start, before the run itself adds load."""
+def describe_environment(commit: str | None = None) -> dict[str, object]:
+    """Versions, machine, date and commit, taken at the start, before the run itself adds load.
+
+    `commit` is for a copy of the files without their history.
+    """
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pixcontrast": pixcontrast.__version__,
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": _git("rev-parse", "HEAD") or commit,
         "git_changed_files": _changed_files(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),

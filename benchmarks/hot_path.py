@@ -3,9 +3,11 @@
     python -m benchmarks.hot_path
     python -m benchmarks.hot_path --shapes 975x47500x256 --repeats 9
     python -m benchmarks.hot_path --redraw benchmarks/results/hot_path.json
+    python -m benchmarks.hot_path --device cuda --help
 
 Time is compared within one run, all ways in turn; the floor is two plain matrix products of the
-same size. Memory is what a process of its own needs beyond its inputs.
+same size. Memory is what a process of its own needs beyond its inputs. What is measured on a GPU is
+`benchmarks/gpu_hot_path.py`, with options of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks import gpu_hot_path
 from benchmarks.curves import save_curves
 from benchmarks.script import add_run_options, cell, look_at_machine, set_threads, write_record
 from benchmarks.timing import alternate, measured_peak, peak_memory, summarise
@@ -42,6 +45,9 @@ take gigabytes, and mining, which holds a part at a time, takes long."""
 
 def main(arguments: list[str] | None = None) -> None:
     """Time and weigh every way on every shape: a table, a JSON and a picture."""
+    device, rest = _split_device(arguments)
+    if device == "cuda":
+        raise SystemExit(gpu_hot_path.main(rest))
     options = _parser().parse_args(arguments)
     set_threads(options.threads)
     if options.peak is not None:
@@ -119,9 +125,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--shapes", nargs="+", type=_shape, metavar="MxNxD[xC]", default=shapes)
     add("--variants", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME")
     add_run_options(parser, repeats=7)
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: see --device cuda --help")
     add("--redraw", type=Path, metavar="JSON", help="draw the picture of a run that is done")
     add("--peak", choices=NAMES, help=argparse.SUPPRESS)
     return parser
+
+
+def _split_device(arguments: list[str] | None) -> tuple[str, list[str]]:
+    """The device that is asked for, and every other argument."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--device", default="cpu")
+    known, rest = parser.parse_known_args(arguments)
+    return known.device, rest
 
 
 def _shape(text: str) -> Shape:

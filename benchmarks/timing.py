@@ -46,14 +46,14 @@ def summarise(
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     summary: dict[str, dict[str, float | None]] = {}
     for name, times in seconds.items():
-        summary[name] = {"seconds": medians[name], "spread": _spread(times)}
+        summary[name] = {"seconds": medians[name], "spread": spread(times)}
         for reference in references:
             there = reference in medians
             summary[name][f"to_{reference}"] = medians[name] / medians[reference] if there else None
     return summary
 
 
-def _spread(seconds: list[float]) -> float:
+def spread(seconds: list[float]) -> float:
     """(third quartile − first quartile) / median: how quiet the machine was."""
     first, middle, third = statistics.quantiles(seconds, n=4)
     return (third - first) / middle
