@@ -17,7 +17,7 @@ def _fine_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     from pixcontrast._equation import fused, fused_layout, fused_passes
 
     monkeypatch.setattr(fused_passes, "LEAST_BLOCKS", 1)
-    monkeypatch.setattr(fused_layout, "INTERPRETED_PROCESSORS", 6)
+    monkeypatch.setattr(fused_layout, "INTERPRETED_PROCESSORS", 4)
     for module in (fused_layout, fused_passes):
         monkeypatch.setattr(module, "CHUNK", 4)
     monkeypatch.setattr(fused, "STRIPE_SIZE", 2000)

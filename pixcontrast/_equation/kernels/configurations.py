@@ -2,11 +2,14 @@
 
 Shared memory decides: 227 KB a program on Hopper and data-centre Blackwell, 163 KB on A100,
 99 KB on consumer cards. Every row is compiled ahead of time by `tests/test_ahead_of_time.py`, which
-checks that it fits and that 16-bit and TF32 products spill no register.
+checks that it fits and that 16-bit and TF32 products spill no register. `python -m benchmarks.tune`
+searches for better rows on a card and prints them as they stand here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 
@@ -39,10 +42,10 @@ C, K = Configurations, Configuration
 # By the kind of product and the largest D. float32 as it is has no matrix unit on any card: small
 # tiles, which no card lacks the memory for.
 _IEEE: Row = {
-    64: C(K(64, 32, 8, 2), K(64, 32, 8, 2), K(64, 32, 8, 2)),
-    128: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 32, 8, 2)),
-    256: C(K(32, 16, 8, 2), K(32, 16, 8, 2), K(32, 16, 8, 2)),
-    512: C(K(16, 16, 8, 1), K(16, 16, 8, 1), K(16, 16, 8, 1)),
+    64: C(K(64, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 2)),
+    128: C(K(32, 16, 8, 2), K(64, 16, 8, 2), K(64, 32, 8, 2)),
+    256: C(K(32, 32, 8, 1), K(64, 16, 8, 2), K(64, 16, 8, 2)),
+    512: C(K(32, 16, 8, 2), K(32, 16, 8, 1), K(32, 16, 8, 1)),
 }
 _AMPERE: dict[str, Row] = {
     "16": {
@@ -120,8 +123,23 @@ LARGEST_DIM = 512
 INTERPRETED = C(K(32, 32, 1, 1), K(16, 16, 1, 1), K(16, 32, 1, 1))
 
 
+_tried: list[Configurations] = []
+
+
+@contextmanager
+def using(configurations: Configurations) -> Iterator[None]:
+    """Inside, every call has these tiles: for a search such as `python -m benchmarks.tune`."""
+    _tried.append(configurations)
+    try:
+        yield
+    finally:
+        _tried.pop()
+
+
 def configurations_for(capability: int, kind: str, dim: int) -> Configurations:
     """The row of a card: its own, or that of the nearest older card of its generation."""
+    if _tried:
+        return _tried[-1]
     known = [card for card in TABLE if card <= capability and card // 10 == capability // 10]
     rows = TABLE[max(known)][kind] if known else _CONSUMER[kind]
     return rows[min(largest for largest in rows if dim <= largest)]
