@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,12 +66,10 @@ def search(
             expected, shortest = trial(), seconds_of(trial, device, options.repeats, untimed=1)
         for candidate in candidates(name, best):
             with using(candidate):
-                found = attempt(
-                    lambda trial=trial, expected=expected: timed(
-                        trial, expected, TOLERANCES[options.mode], options.repeats, device
-                    ),
-                    device,
+                job = partial(
+                    timed, trial, expected, TOLERANCES[options.mode], options.repeats, device
                 )
+                found = attempt(job, device)
             chosen = tuple(getattr(candidate, name))
             said = found if isinstance(found, str) else f"{1000 * found:.3f} ms"
             print(f"  {name} {chosen}: {said}", flush=True)

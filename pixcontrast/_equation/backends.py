@@ -145,7 +145,7 @@ def _warn_once(fault: str) -> None:
     warnings.warn(
         f'backend="auto" takes "tiled", since the faster "triton" cannot run here: {fault}',
         RuntimeWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
 
 

@@ -5,7 +5,6 @@ Everything is made on the device by operations of fixed shape; the host learns n
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -13,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from pixcontrast._equation.backends import interpreted
 from pixcontrast._equation.kernels.configurations import (
     INTERPRETED,
     Configurations,
@@ -111,16 +111,11 @@ class Layout:
         return _num_processors(self.rows.vectors.device)
 
 
-def is_interpreted() -> bool:
-    """Whether Triton runs kernels on the CPU."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
 def lay_out(problem: Problem) -> Layout:
     """Sort the anchors, survey the pieces, choose the tiles."""
     precision = product_precision(problem.product_dtype)
-    interpreted = is_interpreted()
-    if interpreted:
+    on_cpu = interpreted()
+    if on_cpu:
         configurations = INTERPRETED
     else:
         device, dim = problem.anchors.device, problem.anchors.shape[1]
@@ -131,7 +126,7 @@ def lay_out(problem: Problem) -> Layout:
     block = configurations.denominator.columns
     rows = _sort(problem, block)
     pieces = tuple(_columns(problem, number, rows, block) for number in range(len(problem.pieces)))
-    return Layout(problem, rows, pieces, configurations, precision, interpreted)
+    return Layout(problem, rows, pieces, configurations, precision, on_cpu)
 
 
 def product_precision(dtype: torch.dtype) -> str:

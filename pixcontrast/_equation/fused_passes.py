@@ -254,7 +254,8 @@ def write_stripe(layout: Layout, first: int, stop: int, logits: Tensor) -> None:
         del constants["MINED"]
         if len(piece) > 0:
             num_rows = stop - first // configuration.rows * configuration.rows
-            grid = (triton.cdiv(num_rows, configuration.rows), piece.num_blocks)
+            # The first axis is the one that may be long.
+            grid = (piece.num_blocks, triton.cdiv(num_rows, configuration.rows))
             stripe_kernel[grid](
                 layout.rows.vectors,
                 first,

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from benchmarks import tune
-from pixcontrast._equation import fused_layout
 from pixcontrast._equation.kernels.configurations import (
     INTERPRETED,
     Configuration,
@@ -19,7 +18,6 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def _few_tiles(monkeypatch):
-    monkeypatch.setattr(fused_layout, "is_interpreted", lambda: True)
     for name, values in (("ROWS", (16,)), ("COLUMNS", (16, 32)), ("WARPS", (4,)), ("STAGES", (1,))):
         monkeypatch.setattr(tune, name, values)
 

@@ -94,15 +94,15 @@ _BLACKWELL: dict[str, Row] = {
 }
 _CONSUMER: dict[str, Row] = {
     "16": {
-        64: C(K(128, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 4, 2)),
+        64: C(K(128, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 4, 2)),
         128: C(K(128, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
-        256: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
+        256: C(K(64, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 2)),
         512: C(K(32, 32, 8, 2), K(64, 16, 8, 1), K(32, 32, 8, 2)),
     },
     "tf32": {
-        64: C(K(128, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 4, 2)),
+        64: C(K(128, 64, 8, 2), K(64, 64, 8, 2), K(64, 32, 4, 2)),
         128: C(K(64, 64, 8, 1), K(64, 64, 8, 2), K(64, 64, 8, 2)),
-        256: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 32, 8, 1)),
+        256: C(K(32, 32, 8, 2), K(32, 16, 8, 2), K(16, 16, 8, 1)),
         512: C(K(16, 16, 8, 1), K(16, 16, 8, 1), K(16, 16, 8, 1)),
     },
     "ieee": _IEEE,
@@ -148,5 +148,6 @@ def configurations_for(capability: int, kind: str, dim: int) -> Configurations:
 def for_mining(configurations: Configurations) -> Configurations:
     """One shape of product in every pass: only the same bits meet a threshold."""
     shape = configurations.denominator
-    swapped = Configuration(shape.columns, shape.rows, shape.warps, shape.stages)
+    # What is streamed is large then, and there is room for one of it.
+    swapped = Configuration(shape.columns, shape.rows, shape.warps, 1)
     return Configurations(shape, shape, swapped)

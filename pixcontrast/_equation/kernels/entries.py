@@ -22,7 +22,8 @@ from pixcontrast._equation.kernels.similarity import (
 @triton.jit
 def _derivative(logits, positive, negative, log_sum, weight, share, upstream, ALL: tl.constexpr):
     """∂L/∂s times the upstream gradient: what `coefficients` is in the tiled form."""
-    likelihood = tl.exp2(logits - log_sum)
+    # No likelihood is above 1; of what does not count exp2 might overflow.
+    likelihood = tl.exp2(tl.minimum(logits - log_sum, 0.0))
     if ALL:
         pushed = tl.where(positive | negative, likelihood * weight, 0.0)
         pulled = tl.where(positive, share, 0.0)

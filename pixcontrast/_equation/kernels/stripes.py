@@ -32,15 +32,15 @@ def stripe_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Program (i, j): the similarities of an anchor block with entry block j.
+    """Program (j, i): the similarities of an anchor block with entry block j.
 
     Blocks stand as in the other passes, the i-th from that of `first_row`: a product's last bit
     may depend on where in a tile it stands.
     """
     first_block = first_row // BLOCK_M
-    row_numbers = (first_block + tl.program_id(0)) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_numbers = (first_block + tl.program_id(1)) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = row_numbers < last_row
-    numbers = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    numbers = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     within = numbers < num_entries
     there = tl.load(entry_classes + numbers, mask=within, other=-1) >= 0
     anchors = fetch(rows, row_numbers, inside, D, 1, largest, rows, D, BLOCK_D, False)
