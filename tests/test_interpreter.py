@@ -1,4 +1,4 @@
-"""The fused kernels on a machine without a GPU: in Triton's interpreter, in processes of their own."""
+"""The fused kernels without a GPU: in Triton's interpreter, in processes of their own."""
 
 import os
 import re
