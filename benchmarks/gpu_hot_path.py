@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -39,6 +37,7 @@ from benchmarks.gpu_cases import choose_cases, parse_case_shape
 from benchmarks.gpu_table import row_lines, table_head
 from benchmarks.gpu_ways import DENSE_WAYS, MODES, WAYS, Case, Drawn, ways
 from benchmarks.script import write_record
+from pixcontrast._agreement import matmul_precision
 
 Row = dict[str, Any]
 RECORD = "hot_path_gpu.json"
@@ -99,7 +98,7 @@ def _measure(
     device = options.device
     release(device)
     try:
-        with _precision(MODES[case.mode].precision):
+        with matmul_precision(MODES[case.mode].precision):
             drawn = Drawn.draw(case, device)
             square = gpu_rates.square_product(MODES[case.mode].dtype, device, options.square)
             runs: dict[str, Run] = {
@@ -195,16 +194,6 @@ def _key(row: Row) -> tuple[Any, ...]:
 def _write(folder: Path | None, record: Row) -> None:
     if folder is not None:
         write_record(folder / RECORD, record)
-
-
-@contextmanager
-def _precision(name: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,17 +46,25 @@ def check_backend(form: Form, device: torch.device, dtype: torch.dtype) -> Agree
     """Runs the small case both ways; never raises for what the backend does."""
     tolerance = TOLERANCES[dtype]
     anchors, anchor_labels, bank, bank_labels = (tensor.to(device) for tensor in small_case(dtype))
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
     try:
-        actual = _loss_and_gradient(form, anchors, anchor_labels, bank, bank_labels)
+        with matmul_precision("highest"):
+            actual = _loss_and_gradient(form, anchors, anchor_labels, bank, bank_labels)
     except Exception as error:  # whatever it is, the report goes on
         return Agreement(torch.inf, torch.inf, in_one_line(error), tolerance)
-    finally:
-        torch.set_float32_matmul_precision(precision)
     truth = _true_loss_and_gradient(dtype)
     loss_error, gradient_error = (_relative_error(*p) for p in zip(actual, truth, strict=True))
     return Agreement(loss_error, gradient_error, None, tolerance)
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """How float32 is multiplied, inside."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def small_case(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -74,7 +74,6 @@ def compile_kernel(
         "CLEAN": False,
         "NARROWS": False,
         "PRECISION": "ieee" if kind == "ieee" else "tf32",
-        "WIDE_PRECISION": "tf32",
         "IN_FLOAT32": False,
         "WIDEN": False,
         "column_stride": 1,

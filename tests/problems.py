@@ -9,9 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixcontrast import HardNegativeSampler
 from pixcontrast.functional import info_nce
 
 IGNORE = 255
+DENOMINATORS = ("negatives", "all")
+MININGS = {
+    "everything": None,
+    "hardest": HardNegativeSampler(strategy="hardest", num_negatives=5, num_positives=3),
+    "semi-hard": HardNegativeSampler(ratio=0.4, num_negatives=3, num_positives=None),
+    "random": HardNegativeSampler(strategy="random", num_negatives=4, num_positives=2),
+}
 
 
 def vectors(rows: int, dim: int, generator: torch.Generator, dtype=torch.float64) -> Tensor:

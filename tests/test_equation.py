@@ -4,20 +4,21 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import IGNORE, by_hand, labels, loss_and_gradients, vectors, worst_error
+from problems import (
+    DENOMINATORS,
+    IGNORE,
+    MININGS,
+    by_hand,
+    labels,
+    loss_and_gradients,
+    vectors,
+    worst_error,
+)
 
-from pixcontrast import HardNegativeSampler
 from pixcontrast._equation import attention
 from pixcontrast.functional import info_nce
 
 BOUND = 1e-10  # relative, float64
-DENOMINATORS = ("negatives", "all")
-MININGS = {
-    "everything": None,
-    "hardest": HardNegativeSampler(strategy="hardest", num_negatives=5, num_positives=3),
-    "semi-hard": HardNegativeSampler(ratio=0.4, num_negatives=3, num_positives=None),
-    "random": HardNegativeSampler(strategy="random", num_negatives=4, num_positives=2),
-}
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)

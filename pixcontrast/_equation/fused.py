@@ -22,35 +22,34 @@ from pixcontrast._equation.fused_passes import (
     positives_pass,
     write_stripe,
 )
+from pixcontrast._equation.mined import allocate_thresholds
 from pixcontrast._equation.problem import Problem
 from pixcontrast._equation.stripes import STRIPE_SIZE
-from pixcontrast._equation.tiled import Forward, allocate_forward
+from pixcontrast._equation.tiled import Forward, allocate_entries_gradient, allocate_forward
 from pixcontrast._keys import PairKeys
 from pixcontrast.mining import Thresholds
 
 
-def fused_forward(problem: Problem, *, want_gradient: bool) -> tuple[Forward, Thresholds]:
+def fused_forward(problem: Problem, *, want_gradient: bool) -> tuple[Forward, Thresholds | None]:
     """Losses and, where wanted, the anchors' gradient through all entries but themselves.
 
-    Z among the statistics, and the thresholds under mining, are to the base 2.
+    Z among the statistics, and the thresholds under mining (else None), are to the base 2.
     """
     result = allocate_forward(problem, want_gradient=want_gradient)
-    nothing = Thresholds(*(result.losses.new_empty(0) for _ in Thresholds._fields))
+    met = None if problem.mining is None else allocate_thresholds(problem)
     num_entries = sum(piece.labels.numel() for piece in problem.pieces)
     if problem.labels.numel() == 0 or num_entries == 0:
-        return result, nothing if problem.mining is None else _unmet(problem)
+        return result, met
     with _on(problem.anchors.device):
         layout = lay_out(problem)
         thresholds = None if problem.mining is None else _thresholds(layout)
         partials = denominator_pass(layout, thresholds, want_gradient=want_gradient)
         sums = positives_pass(layout, partials, thresholds, want_gradient=want_gradient)
         finish(layout, partials, sums, result)
-        if thresholds is None:
-            return result, nothing
-        ordered = _unmet(problem)
-        for column, values in zip(ordered, thresholds, strict=True):
-            column[layout.rows.order] = values
-        return result, ordered
+        if met is not None and thresholds is not None:
+            for column, values in zip(met, thresholds, strict=True):
+                column[layout.rows.order] = values
+    return result, met
 
 
 def fused_entries_gradient(
@@ -64,12 +63,9 @@ def fused_entries_gradient(
 
     For the anchors themselves, g_i ∂L_i/∂a_i through them is in it too.
     """
-    results: list[Tensor | None] = [
-        piece.entries.new_zeros(piece.entries.shape, dtype=torch.float32) if want else None
-        for piece, want in zip(problem.pieces, wanted, strict=True)
-    ]
     if problem.labels.numel() == 0:
-        return results
+        return allocate_entries_gradient(problem, wanted)
+    results: list[Tensor | None] = [None] * len(wanted)
     with _on(problem.anchors.device):
         layout = lay_out(problem)
         order = layout.rows.order
@@ -77,14 +73,14 @@ def fused_entries_gradient(
         met = None
         if problem.mining is not None:
             met = Thresholds(*(column[order].contiguous() for column in thresholds))
-        for number, (piece, result) in enumerate(zip(layout.pieces, results, strict=True)):
-            if result is None or len(piece) == 0:
+        for number, piece in enumerate(layout.pieces):
+            if not wanted[number]:
                 continue
             gradient = entries_pass(layout, piece, ordered, met, upstream[order])
             if piece.is_anchors:
-                result[order] = gradient
-            else:
-                results[number] = gradient
+                in_order, gradient = gradient, torch.empty_like(gradient)
+                gradient[order] = in_order
+            results[number] = gradient
     return results
 
 
@@ -95,6 +91,7 @@ def _thresholds(layout: Layout) -> Thresholds:
     num_anchors, num_entries = len(rows.labels), sum(len(piece) for piece in layout.pieces)
     height = min(num_anchors, max(1, STRIPE_SIZE // num_entries))
     classes = torch.cat([piece.classes for piece in layout.pieces])
+    bits = torch.cat([piece.bits for piece in layout.pieces])
     buffer = rows.vectors.new_empty(height, num_entries, dtype=torch.float32)
     found = []
     for first in range(0, num_anchors, height):
@@ -108,23 +105,9 @@ def _thresholds(layout: Layout) -> Thresholds:
             if piece.is_anchors:
                 positive[:, column + block.start : column + block.stop].fill_diagonal_(False)
             column += len(piece)
-        found.append(problem.mining.thresholds(logits, positive, negative, _keys(layout, block)))
+        keys = None if problem.seed is None else PairKeys(rows.bits[block, None], bits).all()
+        found.append(problem.mining.thresholds(logits, positive, negative, keys))
     return Thresholds(*(torch.cat(column).contiguous() for column in zip(*found, strict=True)))
-
-
-def _keys(layout: Layout, block: slice) -> Tensor | None:
-    if layout.problem.seed is None:
-        return None
-    bits = torch.cat([piece.bits for piece in layout.pieces])
-    return PairKeys(layout.rows.bits[block, None], bits).all()
-
-
-def _unmet(problem: Problem) -> Thresholds:
-    """Thresholds of the right shapes."""
-    num_anchors = problem.labels.numel()
-    like = problem.anchors.new_zeros(num_anchors, 1, dtype=torch.float32)
-    key = torch.zeros_like(like, dtype=torch.int32)
-    return Thresholds(like, key, like.clone(), key.clone())
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:

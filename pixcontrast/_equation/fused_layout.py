@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -31,6 +32,20 @@ CHUNK = 1024
 INTERPRETED_PROCESSORS = 6
 
 
+class Survey(NamedTuple):
+    """What stands where.
+
+    Attributes:
+        classes: (n,) int32, odd numbers that ascend with the labels of the anchors, even ones for
+            labels that no anchor has, −1 for entries that take no part.
+        first_classes, last_classes: the least and largest class of each block of entries.
+    """
+
+    classes: Tensor
+    first_classes: Tensor
+    last_classes: Tensor
+
+
 @dataclass(frozen=True)
 class Rows:
     """The anchors, sorted by label; those that take no part stand last.
@@ -38,7 +53,7 @@ class Rows:
     Attributes:
         vectors: (M, D) contiguous operands, zeros for those that take no part.
         labels: (M,) int64.
-        classes: (M,) int32, as in `Columns`.
+        survey: of them as entries of each other.
         order: (M,) int64, their places in the caller's order.
         num_present: () int32.
         bits: (M,) int32, the random keys' part of each; zeros where nothing is left to chance.
@@ -46,10 +61,15 @@ class Rows:
 
     vectors: Tensor
     labels: Tensor
-    classes: Tensor
+    survey: Survey
     order: Tensor
     num_present: Tensor
     bits: Tensor
+
+    @property
+    def classes(self) -> Tensor:
+        """(M,) int32, as in `Survey`."""
+        return self.survey.classes
 
 
 @dataclass(frozen=True)
@@ -58,11 +78,9 @@ class Columns:
 
     Attributes:
         entries: (n, D), any strides.
-        classes: (n,) int32, odd numbers that ascend with the labels of the anchors, even ones for
-            labels that no anchor has, −1 for entries that take no part.
+        classes, first_classes, last_classes: as in `Survey`.
         is_anchors: whether these are the sorted anchors themselves.
         bits: (n,) int32, as in `Rows`.
-        first_classes, last_classes: the least and largest class of each block of entries.
         runs: starts, stops and numbers before of the runs of blocks that are not empty.
         run_counts: (2,) the number of runs, and of blocks in them.
     """
@@ -153,8 +171,8 @@ def _sort(problem: Problem, block: int) -> Rows:
     if problem.seed is not None:
         bits = PairKeys.of(problem.seed, order, order[:0]).row_bits[:, 0].contiguous()
     num_present = present.sum(dtype=torch.int32)
-    classes, _, _ = _survey(labels, labels, num_present, block)
-    return Rows(vectors, labels, classes, order, num_present, bits)
+    survey = _survey(labels, labels, num_present, block)
+    return Rows(vectors, labels, survey, order, num_present, bits)
 
 
 def _columns(problem: Problem, number: int, rows: Rows, block: int) -> Columns:
@@ -168,7 +186,10 @@ def _columns(problem: Problem, number: int, rows: Rows, block: int) -> Columns:
     if problem.seed is not None:
         columns = numbers + piece.first_column
         bits = PairKeys.of(problem.seed, numbers[:0], columns).column_bits.contiguous()
-    classes, first, last = _survey(labels, rows.labels, rows.num_present, block)
+    survey = rows.survey
+    if not piece.is_anchors:
+        survey = _survey(labels, rows.labels, rows.num_present, block)
+    classes, first, last = survey
     starts, stops, befores = (torch.empty_like(first) for _ in range(3))
     counts = first.new_zeros(2)
     if len(first) > 0:
@@ -177,10 +198,7 @@ def _columns(problem: Problem, number: int, rows: Rows, block: int) -> Columns:
     return Columns(entries, classes, piece.is_anchors, bits, first, last, runs, counts)
 
 
-def _survey(
-    labels: Tensor, anchor_labels: Tensor, num_present: Tensor, block: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The class of each entry, and the least and largest class of each block of entries."""
+def _survey(labels: Tensor, anchor_labels: Tensor, num_present: Tensor, block: int) -> Survey:
     classes = torch.empty_like(labels, dtype=torch.int32)
     num_blocks = -(-len(labels) // block)
     first, last = (classes.new_empty(num_blocks) for _ in range(2))
@@ -196,7 +214,7 @@ def _survey(
             len(anchor_labels).bit_length(),
             BLOCK_N=block,
         )
-    return classes, first, last
+    return Survey(classes, first, last)
 
 
 @cache

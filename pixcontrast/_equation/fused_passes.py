@@ -60,20 +60,14 @@ def denominator_pass(
     problem, rows = layout.problem, layout.rows
     num_anchors, dim = rows.vectors.shape
     configuration = layout.configurations.denominator
-    ordered = _weighted_first(layout, want_gradient)
-    shares = [_num_shares(layout, configuration, piece.num_blocks) for piece, _ in ordered]
-    weighted_slots = sum(
-        share for share, (_, weighted) in zip(shares, ordered, strict=True) if weighted
-    )
+    slots = _slots(layout, configuration, want_gradient)
+    num_slots = sum(taken.num_shares for taken in slots)
+    num_weighted = sum(taken.num_shares for taken in slots if taken.weighted)
     like = rows.vectors.new_empty(0, dtype=torch.float32)
-    maxima = like.new_empty(sum(shares), num_anchors)
-    totals = like.new_empty(sum(shares), num_anchors)
-    sums = like.new_empty(weighted_slots, num_anchors, dim)
+    maxima, totals = (like.new_empty(num_slots, num_anchors) for _ in range(2))
+    sums = like.new_empty(num_weighted, num_anchors, dim)
     log_sums = like.new_empty(num_anchors)
-    first = 0
-    for (piece, weighted), num_shares in zip(ordered, shares, strict=True):
-        if num_shares == 0:
-            continue
+    for piece, weighted, first, num_shares in slots:
         denominator_kernel[(triton.cdiv(num_anchors, configuration.rows), num_shares)](
             rows.vectors,
             rows.classes,
@@ -97,7 +91,6 @@ def denominator_pass(
             CHUNK=CHUNK,
             **_constants(layout, piece, configuration),
         )
-        first += num_shares
     block = 128
     log_sum_kernel[(triton.cdiv(num_anchors, block),)](
         maxima,
@@ -123,19 +116,14 @@ def positives_pass(
     problem, rows = layout.problem, layout.rows
     num_anchors, dim = rows.vectors.shape
     configuration = layout.configurations.positives
-    ordered = _weighted_first(layout, want_gradient)
-    shares = [_num_shares(layout, configuration, piece.num_blocks) for piece, _ in ordered]
-    weighted_slots = sum(
-        share for share, (_, weighted) in zip(shares, ordered, strict=True) if weighted
-    )
+    slots = _slots(layout, configuration, want_gradient)
+    num_slots = sum(taken.num_shares for taken in slots)
+    num_weighted = sum(taken.num_shares for taken in slots if taken.weighted)
     like = rows.vectors.new_empty(0, dtype=torch.float32)
-    counts = like.new_empty(sum(shares), num_anchors, dtype=torch.int32)
-    losses, weights = (like.new_empty(sum(shares), num_anchors) for _ in range(2))
-    pulls = like.new_empty(weighted_slots, num_anchors, dim)
-    first = 0
-    for (piece, weighted), num_shares in zip(ordered, shares, strict=True):
-        if num_shares == 0:
-            continue
+    counts = like.new_empty(num_slots, num_anchors, dtype=torch.int32)
+    losses, weights = (like.new_empty(num_slots, num_anchors) for _ in range(2))
+    pulls = like.new_empty(num_weighted, num_anchors, dim)
+    for piece, weighted, first, num_shares in slots:
         _, _, positive_hardness, positive_key, row_bits, column_bits = _mining(
             layout, piece, thresholds
         )
@@ -167,7 +155,6 @@ def positives_pass(
             TILES=layout.configurations.denominator.columns // configuration.columns,
             **_constants(layout, piece, configuration),
         )
-        first += num_shares
     return Sums(counts, losses, weights, pulls)
 
 
@@ -218,6 +205,8 @@ def entries_pass(
     problem, rows = layout.problem, layout.rows
     configuration = layout.configurations.entries
     num_anchors, dim = rows.vectors.shape
+    if len(piece) == 0:
+        return rows.vectors.new_empty(0, dim, dtype=torch.float32)
     num_blocks = triton.cdiv(len(piece), configuration.rows)
     most = triton.cdiv(num_anchors, configuration.columns)
     num_shares = _fill(layout.num_processors, num_blocks, most)
@@ -238,7 +227,6 @@ def entries_pass(
         IS_ANCHORS=piece.is_anchors,
         BOTH_ROLES=_has_both_roles(layout, piece),
         ALL=problem.denominator == "all",
-        WIDE_PRECISION="tf32",
         IN_FLOAT32=half,
         **_constants(layout, piece, configuration),
     )
@@ -274,21 +262,41 @@ def _has_both_roles(layout: Layout, piece: Columns) -> bool:
     return piece.is_anchors and layout.problem.mining is None
 
 
-def _weighted_first(layout: Layout, want_gradient: bool) -> list[tuple[Columns, bool]]:
-    """Pieces, and whether their part of the gradient is made in the forward.
+class Slots(NamedTuple):
+    """The slots in which the programs of a piece leave their results.
 
-    That of the anchors against themselves is not: the backward makes both roles in one pass.
+    Attributes:
+        piece: which has entries.
+        weighted: whether they hold a part of the gradient: the backward makes that of the anchors
+            against themselves, both roles in one pass.
+        first: the first of them.
+        num_shares: how many, one for each share of the entries.
     """
+
+    piece: Columns
+    weighted: bool
+    first: int
+    num_shares: int
+
+
+def _slots(layout: Layout, configuration: Configuration, want_gradient: bool) -> list[Slots]:
+    """Of every piece that has entries; those with a part of the gradient stand first."""
     marked = [
-        (piece, want_gradient and not _has_both_roles(layout, piece)) for piece in layout.pieces
+        (piece, want_gradient and not _has_both_roles(layout, piece))
+        for piece in layout.pieces
+        if piece.num_blocks > 0
     ]
-    return sorted(marked, key=lambda piece: not piece[1])
+    slots: list[Slots] = []
+    first = 0
+    for piece, weighted in sorted(marked, key=lambda mark: not mark[1]):
+        num_shares = _num_shares(layout, configuration, piece.num_blocks)
+        slots.append(Slots(piece, weighted, first, num_shares))
+        first += num_shares
+    return slots
 
 
 def _num_shares(layout: Layout, configuration: Configuration, num_blocks: int) -> int:
     """Into how many shares the entries of a piece are split, for every processor to have work."""
-    if num_blocks == 0:
-        return 0
     row_blocks = triton.cdiv(len(layout.rows.classes), configuration.rows)
     return _fill(layout.num_processors, row_blocks, triton.cdiv(num_blocks, LEAST_BLOCKS))
 

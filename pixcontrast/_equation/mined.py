@@ -28,7 +28,7 @@ MASKED_SIZE = 1 << 20
 def mined_forward(problem: Problem, *, want_gradient: bool) -> tuple[Forward, Thresholds]:
     """As `tiled_forward`, and the thresholds (M, 1) of each anchor's selection."""
     result = allocate_forward(problem, want_gradient=want_gradient)
-    thresholds = _allocate_thresholds(problem)
+    thresholds = allocate_thresholds(problem)
     stripes = Stripes(problem, [True] * len(problem.pieces))
     if stripes.num_columns == 0:
         return result, thresholds
@@ -91,7 +91,7 @@ def _mined(
     return parts
 
 
-def _allocate_thresholds(problem: Problem) -> Thresholds:
+def allocate_thresholds(problem: Problem) -> Thresholds:
     logit = problem.anchors.new_zeros(problem.labels.numel(), 1, dtype=problem.compute_dtype)
     key = torch.full_like(logit, LARGEST_KEY, dtype=torch.int32)
     return Thresholds(logit, key, logit.clone(), key.clone())

@@ -57,10 +57,11 @@ def losses_operator(
 
             result, thresholds = fused_forward(problem, want_gradient=want_gradient)
         elif problem.mining is None:
-            result = tiled_forward(problem, want_gradient=want_gradient)
-            thresholds = Thresholds(*(result.losses.new_empty(0) for _ in Thresholds._fields))
+            result, thresholds = tiled_forward(problem, want_gradient=want_gradient), None
         else:
             result, thresholds = mined_forward(problem, want_gradient=want_gradient)
+    if thresholds is None:
+        thresholds = Thresholds(*(result.losses.new_empty(0) for _ in Thresholds._fields))
     gradient = result.losses.new_empty(0) if result.gradient is None else result.gradient
     return result.losses, result.has_positive, gradient, *result.statistics, *thresholds
 

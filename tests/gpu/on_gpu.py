@@ -8,11 +8,12 @@ tested; with `triton` beside `TRITON_INTERPRET=1` the interpreter runs the kerne
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 
 import pytest
 import torch
 from problems import labels, loss_and_gradients, vectors
+
+from pixcontrast._agreement import matmul_precision
 
 REHEARSAL = os.environ.get("PIXCONTRAST_GPU_TESTS_ON_CPU")
 DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
@@ -50,16 +51,6 @@ def size(on_gpu: int, in_rehearsal: int) -> int:
     return in_rehearsal if REHEARSAL else on_gpu
 
 
-@contextmanager
-def precision(name):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def draw(rows, dim, dtype, *, classes=5, seed=0, in_order=False):
     """Unit vectors and labels on the device, drawn on the CPU; ordered as a bank holds them."""
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +83,7 @@ def compare(arguments, mode, upstream=None, entries_want_gradient=True, **option
     """Loss and gradients against float64, beside what the dense form reaches in the same dtype."""
     _, matmul = MODES[mode]
     truth = run("dense", wide(arguments), wide(upstream), entries_want_gradient, **options)
-    with precision(matmul):
+    with matmul_precision(matmul):
         ours, dense = (
             run(backend, arguments, upstream, entries_want_gradient, **options)
             for backend in (BACKEND, "dense")

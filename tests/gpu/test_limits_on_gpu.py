@@ -4,9 +4,10 @@ import gc
 
 import pytest
 import torch
-from on_gpu import BACKEND, DEVICE, MODES, draw, needs_gpu, precision, relative_errors, run, size
+from on_gpu import BACKEND, DEVICE, MODES, draw, needs_gpu, relative_errors, run, size
 from torch.nn import functional as F
 
+from pixcontrast._agreement import matmul_precision
 from pixcontrast.functional import info_nce
 
 pytestmark = [*needs_gpu, pytest.mark.plain_empty]  # gigabytes of NaN would take long
@@ -107,7 +108,7 @@ def test_many_anchors_against_themselves(mode):
     dtype, matmul = MODES[mode]
     needs_free(20)
     vectors, labels = some(size(16_384, 500), 64, dtype)
-    with precision(matmul):
+    with matmul_precision(matmul):
         ours = run(BACKEND, (vectors, labels, None, None), None)
     truth = run("dense", (vectors.float(), labels, None, None), None)
     errors = relative_errors(ours, truth)
@@ -142,7 +143,7 @@ def test_the_same_bits_twice(mode, kind):
     rows, columns = size(1024, 60), size(50_000, 200)
     vectors, labels = some(rows, 128, dtype)
     pieces = (None, None) if kind == "itself" else bank(columns, 128, dtype)
-    with precision(matmul):
+    with matmul_precision(matmul):
         first, second, third = (
             run(BACKEND, (vectors, labels, *pieces), None, kind == "entries") for _ in range(3)
         )

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from on_gpu import BACKEND, DEVICE, draw, needs_gpu, precision, relative_errors, run, wide
+from on_gpu import BACKEND, DEVICE, draw, needs_gpu, relative_errors, run, wide
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, PixelContrastLoss
+from pixcontrast._agreement import matmul_precision
 from pixcontrast.functional import info_nce
 
 pytestmark = needs_gpu
@@ -183,7 +184,7 @@ def test_steps_with_a_bank_are_those_of_the_cpu(bank_dtype):
         counts = torch.cat([bank.pixel_count, bank.region_count]).cpu()
         return torch.stack(losses), head.weight.detach().cpu(), counts
 
-    with precision("highest"), torch.backends.cudnn.flags(allow_tf32=False):
+    with matmul_precision("highest"), torch.backends.cudnn.flags(allow_tf32=False):
         ours = train(DEVICE, BACKEND)
         expected = train(torch.device("cpu"), "dense")
     assert torch.equal(ours[2], expected[2])

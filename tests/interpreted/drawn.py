@@ -2,18 +2,9 @@
 
 import pytest
 import torch
-from problems import IGNORE, labels, loss_and_gradients, vectors, worst_error
-
-from pixcontrast import HardNegativeSampler
+from problems import DENOMINATORS, IGNORE, labels, loss_and_gradients, vectors, worst_error
 
 BOUND = 1e-5  # relative, float32
-DENOMINATORS = ("negatives", "all")
-MININGS = {
-    "everything": None,
-    "hardest": HardNegativeSampler(strategy="hardest", num_negatives=5, num_positives=3),
-    "semi-hard": HardNegativeSampler(ratio=0.4, num_negatives=3, num_positives=None),
-    "random": HardNegativeSampler(strategy="random", num_negatives=4, num_positives=2),
-}
 each_denominator = pytest.mark.parametrize("denominator", DENOMINATORS)
 
 

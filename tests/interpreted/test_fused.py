@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from drawn import BOUND, MININGS, cast, draw, each_denominator, errors
-from problems import loss_and_gradients, worst_error
+from drawn import BOUND, cast, draw, each_denominator, errors
+from problems import MININGS, loss_and_gradients, worst_error
 
 from pixcontrast._equation import autograd
 from pixcontrast._equation.fused_layout import lay_out

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from drawn import BOUND, MININGS, cast, draw, each_denominator, errors
-from problems import IGNORE, loss_and_gradients, worst_error
+from drawn import BOUND, cast, draw, each_denominator, errors
+from problems import IGNORE, MININGS, loss_and_gradients, worst_error
 
 from pixcontrast import MemoryBank, PixelContrastLoss, RegionContrastLoss
 from pixcontrast._equation import fused

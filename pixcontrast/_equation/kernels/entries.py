@@ -71,7 +71,6 @@ def entries_kernel(
     MINED: tl.constexpr,
     NARROWS: tl.constexpr,
     PRECISION: tl.constexpr,
-    WIDE_PRECISION: tl.constexpr,
     IN_FLOAT32: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
@@ -164,7 +163,7 @@ def entries_kernel(
                 ALL,
             )
         if IN_FLOAT32:
-            gradient = multiply(change, anchors.to(tl.float32), gradient, WIDE_PRECISION, WIDEN)
+            gradient = multiply(change, anchors.to(tl.float32), gradient, "tf32", WIDEN)
         else:
             gradient = multiply(change.to(anchors.dtype), anchors, gradient, PRECISION, WIDEN)
 
