@@ -14,9 +14,9 @@ collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
 @pytest.fixture(autouse=True)
 def _fine_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little problems in many programs, shares and chunks."""
-    from pixcontrast._equation import fused, fused_layout, fused_passes
+    from pixcontrast._equation import fused, fused_launch, fused_layout, fused_passes
 
-    monkeypatch.setattr(fused_passes, "LEAST_BLOCKS", 1)
+    monkeypatch.setattr(fused_launch, "LEAST_BLOCKS", 1)
     monkeypatch.setattr(fused_layout, "INTERPRETED_PROCESSORS", 4)
     for module in (fused_layout, fused_passes):
         monkeypatch.setattr(module, "CHUNK", 4)
