@@ -117,6 +117,14 @@ def test_rows_without(what, denominator):
         assert all((one == 0).all() for one in (*made, *expected))
 
 
+@each_denominator
+def test_entries_of_classes_that_no_anchor_has(denominator):
+    anchors, anchor_labels, bank, bank_labels = draw("bank")
+    anchor_labels[(anchor_labels == 1) | (anchor_labels == 3)] = 2
+    fused, _ = errors((anchors, anchor_labels, bank, bank_labels), denominator=denominator)
+    assert fused < BOUND
+
+
 def test_labels_beyond_thirty_two_bits():
     anchors, anchor_labels, bank, bank_labels = draw("bank")
     plain = loss_and_gradients("triton", anchors, anchor_labels, bank, bank_labels)
