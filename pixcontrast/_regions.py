@@ -1,7 +1,8 @@
 """Regions: the mean of the pixels of one class in one image, pointing as they do on average.
 
-The map is read once. Nothing of its size is made: what gives a pixel unit length is a factor
-in the one-hot map of the labels, and a mean is the product of that with the map as it is.
+Nothing of the map's size is made: what gives a pixel unit length is a factor in the one-hot map of
+the labels, and a mean is the product of that with the map as it is. By a kernel, where Triton runs,
+the map is read once; else a part of it at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
+from pixcontrast._equation.backends import choose
 from pixcontrast._labels import ABSENT
 from pixcontrast._pixels import SMALLEST, largest_component, sum_of_squares, unit_length
 
@@ -52,6 +54,22 @@ def region_means(images: Tensor, slots: Tensor, num_slots: int) -> Regions:
         num_slots: R.
     """
     flat = images.flatten(2)
+    fused = choose("auto", flat) == "triton"
+    sums, usable = (sums_operator if fused else sums_in_parts)(flat, slots, num_slots)
+    # Unit vectors that cancel leave a sum of rounding errors, which points nowhere.
+    count = _count_slots(slots.masked_fill(~usable, ABSENT), num_slots)
+    present = torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
+    return Regions(unit_length(sums, dim=2), present, usable)
+
+
+def sums_in_parts(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    """(B, R, D) the sum of each slot's unit vectors, and (B, P) which pixels have a direction.
+
+    Args:
+        flat: (B, D, P).
+        slots: (B, P) int64 in [0, num_slots), or `ABSENT`.
+        num_slots: R.
+    """
     num_images, dim = flat.shape[:2]
     sums = flat.new_zeros(num_images, num_slots, dim, dtype=_wide(flat))
     usable = torch.zeros_like(slots, dtype=torch.bool)
@@ -63,10 +81,23 @@ def region_means(images: Tensor, slots: Tensor, num_slots: int) -> Regions:
         members.scatter_(1, slots[part].clamp(min=0)[:, None], (factor * there)[:, None])
         # In place, where autocast leaves the operands alone: it would round them to 16 bits.
         sums[part[0]].baddbmm_(members, pixels.transpose(1, 2))
-    # Unit vectors that cancel leave a sum of rounding errors, which points nowhere.
-    count = _count_slots(slots.masked_fill(~usable, ABSENT), num_slots)
-    present = torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
-    return Regions(unit_length(sums, dim=2), present, usable)
+    return sums, usable
+
+
+@torch.library.custom_op("pixcontrast::region_sums", mutates_args=())
+def sums_operator(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    """`sums_in_parts` by a kernel; without a gradient."""
+    from pixcontrast._region_sums import sum_regions
+
+    return sum_regions(flat, slots, num_slots, SMALLEST)
+
+
+@sums_operator.register_fake
+def _(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    shape = (flat.shape[0], num_slots, flat.shape[1])
+    return flat.new_empty(shape, dtype=torch.float32), slots.new_empty(
+        slots.shape, dtype=torch.bool
+    )
 
 
 def usable_pixels(images: Tensor) -> Tensor:

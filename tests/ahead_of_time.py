@@ -79,19 +79,37 @@ def compile_kernel(
         "column_stride": 1,
         **constants,
     }
+    types = {argument: _type(argument, kind) for argument in kernel.arg_names}
+    aligned = {name for name, type_ in types.items() if type_.startswith("*")} | {"row_stride"}
+    options = {"num_warps": configuration.warps, "num_stages": configuration.stages}
+    return compiled(kernel, types, values, aligned, card, options)
+
+
+def compiled(
+    kernel: Any,
+    types: dict[str, str],
+    values: dict[str, Any],
+    aligned: set[str],
+    card: int,
+    options: dict[str, int],
+) -> Compiled:
+    """A kernel compiled for a card, with arguments of these types but for the given `values`.
+
+    `aligned` names what is a multiple of 16, of bytes or of elements.
+    """
     signature, given, attributes = {}, {}, {}
     for place, argument in enumerate(kernel.arg_names):
-        signature[argument] = "constexpr" if argument in values else _type(argument, kind)
+        signature[argument] = "constexpr" if argument in values else types[argument]
         if argument in values:
             given[(place,)] = values[argument]
-        elif signature[argument].startswith("*") or argument == "row_stride":
+        elif argument in aligned:
             attributes[(place,)] = [["tt.divisibility", 16]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a future default of the compiler
         made = triton.compile(
             ASTSource(fn=kernel, signature=signature, constexprs=given, attrs=attributes),
             target=GPUTarget("cuda", card, 32),
-            options={"num_warps": configuration.warps, "num_stages": configuration.stages},
+            options=options,
         )
     return Compiled(made.metadata.shared, _stack(made.asm["cubin"]), made.asm["ptx"])
 

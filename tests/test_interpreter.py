@@ -10,7 +10,12 @@ import pytest
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
-FILES = {"test_fused.py": 60, "test_fused_behaviour.py": 40, "test_tune.py": 4}
+FILES = {
+    "test_fused.py": 60,
+    "test_fused_behaviour.py": 40,
+    "test_region_kernel.py": 25,
+    "test_tune.py": 4,
+}
 """How many tests each holds, at the least: a run that finds none must not pass."""
 
 
