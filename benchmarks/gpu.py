@@ -4,10 +4,10 @@
 
 The tests come first, and compute-sanitizer where it is installed; speed is measured only where
 they are green. It takes less than nine minutes, and leaves in the folder `summary.json`, the
-figures `hot_path_gpu.json` with a picture, and the logs. Each is written as its part ends. The
-exit status is 0, 1 where something is wrong, 2 without a CUDA device, 3 where only the
-measurement broke off. It needs PyTorch, Triton, pytest, hypothesis and, for the picture,
-matplotlib.
+figures of a whole step, `step_gpu.json`, and of the loss alone, `hot_path_gpu.json`, with a
+picture of the latter, and the logs. Each is written as its part ends. The exit status is 0, 1 where
+something is wrong, 2 without a CUDA device, 3 where only the measurement broke off. It needs
+PyTorch, Triton, pytest, hypothesis and, for the picture, matplotlib.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ import torch
 from benchmarks import gpu_checks
 from benchmarks.device import describe_device
 from benchmarks.environment import describe_environment
-from benchmarks.gpu_cases import HEADLINES
+from benchmarks.gpu_cases import DEVICE_LOST, HEADLINES, NO_DEVICE, REFUSED
 from benchmarks.gpu_checks import Verdict
-from benchmarks.gpu_hot_path import DEVICE_LOST, NO_DEVICE, RECORD, REFUSED
+from benchmarks.gpu_hot_path import RECORD
 from benchmarks.gpu_table import row_lines, table_head
-from benchmarks.processes import Command, run_together
+from benchmarks.processes import TIMED_OUT, Command, Ended, run_together
 from benchmarks.script import write_record
 
 RED, BROKEN = 1, 3
+STEPS_IN_REHEARSAL = ("--device", "cpu", "--shapes", "small", "--repeats", "2")
 MOST_PROCESSES = 10
 """Each has a context of half a gigabyte on the card, and its largest tests need memory."""
 SHARE_OF_CHECKS = 0.5
@@ -42,6 +43,8 @@ SHARE_OF_CHECKS = 0.5
 FINISHING_SECONDS = 25.0
 """From the end of the budget of the measurement, which then finishes its case, to that of all."""
 MOST_RESTARTS = 3
+SECONDS_OF_STEPS = 75.0
+"""For the whole steps; the loss alone has what is left."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     summary: dict[str, Any] = {
         "environment": {**describe_environment(options.commit), **describe_device(device)},
         "correctness": None,
+        "steps": None,
         "speed": None,
     }
     options.out.mkdir(parents=True, exist_ok=True)
@@ -73,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         _write(options, summary)
         print(summary["speed"])
         return RED
+    summary["steps"] = _measure_steps(options, end)
     summary["speed"] = _measure(options, end)
     summary["picture"] = _draw(options.out)
     summary["seconds"] = time.monotonic() - start
@@ -81,6 +86,18 @@ def main(arguments: list[str] | None = None) -> int:
     if not verdict.green:
         return RED
     return 0 if summary["speed"] == "measured" else BROKEN
+
+
+def _measure_steps(options: argparse.Namespace, end: float) -> str:
+    """Run the whole steps in a process of their own, and say how that ended."""
+    seconds = min(SECONDS_OF_STEPS, end - time.monotonic() - FINISHING_SECONDS)
+    if seconds <= 0:
+        return "no time left"
+    given = [] if options.rehearse is None else [*STEPS_IN_REHEARSAL]
+    name = "steps"
+    ended = _run_script("benchmarks.gpu_step", name, seconds, given, options)
+    gpu_checks.join_logs([options.out / "parts" / f"{name}.log"], options.out / "steps.log")
+    return _in_words(ended, "measured")
 
 
 def _measure(options: argparse.Namespace, end: float) -> str:
@@ -93,27 +110,39 @@ def _measure(options: argparse.Namespace, end: float) -> str:
         if left <= 0:
             break
         name = f"speed-{number}"
-        given = ["--out", str(options.out), "--budget", f"{left:.0f}", "--resume"]
-        given += ["--commit", options.commit] if options.commit else []
-        given += options.rehearse or []
-        command = Command(
-            (sys.executable, "-m", "benchmarks.gpu_hot_path", *given),
-            {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONUNBUFFERED": "1"},
+        given = ["--resume", *(options.rehearse or [])]
+        ended = _run_script("benchmarks.gpu_hot_path", name, left, given, options)
+        logs.append(options.out / "parts" / f"{name}.log")
+        words = _in_words(
+            ended, "measured" if number == 0 else f"measured, after {number} fresh starts"
         )
-        parts = options.out / "parts"
-        ended = run_together({name: command}, parts, left + 0.8 * FINISHING_SECONDS)[name]
-        logs.append(parts / f"{name}.log")
-        if ended.status == 0:
-            words = "measured" if number == 0 else f"measured, after {number} fresh starts"
+        if ended.status in (0, None):
             break
-        words = "timed out" if ended.status is None else f"exit status {ended.status}"
-        if ended.status is None:
-            break
-        if ended.status == DEVICE_LOST:
-            words = "the device was lost"
     gpu_checks.join_logs(logs, options.out / "speed.log")
     shutil.rmtree(options.out / "parts", ignore_errors=True)
     return words
+
+
+def _run_script(
+    module: str, name: str, seconds: float, given: Sequence[str], options: argparse.Namespace
+) -> Ended:
+    """A script of measurements with that budget, which has a little longer to end its last case."""
+    arguments = ["--out", str(options.out), "--budget", f"{seconds:.0f}", *given]
+    arguments += ["--commit", options.commit] if options.commit else []
+    command = Command(
+        (sys.executable, "-m", module, *arguments),
+        {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONUNBUFFERED": "1"},
+    )
+    limit = seconds + 0.8 * FINISHING_SECONDS
+    return run_together({name: command}, options.out / "parts", limit)[name]
+
+
+def _in_words(ended: Ended, measured: str) -> str:
+    if ended.status == DEVICE_LOST:
+        return "the device was lost"
+    if ended.status is None:
+        return TIMED_OUT
+    return measured if ended.status == 0 else f"exit status {ended.status}"
 
 
 def _draw(folder: Path) -> str:
@@ -141,7 +170,9 @@ def _correctness_lines(verdict: Verdict) -> list[str]:
 
 def _speed_lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     """The cases that claims are made of; all the others are in the record."""
-    lines = [f"speed: {summary['speed']}; picture: {summary['picture']}"]
+    lines = [f"steps: {summary['steps']}; speed: {summary['speed']}; picture: {summary['picture']}"]
+    if (folder / "steps.log").exists():
+        lines.append((folder / "steps.log").read_text().rstrip())
     if (folder / RECORD).exists():
         record = json.loads((folder / RECORD).read_text())
         rows = record["rows"]

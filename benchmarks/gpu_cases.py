@@ -21,6 +21,11 @@ HEADLINES = (
 """The cases that claims are made of: the first, with every way, whatever the budget."""
 CaseShape = tuple[int, int | None, int, int]
 
+NO_DEVICE = "no CUDA device here"
+REFUSED = 2
+DEVICE_LOST = 3
+"""The exit status where the device answers no more: what is left needs a new process."""
+
 
 def choose_cases(shapes: Sequence[CaseShape] | None, modes: Sequence[str]) -> dict[Case, bool]:
     """The cases in order, and whether each is a headline: those that were asked for all are."""

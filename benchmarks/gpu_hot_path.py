@@ -33,7 +33,13 @@ from benchmarks.cuda_timing import (
 )
 from benchmarks.device import describe_device
 from benchmarks.environment import describe_environment
-from benchmarks.gpu_cases import choose_cases, parse_case_shape
+from benchmarks.gpu_cases import (
+    DEVICE_LOST,
+    NO_DEVICE,
+    REFUSED,
+    choose_cases,
+    parse_case_shape,
+)
 from benchmarks.gpu_table import row_lines, table_head
 from benchmarks.gpu_ways import DENSE_WAYS, MODES, WAYS, Case, Drawn, ways
 from benchmarks.script import write_record
@@ -41,10 +47,6 @@ from pixcontrast._agreement import matmul_precision
 
 Row = dict[str, Any]
 RECORD = "hot_path_gpu.json"
-NO_DEVICE = "no CUDA device here"
-REFUSED = 2
-DEVICE_LOST = 3
-"""The exit status where the device answers no more; `--resume` goes on in a new process."""
 SECONDS_OF_A_CASE = 2.0
 SECONDS_OF_COMPILING = 25.0
 """What a case is expected to take at most, without torch.compile, and what that adds."""

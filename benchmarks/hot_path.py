@@ -22,7 +22,14 @@ from tqdm import tqdm
 
 from benchmarks import gpu_hot_path
 from benchmarks.curves import save_curves
-from benchmarks.script import add_run_options, cell, look_at_machine, set_threads, write_record
+from benchmarks.script import (
+    add_run_options,
+    cell,
+    look_at_machine,
+    set_threads,
+    split_device,
+    write_record,
+)
 from benchmarks.timing import alternate, measured_peak, peak_memory, summarise
 from benchmarks.variants import NAMES, Problem, Shape, variants
 
@@ -45,7 +52,7 @@ take gigabytes, and mining, which holds a part at a time, takes long."""
 
 def main(arguments: list[str] | None = None) -> None:
     """Time and weigh every way on every shape: a table, a JSON and a picture."""
-    device, rest = _split_device(arguments)
+    device, rest = split_device(arguments)
     if device == "cuda":
         raise SystemExit(gpu_hot_path.main(rest))
     options = _parser().parse_args(arguments)
@@ -129,14 +136,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--redraw", type=Path, metavar="JSON", help="draw the picture of a run that is done")
     add("--peak", choices=NAMES, help=argparse.SUPPRESS)
     return parser
-
-
-def _split_device(arguments: list[str] | None) -> tuple[str, list[str]]:
-    """The device that is asked for, and every other argument."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--device", default="cpu")
-    known, rest = parser.parse_known_args(arguments)
-    return known.device, rest
 
 
 def _shape(text: str) -> Shape:

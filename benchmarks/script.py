@@ -31,6 +31,14 @@ def add_run_options(parser: argparse.ArgumentParser, repeats: int) -> None:
     add("--out", type=Path, metavar="FOLDER", help="for what is written")
 
 
+def split_device(arguments: list[str] | None) -> tuple[str, list[str]]:
+    """The device that is asked for, and every other argument: a GPU has a script of its own."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--device", default="cpu")
+    known, rest = parser.parse_known_args(arguments)
+    return known.device, rest
+
+
 def look_at_machine(refuse_busy: bool) -> dict[str, object]:
     """The environment for the record; a warning, or the end, where the machine is busy."""
     load = load_average()

@@ -21,31 +21,40 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks import gpu_step
 from benchmarks.batches import SHAPES
 from benchmarks.sampler_timing import measure_samplers, sampler_table
-from benchmarks.script import add_run_options, cell, look_at_machine, set_threads, write_record
+from benchmarks.script import (
+    add_run_options,
+    cell,
+    look_at_machine,
+    set_threads,
+    split_device,
+    write_record,
+)
 from benchmarks.step_ways import CASES, PARTS, WAYS, Case
-from benchmarks.timing import alternate, measured_peak, peak_memory, summarise
+from benchmarks.timing import CPU, alternate, measured_peak, peak_memory, summarise
 
 Row = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Time and weigh the steps, their parts and the sampler: tables and a JSON."""
+    device, rest = split_device(arguments)
+    if device == "cuda":
+        raise SystemExit(gpu_step.main(rest))
     options = _parser().parse_args(arguments)
     set_threads(options.threads)
     if options.peak is not None:
         print(json.dumps(_peak_of_one(options)))
         return
     environment = look_at_machine(options.refuse_busy)
-    if options.device.type == "cuda":
-        environment["device"] = torch.cuda.get_device_name(options.device)
     chosen = [(name, case) for name in options.shapes for case in options.cases]
     steps: list[Row] = []
     samplers: list[Row] = []
     for name, case in tqdm(chosen, leave=False, disable=None):
         if case == "sampler":
-            samplers += measure_samplers(name, options.repeats, options.device)
+            samplers += measure_samplers(name, options.repeats, CPU)
         else:
             steps.append(_measure_step(name, case, options))
     if steps:
@@ -61,13 +70,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _measure_step(name: str, case: str, options: argparse.Namespace) -> Row:
     torch.manual_seed(0)
-    problem = Case(SHAPES[name], case, options.device)
+    problem = Case(SHAPES[name], case, CPU)
     runs = {way: problem.way(way) for way in problem.ways()}
-    measured = summarise(alternate(runs, options.repeats, options.device), ("step", "loss"))
+    measured = summarise(alternate(runs, options.repeats), ("step", "loss"))
     # Their banks and queues are not needed any more; the processes below have their own.
     runs.clear()
     for way, one in measured.items():
-        one["extra_mb"] = _peak(way, name, case, options) if options.memory else None
+        one["extra_mb"] = _peak(way, name, case) if options.memory else None
     clock = problem.clock_parts()
     clock()
     clocked = [clock() for _ in range(options.repeats)]
@@ -81,16 +90,15 @@ def _measure_step(name: str, case: str, options: argparse.Namespace) -> Row:
     }
 
 
-def _peak(way: str, name: str, case: str, options: argparse.Namespace) -> float | None:
-    chosen = ("--peak", way, "--shapes", name, "--cases", case, "--device", str(options.device))
-    return peak_memory("benchmarks.step", *chosen)
+def _peak(way: str, name: str, case: str) -> float | None:
+    return peak_memory("benchmarks.step", "--peak", way, "--shapes", name, "--cases", case)
 
 
 def _peak_of_one(options: argparse.Namespace) -> float:
-    way, case, device = options.peak, options.cases[0], options.device
+    way, case = options.peak, options.cases[0]
     # First on a tiny batch: threads and libraries are not the run's own.
-    Case(SHAPES["small"], case, device).way(way)()
-    return measured_peak(Case(SHAPES[options.shapes[0]], case, device).way(way), device)
+    Case(SHAPES["small"], case, CPU).way(way)()
+    return measured_peak(Case(SHAPES[options.shapes[0]], case, CPU).way(way))
 
 
 def _step_table(rows: list[Row]) -> str:
@@ -137,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--shapes", nargs="+", choices=list(SHAPES), default=names, metavar="NAME")
     add("--cases", nargs="+", choices=cases, default=cases, metavar="CASE")
     add_run_options(parser, repeats=5)
-    add("--device", type=torch.device, default=torch.device("cpu"), metavar="NAME")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: see --device cuda --help")
     add("--peak", choices=WAYS, help=argparse.SUPPRESS)
     return parser
 

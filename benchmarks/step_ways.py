@@ -30,11 +30,25 @@ Run = Callable[[], object]
 class Case:
     """One case on one shape: what each of its ways is, and how many anchors it takes."""
 
-    def __init__(self, shape: BatchShape, case: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: BatchShape,
+        case: str,
+        device: torch.device,
+        *,
+        bank_dtype: torch.dtype = torch.float32,
+        full_logits: bool = False,
+    ) -> None:
         self.shape = shape
         self.case = case
         self.device = device
+        self.bank_dtype = bank_dtype
         self.batch = Batch.draw(shape, device)
+        self.logits = self.batch.logits
+        if full_logits:
+            # Of the size of the image; the authors' code cannot take these.
+            for dim in (2, 3):
+                self.logits = self.logits.repeat_interleave(shape.stride, dim=dim)
 
     def ways(self) -> tuple[str, ...]:
         """What is compared: the authors' released code has no mining to compare with."""
@@ -68,7 +82,7 @@ class Case:
         """Labels, sampling, loss, bank update, and backward to the embedding map."""
         batch = self.batch
         return lambda: torch.autograd.grad(
-            criterion(batch.emb, batch.labels, batch.logits), batch.emb
+            criterion(batch.emb, batch.labels, self.logits), batch.emb
         )
 
     def own_loss(self) -> Run:
@@ -76,7 +90,7 @@ class Case:
         criterion = self.criterion(mined=self.case == "mining")
         batch = self.batch
         with torch.no_grad():
-            _, sample = criterion(batch.emb, batch.labels, batch.logits, return_anchors=True)
+            _, sample = criterion(batch.emb, batch.labels, self.logits, return_anchors=True)
         rows = batch.emb.detach().movedim(1, -1).flatten(0, -2)[sample.indices]
         anchors = rows.requires_grad_()
         bank = criterion.bank
@@ -135,6 +149,7 @@ class Case:
             region_slots=shape.slots,
             pixels_per_image=PIXELS_PER_IMAGE,
             ignore_index=IGNORE_INDEX,
+            dtype=self.bank_dtype,
         ).to(self.device)
         pixels, regions = draw_bank(shape, self.device)
         bank.pixels.copy_(pixels)
@@ -148,7 +163,7 @@ class Case:
         batch, shape = self.batch, self.shape
         with torch.no_grad():
             _, sample = self.criterion(mined=False)(
-                batch.emb, batch.labels, batch.logits, return_anchors=True
+                batch.emb, batch.labels, self.logits, return_anchors=True
             )
         labels = batch.labels[:, :: shape.stride, :: shape.stride].flatten(1)
         views, _ = self.authors().sample(
@@ -191,7 +206,7 @@ class Case:
                 if bank is not None:
                     update = marked(bank._take_in, *PARTS[2:4])
                     stack.enter_context(patch.object(bank, "_take_in", update))
-                loss = criterion(batch.emb, batch.labels, batch.logits)
+                loss = criterion(batch.emb, batch.labels, self.logits)
             mark("anchors and loss")
             torch.autograd.grad(loss, batch.emb)
             mark("backward")

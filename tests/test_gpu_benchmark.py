@@ -218,6 +218,7 @@ def test_speed_is_not_measured_where_results_are_wrong(anyway, tmp_path, capsys,
     measured = []
     monkeypatch.setattr(gpu_checks, "check", lambda *_: Verdict(False, DETAILS))
     monkeypatch.setattr(gpu, "_measure", lambda *_: measured.append(1) or "measured")
+    monkeypatch.setattr(gpu, "_measure_steps", lambda *_: "measured")
     options = ["--out", str(tmp_path), *(["--anyway"] if anyway else []), "--rehearse", "x"]
     assert gpu.main(options) == gpu.RED
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -300,7 +301,7 @@ def test_nothing_is_imported_that_a_machine_with_a_gpu_may_lack():
     program = """
 import sys
 sys.modules.update(dict.fromkeys(["tqdm", "sklearn", "PIL", "matplotlib", "pytest_timeout"]))
-import benchmarks.gpu, benchmarks.gpu_hot_path, benchmarks.sanitizer_cases
+import benchmarks.gpu, benchmarks.gpu_hot_path, benchmarks.gpu_step, benchmarks.sanitizer_cases
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -317,12 +318,15 @@ def test_all_of_it_on_the_cpu(tmp_path, capsys, monkeypatch):
     assert status == 0, (summary, (tmp_path / "tests.log").read_text())
     assert summary["correctness"]["green"]
     assert summary["correctness"]["passed"] == 6
+    assert summary["steps"] == "measured"
     assert summary["speed"] == "measured"
     assert summary["picture"] == "drawn"
     assert summary["environment"]["torch"] == torch.__version__
     assert (tmp_path / "hot_path_gpu.png").stat().st_size > 10_000
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "hot_path_gpu.json", "hot_path_gpu.png", "speed.log", "summary.json", "tests.log",
+        "hot_path_gpu.json", "hot_path_gpu.png", "speed.log", "step_gpu.json", "steps.log",
+        "summary.json", "tests.log",
     ]  # fmt: skip
     assert "correctness: green, 6 tests passed" in printed
     assert "bf16, 32 x itself x 16" in printed
+    assert "small, bank" in printed
