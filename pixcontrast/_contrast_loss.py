@@ -21,7 +21,8 @@ from pixcontrast._pixels import (
     unit_length,
 )
 from pixcontrast._regions import Regions
-from pixcontrast.bank import MemoryBank
+from pixcontrast._stats import MOST_CLASSES, Call, Stats, describe
+from pixcontrast.bank import QUEUES, MemoryBank
 from pixcontrast.functional import (
     DENOMINATORS,
     REDUCTIONS,
@@ -109,6 +110,12 @@ class ContrastLoss(nn.Module):
         self.process_group = process_group
         self.validate = validate
         self.backend: Backend = backend
+        self._call: Call | None = None
+
+    @property
+    def stats(self) -> Stats | None:
+        """What the last call did; None before the first."""
+        return None if self._call is None else describe(self._call)
 
     @overload
     def forward(
@@ -157,7 +164,8 @@ class ContrastLoss(nn.Module):
         anchors = self._take_anchors(images, sample)
         batch = self._batch_piece(images, marked) if "batch" in self.contrast else BatchPiece()
         pieces = [self._piece(source, batch) for source in self.contrast]
-        loss = info_nce_of(
+        entries_of_bank = self._written([queue for queue in self.contrast if queue in QUEUES])
+        loss, has_positive = info_nce_of(
             anchors,
             sample.labels,
             [entries for entries, _ in pieces],
@@ -176,6 +184,23 @@ class ContrastLoss(nn.Module):
             loss = loss * (self.temperature / self.base_temperature)
         if updated is not None:
             updated._take_in(images, marked, batch.regions, generator)
+        sampled = mark_absent(sample.labels, self.ignore_index)
+        batch_labels = None
+        if "batch" in self.contrast:
+            batch_labels = sampled if batch.labels is None else batch.labels
+        self._call = Call(
+            labels=marked,
+            indices=sample.indices,
+            sampled=sampled,
+            preds=None if classes is None else classes.flatten()[sample.indices],
+            anchors=anchors.detach(),
+            has_positive=has_positive,
+            batch_labels=batch_labels,
+            bank_entries=entries_of_bank,
+            written=self._written(QUEUES),
+            slots=0 if self.bank is None else self.bank.num_slots,
+            num_classes=MOST_CLASSES if num_classes is None else num_classes,
+        )
         return (loss, sample) if return_anchors else loss
 
     def extra_repr(self) -> str:
@@ -202,6 +227,11 @@ class ContrastLoss(nn.Module):
             return batch.entries, batch.labels
         assert self.bank is not None  # _resolve_contrast has seen to it
         return self.bank.entries(source)
+
+    def _written(self, queues: Sequence[str]) -> tuple[Tensor, ...]:
+        """() int64 each, how many entries these queues of the bank hold."""
+        bank = self.bank
+        return () if bank is None else tuple(bank.count(queue).sum() for queue in queues)
 
     def _take_anchors(self, images: Tensor, sample: AnchorSample) -> Tensor:
         anchors = take_pixels(images, sample.indices)

@@ -6,6 +6,9 @@ in order, pixels of an image in row-major order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,12 +51,82 @@ def take_pixels(images: Tensor, indices: Tensor) -> Tensor:
 
     Indexed in place, whatever the strides: neither the map nor its gradient is permuted.
     """
+    if indexed_in_place(images):
+        return images[_places(images.shape, indices)]
+    taken: Tensor = TakenPixels.apply(images, indices)  # type: ignore[no-untyped-call]
+    return taken
+
+
+def indexed_in_place(images: Tensor) -> bool:
+    """Whether PyTorch's own gradient of an index is written without copies of the map."""
+    return images.device.type == "cpu"
+
+
+class TakenPixels(torch.autograd.Function):
+    """Indexing whose gradient is one map of zeros, written to where pixels were taken.
+
+    PyTorch's own, on a GPU, permutes the map and copies it there and back, since a pixel may have
+    been taken twice.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(images: Tensor, indices: Tensor) -> Tensor:
+        return images[_places(images.shape, indices)]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        images, indices = inputs
+        ctx.save_for_backward(indices)
+        ctx.shape = images.shape
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        gradient: Tensor = _PutPixels.apply(upstream, indices, ctx.shape)  # type: ignore[no-untyped-call]
+        return gradient, None
+
+
+class _PutPixels(torch.autograd.Function):
+    """The transpose of `TakenPixels`: rows added to a map of zeros."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, indices: Tensor, shape: Sequence[int]) -> Tensor:
+        # Repeated numbers all write the sum of their rows, so that writes to one place agree.
+        ascending, sums = _add_up_equal(indices, rows)
+        images = rows.new_zeros(shape)
+        images[_places(shape, ascending)] = sums
+        return images
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (indices,) = ctx.saved_tensors
+        rows: Tensor = TakenPixels.apply(upstream, indices)  # type: ignore[no-untyped-call]
+        return rows, None, None
+
+
+def _add_up_equal(numbers: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers (K,) sorted, and at each place the sum of all rows (K, D) of that number."""
+    ascending, order = numbers.sort(stable=True)
+    first = torch.searchsorted(ascending, ascending)
+    sums = torch.zeros_like(rows).index_put((first,), rows[order], accumulate=True)
+    return ascending, sums[first]
+
+
+def _places(shape: Sequence[int], indices: Tensor) -> tuple[Tensor | slice, ...]:
+    """Where in (B, D, *S) the pixels with the given numbers are."""
     places: list[Tensor] = []
-    for size in reversed(images.shape[2:]):
+    for size in reversed(shape[2:]):
         places.insert(0, indices % max(size, 1))
         indices = indices // max(size, 1)
-    where: tuple[Tensor | slice, ...] = (indices, slice(None), *places)
-    return images[where]
+    return indices, slice(None), *places
 
 
 def unit_length(vectors: Tensor, dim: int = 1) -> Tensor:
@@ -65,11 +138,12 @@ def unit_length(vectors: Tensor, dim: int = 1) -> Tensor:
     """
     wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
     largest = largest_component(wide.detach(), dim)
-    is_zero = largest <= SMALLEST
-    scaled = wide / torch.where(is_zero, 1.0, largest)
+    # Divided by infinity, what counts as zero is zero, and so is its gradient.
+    scaled = wide / largest.masked_fill(largest <= SMALLEST, torch.inf)
+    # Of what is not zero the largest component is 1, and the norm no less.
     norm = torch.linalg.vector_norm(scaled, dim=dim, keepdim=True)
-    unit = scaled / torch.where(is_zero, 1.0, norm)
-    return torch.where(is_zero, 0.0, unit).to(vectors.dtype)
+    unit: Tensor = scaled / norm.clamp(min=1.0)
+    return unit.to(vectors.dtype)
 
 
 def largest_component(vectors: Tensor, dim: int) -> Tensor:

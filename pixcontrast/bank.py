@@ -125,6 +125,16 @@ class MemoryBank(nn.Module):
         check.check_choice("queue", queue, QUEUES)
         return self.pixel_slots if queue == "pixels" else self.region_slots
 
+    @property
+    def num_slots(self) -> int:
+        """How many slots there are, of all classes and both queues."""
+        return self.num_classes * (self.pixel_slots + self.region_slots)
+
+    def count(self, queue: str) -> Tensor:
+        """(C,) how many entries of each class the queue `"pixels"` or `"regions"` holds."""
+        check.check_choice("queue", queue, QUEUES)
+        return self.pixel_count if queue == "pixels" else self.region_count
+
     def entries(self, queue: str) -> tuple[Tensor, Tensor]:
         """The queue `"pixels"` or `"regions"` as `info_nce` takes it.
 
@@ -134,7 +144,7 @@ class MemoryBank(nn.Module):
         """
         slots = self.slots(queue)
         vectors = self.pixels if queue == "pixels" else self.regions
-        count = self.pixel_count if queue == "pixels" else self.region_count
+        count = self.count(queue)
         written = torch.arange(slots, device=count.device) < count[:, None]
         classes = torch.arange(self.num_classes, device=count.device)[:, None]
         labels = torch.where(written, classes, self.ignore_index)

@@ -122,7 +122,7 @@ def info_nce(
         >>> print(f"{loss.item():.4f}")  # log(1 + 2 exp(0)): one positive, two negatives
         1.0986
     """
-    return info_nce_of(
+    loss, _ = info_nce_of(
         anchors,
         anchor_labels,
         contrast,
@@ -136,6 +136,7 @@ def info_nce(
         ignore_index=ignore_index,
         backend=backend,
     )
+    return loss
 
 
 def info_nce_of(
@@ -153,10 +154,11 @@ def info_nce_of(
     ignore_index: int,
     backend: Backend,
     unit_length: bool = False,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`info_nce` for callers who may know all vectors to be of unit length, or zeros.
 
-    A kernel that may not look at values then knows how large a similarity can be.
+    A kernel that may not look at values then knows how large a similarity can be. Beside the loss
+    comes (M,) which anchors have a positive.
     """
     pieces = _check_and_split(
         anchors, anchor_labels, contrast, contrast_labels, ignore_index=ignore_index
@@ -185,7 +187,7 @@ def info_nce_of(
     )
     with without_autocast(anchors.device):
         losses, has_positive = _losses_by(form, problem)
-        return reduce_losses(losses, has_positive, weight, reduction)
+        return reduce_losses(losses, has_positive, weight, reduction), has_positive
 
 
 def check_backend(backend: object) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._contrast_loss import BatchPiece, ContrastLoss
+from pixcontrast._labels import ABSENT
 from pixcontrast._regions import classes_by_image, region_means
 
 # Without a bank the number of classes is not known, and shapes must not depend on labels.
@@ -59,6 +60,14 @@ class PixelContrastLoss(ContrastLoss):
         The loss, float32 (float64 for float64 embeddings); with `return_anchors=True` the pair
         `(loss, AnchorSample)`. 0, connected to the graph, where no anchor has a positive.
 
+    Attributes:
+        stats: what the last call did, or None before the first: a named tuple of tensors of one
+            number, which cost no wait until one is read. `anchors` and `entries` that took part,
+            `groups` of the batch and `groups_skipped`, which gave no anchor, `hard_share` of the
+            sampled pixels, `positive_similarity` and `negative_similarity`, the mean cosines of
+            two sampled pixels of one class and of two, and `bank_occupancy`, the share of written
+            slots after the call. Without a bank, groups and similarities are of classes below 256.
+
     Raises:
         ValueError, TypeError: for options or arguments that do not fit; the message names them.
             With a bank, labels of its `num_classes` or more raise on the CPU; on a GPU such
@@ -81,6 +90,8 @@ class PixelContrastLoss(ContrastLoss):
         >>> loss(emb, labels, logits).backward()
         >>> emb.grad.shape
         torch.Size([2, 16, 12, 12])
+        >>> loss.stats.groups, loss.stats.anchors  # 3 classes of 2 images, 8 pixels of each
+        (tensor(6), tensor(48))
     """
 
     contrast_choices = ("batch", "pixels", "regions")
@@ -120,7 +131,7 @@ class RegionContrastLoss(ContrastLoss):
             num_slots, slots = self.bank.num_classes, labels
             labels_of_slots = torch.arange(num_slots, device=labels.device)[None]
         regions = region_means(images.detach(), slots, num_slots)
-        region_labels = torch.where(regions.present, labels_of_slots, self.ignore_index)
+        region_labels = torch.where(regions.present, labels_of_slots, ABSENT)
         return BatchPiece(
             regions.means.flatten(0, 1).to(images.dtype),
             region_labels.flatten(),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._check import check_choice, check_count, check_fraction
+from pixcontrast._device import widest_float
 from pixcontrast._keys import LARGEST_KEY, PairKeys
 
 Strategy = Literal["hardest", "semi-hard", "random"]
@@ -130,7 +131,7 @@ class HardNegativeSampler:
     def pool_size(self, available: Tensor) -> Tensor:
         """How many of the hardest semi-hard mining draws from, out of so many."""
         # In floating point 0.07 · 100 is 7.000000000000001, and 7% of 100 are 7.
-        wide = available.to(torch.float64)
+        wide = available.to(widest_float(available.device))
         return (self.ratio * wide - 1e-6).ceil().clamp(min=1).to(torch.int64)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
+from pixcontrast._device import widest_float
 from pixcontrast._groups import MAX_LABEL, DrawnGroups, draw_groups
 from pixcontrast._labels import mark_absent
 
@@ -102,8 +103,9 @@ class HardAnchorSampler:
             return _nothing(labels)
         groups = draw_groups(marked, hard, self.max_anchors, self.min_pixels, generator)
         taken = _taken_of_groups(groups, self.max_anchors, self.max_views)
+        device = taken.device
         chance = torch.rand(
-            taken.shape, dtype=torch.float64, generator=generator, device=taken.device
+            taken.shape, dtype=widest_float(device), generator=generator, device=device
         )
         taken_hard = (self.hard_fraction * taken + chance).to(torch.int64)
         num_easy = groups.size - groups.num_first

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pixcontrast._pixels import flat_predictions, take_pixels, unit_length
+from pixcontrast._pixels import TakenPixels, flat_predictions, take_pixels, unit_length
 from pixcontrast._resize import resize_nearest
 
 
@@ -88,3 +88,30 @@ def test_unit_length_gradient():
 def test_a_diverged_embedding_stays_visible():
     for value in (float("nan"), float("inf")):
         assert unit_length(torch.tensor([[1.0, value]])).isnan().any()
+
+
+@pytest.mark.parametrize("size", [(7,), (3, 4), (2, 3, 2)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+def test_the_gradient_of_pixels_taken_more_than_once(size, layout):
+    emb = torch.randn(2, 5, *size, dtype=torch.float64)
+    if layout == "channels last":
+        emb = emb.movedim(1, -1).contiguous().movedim(-1, 1)
+    emb.requires_grad_()
+    indices = torch.tensor([3, 0, 9, 3, 3, 13, 0, 1])
+    upstream = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
+    results = []
+    for taken in (TakenPixels.apply(emb, indices), take_pixels(emb, indices)):
+        (gradient,) = torch.autograd.grad(taken, emb, upstream, create_graph=True)
+        # A gradient penalty, as the dense form allows: the derivative of the derivative.
+        (second,) = torch.autograd.grad(gradient.square().sum(), upstream)
+        results.append((taken, gradient, second))
+    for actual, expected in zip(*results, strict=True):
+        assert actual.shape == expected.shape
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+
+
+def test_the_gradient_of_no_pixels():
+    emb = torch.randn(2, 5, 3, requires_grad=True)
+    taken = TakenPixels.apply(emb, torch.zeros(0, dtype=torch.int64))
+    (gradient,) = torch.autograd.grad(taken.sum(), emb)
+    assert torch.equal(gradient, torch.zeros(2, 5, 3))

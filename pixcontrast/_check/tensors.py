@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from pixcontrast._check.options import FLOATING, check_instance, kind_of
 
@@ -213,6 +214,7 @@ def values_can_be_seen(tensor: Tensor) -> bool:
     return (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
+        and not isinstance(tensor, FakeTensor)
         and torch._C._functorch.peek_interpreter_stack() is None
     )
 
