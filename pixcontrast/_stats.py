@@ -20,8 +20,8 @@ class Stats(NamedTuple):
 
     Nothing is waited for until a number is read, as by `float(stats.hard_share)`. They are made
     when `loss.stats` is asked for, of what the call left behind, by some sixty small operations:
-    ask as seldom as you log. After the replay of a captured CUDA graph they are those of the replay.
-    Without a bank groups and similarities are those of the classes below 256.
+    ask as seldom as you log. After the replay of a captured CUDA graph they are those of the
+    replay. Without a bank groups and similarities are those of the classes below 256.
 
     Attributes:
         anchors: int64, how many anchors had a positive; the mean is over these.
