@@ -136,7 +136,7 @@ def compare_modules(form, with_bank, mining, compiler):
             emb = torch.randn(2, 8, 6, 6, requires_grad=True)
             value = loss(emb, torch.randint(4, (2, 12, 12)) - 1, torch.randn(2, 3, 6, 6))
             value.backward()
-            results.append((value, emb.grad))
+            results.append((value, emb.grad, *loss.stats))
         for actual, expected in zip(*results, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     if with_bank:
