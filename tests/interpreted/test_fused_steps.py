@@ -1,0 +1,42 @@
+"""Whole steps by the fused form, in the interpreter: nothing waits, and the result is tiled's."""
+
+import pytest
+import torch
+from steps import OPTIONS, Step
+from waits import Launches
+
+each_option = pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
+
+
+def step_with(options, backend):
+    torch.manual_seed(3)
+    return Step(backend=backend, **options)
+
+
+@each_option
+def test_a_fused_step_waits_for_nothing(options, monkeypatch):
+    """The operations around the kernels; those inside are no tensors'."""
+    from pixcontrast import _check, _pixels
+
+    for module in (_check, _check.tensors):
+        monkeypatch.setattr(module, "values_can_be_seen", lambda tensor: False)
+    monkeypatch.setattr(_pixels, "indexed_in_place", lambda images: False)
+    step = step_with(options, "triton")
+    called = []
+    for all_labels in (None, 1):
+        if all_labels is not None:
+            step.labels.fill_(all_labels)
+        with Launches() as launches:
+            step(step.generator)
+        called.append(launches.names)
+    assert called[0] == called[1]
+    assert called[0]
+
+
+@each_option
+def test_a_fused_step_is_a_tiled_step(options):
+    results = [step_with(options, backend)() for backend in ("triton", "tiled")]
+    bound = 1e-2 if options.get("dtype") == torch.bfloat16 else 1e-5
+    for actual, expected in zip(*results, strict=True):
+        largest = expected.abs().max().clamp(min=1e-3)
+        assert (actual - expected).abs().max() <= bound * largest
