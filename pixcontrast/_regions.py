@@ -54,8 +54,7 @@ def region_means(images: Tensor, slots: Tensor, num_slots: int) -> Regions:
         num_slots: R.
     """
     flat = images.flatten(2)
-    fused = choose("auto", flat) == "triton"
-    sums, usable = (sums_operator if fused else sums_in_parts)(flat, slots, num_slots)
+    sums, usable = (sums_operator if _is_fused(flat) else sums_in_parts)(flat, slots, num_slots)
     # Unit vectors that cancel leave a sum of rounding errors, which points nowhere.
     count = _count_slots(slots.masked_fill(~usable, ABSENT), num_slots)
     present = torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
@@ -103,6 +102,10 @@ def _(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
 def usable_pixels(images: Tensor) -> Tensor:
     """(B, P) whether a pixel's embedding has a direction: it is finite, and not zero."""
     flat = images.flatten(2)
+    if _is_fused(flat):
+        no_slot = torch.full((flat.shape[0], flat.shape[2]), ABSENT, device=flat.device)
+        found: Tensor = sums_operator(flat, no_slot, 1)[1]
+        return found
     usable = flat.new_zeros(flat.shape[0], flat.shape[2], dtype=torch.bool)
     for part in _chunks(flat):
         usable[part] = directions(flat[part[0], :, part[1]])[1] > 0
@@ -168,6 +171,11 @@ def _chunks(flat: Tensor) -> Iterator[tuple[slice, slice]]:
     for image in range(0, num_images, images):
         for pixel in range(0, num_pixels, pixels):
             yield slice(image, image + images), slice(pixel, pixel + pixels)
+
+
+def _is_fused(flat: Tensor) -> bool:
+    """Whether the kernel takes a map (B, D, P), whose D stands where that of anchors does."""
+    return choose("auto", flat) == "triton"
 
 
 def _wide(vectors: Tensor) -> torch.dtype:

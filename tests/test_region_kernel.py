@@ -15,8 +15,10 @@ from pixcontrast import _region_kernel, _region_sums  # noqa: E402
 TYPES = {"maps": "*fp32", "slots": "*i64", "usable": "*i1", "sums": "*fp32", "smallest": "fp32"}
 
 
-@pytest.mark.parametrize("card", SHARED_MEMORY)
-@pytest.mark.parametrize(("dim", "map_type"), [(64, "*bf16"), (256, "*fp32"), (512, "*fp32")])
+@pytest.mark.parametrize(
+    ("card", "dim", "map_type"),
+    [*((card, 256, "*fp32") for card in SHARED_MEMORY), (90, 64, "*bf16"), (90, 512, "*fp32")],
+)
 def test_it_compiles_and_fits(card, dim, map_type):
     block_dim, block_pixels = _region_sums.tile_shape(dim)
     values = {"D": dim, "BLOCK_D": block_dim, "BLOCK_P": block_pixels,

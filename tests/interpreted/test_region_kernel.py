@@ -78,9 +78,11 @@ def test_any_strides():
         assert all(torch.equal(one, other) for one, other in zip(made, expected, strict=True))
 
 
-def test_a_bank_takes_in_the_same(monkeypatch):
-    banks = [MemoryBank(3, 5, pixel_slots=9, region_slots=7) for _ in range(2)]
+@pytest.mark.parametrize("region_slots", [7, 0])
+def test_a_bank_takes_in_the_same(region_slots, monkeypatch):
+    banks = [MemoryBank(3, 5, pixel_slots=9, region_slots=region_slots) for _ in range(2)]
     emb, labels = torch.randn(2, 5, 6, 7), torch.randint(-1, 3, (2, 6, 7))
+    emb[1, 2, 3] = float("nan")
     for bank, form in zip(banks, ("tiled", "triton"), strict=True):
         monkeypatch.setattr(_regions, "choose", lambda backend, flat, form=form: form)
         bank.update(emb, labels, generator=torch.Generator().manual_seed(0))
