@@ -17,7 +17,8 @@ def mark_absent(labels: Tensor, ignore_index: int, num_classes: int | None = Non
     """
     # Widened first: a uint8 map could not hold ABSENT, nor be compared with ignore_index = -100.
     wide = labels.to(torch.int64)
-    absent = (wide == ignore_index) | (wide < 0)
+    absent = wide < 0
+    absent |= wide == ignore_index
     if num_classes is not None:
-        absent = absent | (wide >= num_classes)
+        absent |= wide >= num_classes
     return wide.masked_fill(absent, ABSENT)

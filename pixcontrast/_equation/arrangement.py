@@ -41,9 +41,11 @@ class Classes(NamedTuple):
 
     @classmethod
     def of(cls, ascending: Tensor) -> Classes:
-        labels, counts = torch.unique_consecutive(ascending, return_counts=True)
-        stops = counts.cumsum(0)
-        return cls(labels.tolist(), (stops - counts).tolist(), stops.tolist())
+        if len(ascending) == 0:
+            return cls([], [], [])
+        # A byte for each vector, which of a bank are many.
+        starts = [0, *((ascending[1:] != ascending[:-1]).nonzero().squeeze(1) + 1).tolist()]
+        return cls(ascending[starts].tolist(), starts, [*starts[1:], len(ascending)])
 
     def range(self, tile: slice) -> tuple[int, int]:
         """The least and the largest label of a tile that is not empty."""

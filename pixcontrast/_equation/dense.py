@@ -22,7 +22,7 @@ def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
     labels = torch.cat([problem.labels[:0], *(piece.labels for piece in problem.pieces)])
 
     limit = problem.logit_limit
-    logits = (anchors @ entries.T * problem.inverse_temperature).clamp(-limit, limit)
+    logits = (_product(anchors, entries) * problem.inverse_temperature).clamp(-limit, limit)
 
     present = (problem.labels != ABSENT)[:, None] & (labels != ABSENT)[None, :]
     same_class = problem.labels[:, None] == labels[None, :]
@@ -43,6 +43,10 @@ def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
         losses = _log_sum_exp(logits, positive | negative) - (share * logits).sum(dim=1)
     has_positive = num_positives > 0
     return torch.where(has_positive, losses, 0.0), has_positive
+
+
+def _product(anchors: Tensor, entries: Tensor) -> Tensor:
+    return anchors @ entries.T
 
 
 def _entries(problem: Problem, piece: Piece, anchors: Tensor) -> Tensor:
