@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from on_gpu import BACKEND, DEVICE, MODES, compare, draw, needs_gpu, relative_errors, run, wide
+from on_gpu import (
+    BACKEND,
+    DEVICE,
+    MODES,
+    REHEARSAL,
+    compare,
+    draw,
+    needs_gpu,
+    relative_errors,
+    run,
+    wide,
+)
 from shipped import forced, shipped_configurations
 
 from pixcontrast import HardNegativeSampler
@@ -59,6 +70,7 @@ def test_loss_and_gradients(mode, dim, kind, denominator):
     )
 
 
+@pytest.mark.skipif(bool(REHEARSAL), reason="kernels on a GPU alone ask for their tiles")
 @pytest.mark.parametrize("near_the_limit", [True, False], ids=["widest", "narrower"])
 @pytest.mark.parametrize("configuration", shipped_configurations())
 def test_every_shipped_configuration(configuration, near_the_limit, monkeypatch):
