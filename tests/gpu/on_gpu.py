@@ -21,6 +21,8 @@ from pixcontrast._equation import dense as dense_form
 REHEARSAL = os.environ.get("PIXCONTRAST_GPU_TESTS_ON_CPU")
 DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
 BACKEND = REHEARSAL or "triton"
+CUTS_OFF = REHEARSAL == "triton"
+"""The interpreter cuts off what does not fit into bfloat16, where a GPU and PyTorch round."""
 FLOOR = 2e-6
 """Relative; where PyTorch's own error happens to be nothing, so must not ours be."""
 
@@ -100,8 +102,7 @@ def compare(arguments, mode, upstream=None, entries_want_gradient=True, **option
     assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in dense]
     beside = [*relative_errors(dense[:1], truth[:1]), *relative_errors(plain[1:], truth[1:])]
     errors = list(zip(relative_errors(ours, truth), beside, strict=True))
-    # The interpreter cuts off what does not fit into 16 bits, where a GPU rounds.
-    floor = torch.finfo(dtype).eps if REHEARSAL == "triton" and dtype == torch.bfloat16 else FLOOR
+    floor = torch.finfo(dtype).eps if dtype == torch.bfloat16 and CUTS_OFF else FLOOR
     for mine, theirs in errors:
         assert mine <= 2 * theirs + floor, errors
         assert mode != "float32" or mine < 1e-5, errors

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from on_gpu import BACKEND, DEVICE, draw, needs_gpu, relative_errors, run, wide
+from on_gpu import BACKEND, CUTS_OFF, DEVICE, draw, needs_gpu, relative_errors, run, wide
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -27,6 +27,8 @@ def both_kinds(dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_autocast_rounds_the_operands_alone(dtype):
+    if CUTS_OFF and dtype == torch.bfloat16:
+        pytest.skip("the interpreter does not round to bfloat16")
     arguments = both_kinds()
     with torch.autocast(DEVICE.type, dtype):
         actual = run(BACKEND, arguments, None)
