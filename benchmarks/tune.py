@@ -122,8 +122,7 @@ def draw(mode: str, anchors: int, entries: int, dim: int, device: torch.device) 
 
 def as_row(dim: int, best: Configurations) -> str:
     """A line of `kernels/configurations.py`."""
-    passes = ", ".join(f"K{tuple(getattr(best, name))}" for name in PASSES)
-    return f"{dim}: C({passes}),"
+    return f"{dim}: C({', '.join(f'K{tuple(tile)}' for tile in best)}),"
 
 
 def _parser() -> argparse.ArgumentParser:

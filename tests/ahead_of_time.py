@@ -18,11 +18,13 @@ from pixcontrast._equation.kernels.configurations import Configuration
 from pixcontrast._equation.kernels.denominator import denominator_kernel
 from pixcontrast._equation.kernels.entries import entries_kernel
 from pixcontrast._equation.kernels.positives import positives_kernel
+from pixcontrast._equation.kernels.selection import count_kernel
 
 KERNELS = {
     "denominator": denominator_kernel,
     "positives": positives_kernel,
     "entries": entries_kernel,
+    "selection": count_kernel,
 }
 # Bytes of shared memory that a program may have.
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -40,9 +42,10 @@ FLOATS = (
     "shares",
     "upstreams",
     "gradients",
+    "leasts",
 )
 NUMBERS = ("largest", "scale", "limit", "shrink", "inverse_temperature")
-SIZES = ("num_entries", "row_stride", "num_blocks", "num_anchors", "num_shares")
+SIZES = ("num_entries", "row_stride", "num_blocks", "num_anchors", "num_shares", "shift")
 
 
 class Compiled(NamedTuple):
@@ -75,6 +78,9 @@ def compile_kernel(
         "NARROWS": False,
         "PRECISION": "ieee" if kind == "ieee" else "tf32",
         "IN_FLOAT32": False,
+        "POSITIVE": False,
+        "BY_KEY": False,
+        "POOLED": False,
         "WIDEN": False,
         "column_stride": 1,
         **constants,

@@ -14,19 +14,17 @@ import torch
 from torch import Tensor
 
 from pixcontrast._equation.coefficients import AnchorStatistics
-from pixcontrast._equation.fused_layout import Layout, lay_out
+from pixcontrast._equation.fused_layout import lay_out
 from pixcontrast._equation.fused_passes import (
     denominator_pass,
     entries_pass,
     finish,
     positives_pass,
-    write_stripe,
 )
+from pixcontrast._equation.fused_selection import select_thresholds
 from pixcontrast._equation.mined import allocate_thresholds
 from pixcontrast._equation.problem import Problem
-from pixcontrast._equation.stripes import STRIPE_SIZE
 from pixcontrast._equation.tiled import Forward, allocate_entries_gradient, allocate_forward
-from pixcontrast._keys import PairKeys
 from pixcontrast.mining import Thresholds
 
 
@@ -42,7 +40,7 @@ def fused_forward(problem: Problem, *, want_gradient: bool) -> tuple[Forward, Th
         return result, met
     with _on(problem.anchors.device):
         layout = lay_out(problem)
-        thresholds = None if problem.mining is None else _thresholds(layout)
+        thresholds = None if problem.mining is None else select_thresholds(layout)
         partials = denominator_pass(layout, thresholds, want_gradient=want_gradient)
         sums = positives_pass(layout, partials, thresholds, want_gradient=want_gradient)
         finish(layout, partials, sums, result)
@@ -82,32 +80,6 @@ def fused_entries_gradient(
                 gradient[order] = in_order
             results[number] = gradient
     return results
-
-
-def _thresholds(layout: Layout) -> Thresholds:
-    """(M, 1) what mining asks of each of the sorted anchors."""
-    problem, rows = layout.problem, layout.rows
-    assert problem.mining is not None
-    num_anchors, num_entries = len(rows.labels), sum(len(piece) for piece in layout.pieces)
-    height = min(num_anchors, max(1, STRIPE_SIZE // num_entries))
-    classes = torch.cat([piece.classes for piece in layout.pieces])
-    bits = torch.cat([piece.bits for piece in layout.pieces])
-    buffer = rows.vectors.new_empty(height, num_entries, dtype=torch.float32)
-    found = []
-    for first in range(0, num_anchors, height):
-        block = slice(first, min(num_anchors, first + height))
-        logits = buffer[: block.stop - block.start]
-        write_stripe(layout, block.start, block.stop, logits)
-        same = rows.classes[block, None] == classes
-        positive, negative = same & (classes >= 0), ~same & (classes >= 0)
-        column = 0
-        for piece in layout.pieces:
-            if piece.is_anchors:
-                positive[:, column + block.start : column + block.stop].fill_diagonal_(False)
-            column += len(piece)
-        keys = None if problem.seed is None else PairKeys(rows.bits[block, None], bits).all()
-        found.append(problem.mining.thresholds(logits, positive, negative, keys))
-    return Thresholds(*(torch.cat(column).contiguous() for column in zip(*found, strict=True)))
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:

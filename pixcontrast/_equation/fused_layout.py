@@ -6,7 +6,7 @@ Everything is made on the device by operations of fixed shape; the host learns n
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -72,6 +72,21 @@ class Rows:
         return self.survey.classes
 
 
+class Runs(NamedTuple):
+    """The runs of blocks that are not empty.
+
+    Attributes:
+        starts, stops: of each run.
+        befores: how many blocks stand in the runs before it.
+        counts: (2,) the number of runs, and of blocks in them.
+    """
+
+    starts: Tensor
+    stops: Tensor
+    befores: Tensor
+    counts: Tensor
+
+
 @dataclass(frozen=True)
 class Columns:
     """A piece of entries as it stands.
@@ -81,8 +96,6 @@ class Columns:
         classes, first_classes, last_classes: as in `Survey`.
         is_anchors: whether these are the sorted anchors themselves.
         bits: (n,) int32, as in `Rows`.
-        runs: starts, stops and numbers before of the runs of blocks that are not empty.
-        run_counts: (2,) the number of runs, and of blocks in them.
     """
 
     entries: Tensor
@@ -91,8 +104,6 @@ class Columns:
     bits: Tensor
     first_classes: Tensor = field(repr=False)
     last_classes: Tensor = field(repr=False)
-    runs: tuple[Tensor, Tensor, Tensor] = field(repr=False)
-    run_counts: Tensor = field(repr=False)
 
     def __len__(self) -> int:
         return self.classes.shape[0]
@@ -100,6 +111,17 @@ class Columns:
     @property
     def num_blocks(self) -> int:
         return self.first_classes.shape[0]
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Made when they are first asked for: a backward has no use for them."""
+        starts, stops, befores = (torch.empty_like(self.last_classes) for _ in range(3))
+        counts = self.last_classes.new_zeros(2)
+        if self.num_blocks > 0:
+            runs_kernel[(1,)](
+                self.last_classes, starts, stops, befores, counts, self.num_blocks, CHUNK=CHUNK
+            )
+        return Runs(starts, stops, befores, counts)
 
 
 @dataclass(frozen=True)
@@ -190,12 +212,7 @@ def _columns(problem: Problem, number: int, rows: Rows, block: int) -> Columns:
     if not piece.is_anchors:
         survey = _survey(labels, rows.labels, rows.num_present, block)
     classes, first, last = survey
-    starts, stops, befores = (torch.empty_like(first) for _ in range(3))
-    counts = first.new_zeros(2)
-    if len(first) > 0:
-        runs_kernel[(1,)](last, starts, stops, befores, counts, len(first), CHUNK=CHUNK)
-    runs = (starts, stops, befores)
-    return Columns(entries, classes, piece.is_anchors, bits, first, last, runs, counts)
+    return Columns(entries, classes, piece.is_anchors, bits, first, last)
 
 
 def _survey(labels: Tensor, anchor_labels: Tensor, num_present: Tensor, block: int) -> Survey:

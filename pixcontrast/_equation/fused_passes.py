@@ -25,7 +25,6 @@ from pixcontrast._equation.kernels.denominator import denominator_kernel
 from pixcontrast._equation.kernels.entries import entries_kernel
 from pixcontrast._equation.kernels.finish import finish_kernel, log_sum_kernel
 from pixcontrast._equation.kernels.positives import positives_kernel
-from pixcontrast._equation.kernels.stripes import stripe_kernel
 from pixcontrast._equation.tiled import Forward
 from pixcontrast.mining import Thresholds
 
@@ -82,7 +81,6 @@ def denominator_pass(
             piece.last_classes,
             piece.num_blocks,
             *piece.runs,
-            piece.run_counts,
             *mining_arguments(layout, piece, thresholds),
             maxima[first:],
             totals[first:],
@@ -236,27 +234,3 @@ def entries_pass(
         **constants_of(layout, piece, configuration),
     )
     return gradients[0] if num_shares == 1 else gradients.sum(dim=0)
-
-
-def write_stripe(layout: Layout, first: int, stop: int, logits: Tensor) -> None:
-    """The similarities, to the base 2, of the sorted anchors first … stop − 1 with all pieces."""
-    configuration = layout.configurations.denominator
-    column = 0
-    for piece in layout.pieces:
-        constants = constants_of(layout, piece, configuration)
-        del constants["MINED"]
-        if len(piece) > 0:
-            num_rows = stop - first // configuration.rows * configuration.rows
-            # The first axis is the one that may be long.
-            grid = (piece.num_blocks, triton.cdiv(num_rows, configuration.rows))
-            stripe_kernel[grid](
-                layout.rows.vectors,
-                first,
-                stop,
-                *entries_arguments(piece, layout),
-                logits[:, column:],
-                logits.stride(0),
-                *scale_and_limit(layout),
-                **constants,
-            )
-        column += len(piece)

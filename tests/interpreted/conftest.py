@@ -14,10 +14,9 @@ collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
 @pytest.fixture(autouse=True)
 def _fine_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little problems in many programs, shares and chunks."""
-    from pixcontrast._equation import fused, fused_launch, fused_layout, fused_passes
+    from pixcontrast._equation import fused_launch, fused_layout, fused_passes, fused_selection
 
     monkeypatch.setattr(fused_launch, "LEAST_BLOCKS", 1)
     monkeypatch.setattr(fused_layout, "INTERPRETED_PROCESSORS", 4)
-    for module in (fused_layout, fused_passes):
+    for module in (fused_layout, fused_passes, fused_selection):
         monkeypatch.setattr(module, "CHUNK", 4)
-    monkeypatch.setattr(fused, "STRIPE_SIZE", 2000)

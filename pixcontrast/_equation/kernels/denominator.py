@@ -10,13 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pixcontrast._equation.kernels.similarity import (
-    alone,
-    fetch,
-    multiply,
-    selected,
-    similarities,
-)
+from pixcontrast._equation.kernels.blocks import alone, part_of_run
+from pixcontrast._equation.kernels.similarity import fetch, multiply, selected, similarities
 
 
 @triton.jit(do_not_specialize=["num_entries", "num_blocks", "num_anchors"])
@@ -98,14 +93,16 @@ def denominator_kernel(
     mine = num_there * split // tl.num_programs(1)
     mine_stop = num_there * (split + 1) // tl.num_programs(1)
     for run in range(tl.load(run_counts)):
-        run_start = tl.load(run_starts + run)
-        before = tl.load(run_befores + run)
-        start = run_start + tl.maximum(mine - before, 0)
-        stop = tl.minimum(tl.load(run_stops + run), run_start + mine_stop - before)
-        stop = tl.maximum(stop, start)
-        skip = tl.minimum(tl.maximum(gap, start), stop)
-        num_skipped = tl.minimum(tl.maximum(gap_stop, skip), stop) - skip
-        for visit in range(start, stop - num_skipped):
+        start, stop, skip, num_skipped = part_of_run(
+            tl.load(run_starts + run),
+            tl.load(run_stops + run),
+            tl.load(run_befores + run),
+            mine,
+            mine_stop,
+            gap,
+            gap_stop,
+        )
+        for visit in range(start, stop):
             block = tl.where(visit >= skip, visit + num_skipped, visit)
             numbers = block * BLOCK_N + tl.arange(0, BLOCK_N)
             within = numbers < num_entries

@@ -9,10 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pixcontrast._equation.kernels.blocks import overlap
 from pixcontrast._equation.kernels.similarity import (
     fetch,
     multiply,
-    overlap,
     selected,
     similarities,
     softplus_and_sigmoid,
