@@ -127,7 +127,7 @@ TABLE: dict[int, dict[str, Row]] = {
 LARGEST_DIM = 512
 
 # The interpreter's: small, so that little problems have many tiles.
-INTERPRETED = C(K(32, 32, 1, 1), K(16, 16, 1, 1), K(16, 32, 1, 1), K(32, 32, 1, 1))
+INTERPRETED = C(K(32, 32, 1, 1), K(16, 16, 1, 1), K(16, 32, 1, 1), K(32, 64, 1, 1))
 
 
 _tried: list[Configurations] = []
