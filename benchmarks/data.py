@@ -1,7 +1,7 @@
 """What the segmentation benchmark asks of a data set: two splits and a legend."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device: torch.device) -> "Split":
+        """The same images and labels on a device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
     def network_input(self, indices: Tensor | slice) -> Tensor:
         """The chosen images as the network takes them: floating and roughly centred."""
         chosen = self.images[indices].float().div_(64.0).sub_(2.0)
@@ -40,7 +44,7 @@ class Split:
         """A short hash of images and labels, to tell whether two results saw the same data."""
         digest = hashlib.sha256()
         for part in (self.images, self.labels):
-            digest.update(part.numpy().tobytes())
+            digest.update(part.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -54,6 +58,10 @@ class SegmentationData:
     heldout_is: str
     class_names: tuple[str, ...]
     class_colours: tuple[tuple[int, int, int], ...]
+
+    def to(self, device: torch.device) -> "SegmentationData":
+        """The same data on a device."""
+        return replace(self, train=self.train.to(device), heldout=self.heldout.to(device))
 
     @property
     def num_classes(self) -> int:

@@ -39,9 +39,11 @@ class ClassSums:
     product of the sets' sums, so every pair of pixels counts and none is sampled.
     """
 
-    def __init__(self, num_classes: int, channels: int) -> None:
-        self.sums = torch.zeros(num_classes, channels, dtype=torch.float64)
-        self.counts = torch.zeros(num_classes, dtype=torch.float64)
+    def __init__(
+        self, num_classes: int, channels: int, device: torch.device | None = None
+    ) -> None:
+        self.sums = torch.zeros(num_classes, channels, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
     def add(self, vectors: Tensor, labels: Tensor) -> None:
         """Add vectors (B, D, H, W) under labels (B, H, W) of the same resolution."""
@@ -50,30 +52,37 @@ class ClassSums:
         self.sums.index_add_(0, labels[valid], chosen)
         self.counts += torch.bincount(labels[valid], minlength=len(self.counts))
 
+    def matrix(self) -> Tensor:
+        """(C, C) mean similarity of the pairs of each two classes; NaN where there is no pair."""
+        # 0 / 0, of a class that no pixel shows, is the NaN that is wanted.
+        means = self.sums / self.counts[:, None]
+        products = means @ means.T
+        # A pixel's pair with itself, similarity 1, is no pair.
+        count = self.counts
+        within = (self.sums.square().sum(1) - count) / (count * (count - 1))
+        products.diagonal().copy_(torch.where(count > 1, within, math.nan))
+        return products
+
     def similarity(self) -> Similarity:
         """The mean over classes, and over pairs of classes: rare ones count like common ones."""
-        many = self.counts > 1
-        count, total = self.counts[many], self.sums[many]
-        # A pixel's pair with itself, similarity 1, is no pair.
-        within = (total.square().sum(1) - count) / (count * (count - 1))
-        means = self.sums[self.counts > 0] / self.counts[self.counts > 0, None]
-        products = means @ means.T
-        pairs = products[~torch.eye(len(means), dtype=torch.bool)]
-        return Similarity(_mean(within), _mean(pairs))
+        matrix = self.matrix()
+        between = matrix[~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)]
+        return Similarity(matrix.diagonal().nanmean().item(), between.nanmean().item())
 
 
 @torch.no_grad()
 def measure(network: SegmentationNetwork, data: SegmentationData) -> Measured:
     """Score a trained network on the held-out images, at the labels' resolution."""
-    confusion = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64)
+    device = data.heldout.labels.device
+    confusion = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=device)
     trunk: ClassSums | None = None
     projection: ClassSums | None = None
-    for outputs, labels in _predict(network, data.heldout):
+    for outputs, labels in predict(network, data.heldout):
         predicted = full_resolution(outputs.logits, labels).argmax(1)
         confusion += confusion_matrix(labels, predicted, data.num_classes)
         if trunk is None or projection is None:
-            trunk = ClassSums(data.num_classes, outputs.features.shape[1])
-            projection = ClassSums(data.num_classes, outputs.embedding.shape[1])
+            trunk = ClassSums(data.num_classes, outputs.features.shape[1], device)
+            projection = ClassSums(data.num_classes, outputs.embedding.shape[1], device)
         coarse = nearest_labels(labels, outputs.features)
         trunk.add(outputs.features, coarse)
         projection.add(outputs.embedding, coarse)
@@ -103,11 +112,9 @@ def intersection_over_union(confusion: Tensor) -> Tensor:
     return torch.where(labelled > 0, hits / union, math.nan)
 
 
-def _predict(network: SegmentationNetwork, split: Split) -> Iterator[tuple[Outputs, Tensor]]:
+def predict(network: SegmentationNetwork, split: Split) -> Iterator[tuple[Outputs, Tensor]]:
+    """What the network says of a split, a few images at a time, beside their labels."""
     for start in range(0, len(split), BATCH):
         part = slice(start, start + BATCH)
         yield network(split.network_input(part)), split.labels[part].long()
 
-
-def _mean(values: Tensor) -> float:
-    return values.mean().item() if values.numel() else math.nan

@@ -54,7 +54,7 @@ def run_pairs(data: SegmentationData, recipe: Recipe) -> Iterator[tuple[Pair, Ne
     with tqdm(total=total, unit="step", leave=False, disable=None) as bar:
         for seed in range(recipe.seeds):
             bar.set_description(f"seed {seed}")
-            plain = initial_network(data, seed)
+            plain = initial_network(data, recipe, seed)
             contrast = copy.deepcopy(plain)
             with ThreadPoolExecutor(2) as side_by_side:
                 plain_run = side_by_side.submit(_run_arm, plain, data, recipe, seed, False, bar)

@@ -5,7 +5,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that shapes a run but the seed; both arms use the same but for the contrast."""
+    """Everything that shapes a run but the seed; both arms use the same but for the contrast.
+
+    Attributes:
+        sources: what to contrast with, as `PixelContrastLoss` takes it; None: all that there are.
+            Nothing, `()`, is cross entropy alone.
+        bank: slots of each class in each queue that `sources` names; 0: no bank.
+        negatives: which entries count: `"all"`, or a strategy of `HardNegativeSampler`, which
+            then keeps `num_negatives` and `num_positives`.
+        warmup: the share of the run over which the weight of the contrast rises from 0.
+        fade: the share of the run, its end, over which that weight falls to 0.
+        schedule: of the learning rate, `"polynomial"` or `"cosine"`.
+        network: `"small"` or `"large"`.
+    """
 
     size: tuple[int, int]
     steps: int
@@ -24,6 +36,23 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     decay_power: float = 0.9
+    schedule: str = "polynomial"
+    sources: tuple[str, ...] | None = None
+    anchors: str = "hard"
+    negatives: str = "all"
+    num_negatives: int = 128
+    num_positives: int = 64
+    denominator: str = "negatives"
+    projection: str = "mlp"
+    warmup: float = 0.0
+    fade: float = 0.0
+    network: str = "small"
+    dim: int = 64
+
+    @property
+    def has_contrast(self) -> bool:
+        """Whether there is anything to contrast with."""
+        return self.sources != ()
 
 
 RECIPES = {

@@ -106,7 +106,7 @@ def as_record(
         "summary": asdict(summarise(pairs, data.num_classes)),
         "pairs": [asdict(pair) for pair in pairs],
     }
-    return {key: _without_nan(value) for key, value in record.items()}
+    return {key: without_nan(value) for key, value in record.items()}
 
 
 def _class_iou(index: int) -> Callable[[Measured], float]:
@@ -114,8 +114,14 @@ def _class_iou(index: int) -> Callable[[Measured], float]:
 
 
 def _compare(pairs: Sequence[Pair], figure: Callable[[Measured], float]) -> Compared:
-    plain = [figure(pair.plain.measured) for pair in pairs]
-    contrast = [figure(pair.contrast.measured) for pair in pairs]
+    return compare(
+        [figure(pair.plain.measured) for pair in pairs],
+        [figure(pair.contrast.measured) for pair in pairs],
+    )
+
+
+def compare(plain: Sequence[float], contrast: Sequence[float]) -> Compared:
+    """One figure of both arms, a pair at each place."""
     differences = [with_it - without for with_it, without in zip(contrast, plain, strict=True)]
     # statistics.stdev fails on NaN, which is what a class without held-out pixels has.
     error = math.nan
@@ -135,11 +141,12 @@ def _row(name: str, compared: Compared, scale: float, digits: int) -> str:
     ).rstrip()
 
 
-def _without_nan(value: object) -> object:
+def without_nan(value: object) -> object:
+    """The same with null for what is no number, which JSON does not know."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return value

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import count, positive, size_of
 from benchmarks.camvid import load_camvid
 from benchmarks.data import SegmentationData
 from benchmarks.environment import describe_environment
@@ -92,16 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--root", type=Path, metavar="FOLDER", help="CamVid's folder, the one that holds train/")
     recipe = parser.add_argument_group("options of the training")
     for name, kind, text in (
-        ("size", _size, "size of the images, as in 72x96"),
-        ("seeds", _positive, "how many pairs of runs"),
-        ("steps", _positive, "training steps of each run"),
-        ("batch_size", _positive, "images in a batch"),
+        ("size", size_of, "size of the images, as in 72x96"),
+        ("seeds", positive, "how many pairs of runs"),
+        ("steps", positive, "training steps of each run"),
+        ("batch_size", positive, "images in a batch"),
         ("learning_rate", float, "at the start, from where it decays to 0"),
         ("weight", float, "of the contrast, next to the cross entropy's 1"),
         ("temperature", float, "of the contrast"),
-        ("max_anchors", _positive, "anchors in a batch, at most"),
-        ("max_views", _positive, "anchors of a class in an image, at most"),
-        ("bank", _count, "slots per class of both queues of the bank, 0 for no bank"),
+        ("max_anchors", positive, "anchors in a batch, at most"),
+        ("max_views", positive, "anchors of a class in an image, at most"),
+        ("bank", count, "slots per class of both queues of the bank, 0 for no bank"),
     ):
         defaults = ", ".join(f"{data}: {_shown(name, data)}" for data in RECIPES)
         flag = f"--{name.replace('_', '-')}"
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FOLDER", help="for JSON and figure (runs/segmentation-DATA)")
     add(
         "--threads",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="threads of each arm (default: 1); the two arms of a pair run side by side",
@@ -126,25 +127,6 @@ def _parser() -> argparse.ArgumentParser:
 def _shown(name: str, data: str) -> str:
     value = getattr(RECIPES[data], name)
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    try:
-        return _positive(height), _positive(width)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected HxW as in 72x96, not {text!r}") from None
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, not {text!r}")
-    return number
-
-
-def _count(text: str) -> int:
-    return 0 if text == "0" else _positive(text)
 
 
 if __name__ == "__main__":

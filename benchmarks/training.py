@@ -2,27 +2,32 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.criterion import contrast_weight, make_criterion
 from benchmarks.data import IGNORE_INDEX, SegmentationData, Split
-from benchmarks.network import EMBEDDING_DIM, Outputs, SegmentationNetwork, full_resolution
+from benchmarks.network import Outputs, SegmentationNetwork, full_resolution
+from benchmarks.optimizer import make_optimizer, set_learning_rate
 from benchmarks.recipe import Recipe
-from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss
+from pixcontrast import PixelContrastLoss
 
 RATIO_SAMPLES = 10
 """At how many points of a training the two gradients are compared."""
+
+Observer = Callable[[int, PixelContrastLoss], object]
 
 
 @dataclass(frozen=True)
 class GradientRatios:
     """At which steps of a training its two gradients had which ratio at the trunk."""
 
-    steps: list[int]
-    values: list[float]
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -44,19 +49,71 @@ class Plan:
         return cls(order[:wanted].view(shape), mirrored)
 
     def batch(self, split: Split, step: int) -> tuple[Tensor, Tensor]:
-        """The images and labels of one step."""
-        images = split.network_input(self.indices[step])
-        labels = split.labels[self.indices[step]].long()
-        mirrored = self.mirrored[step]
+        """The images and labels of one step, on the device of the split."""
+        device = split.images.device
+        indices = self.indices[step].to(device)
+        images = split.network_input(indices)
+        labels = split.labels[indices].long()
+        mirrored = self.mirrored[step].to(device)
         images[mirrored] = images[mirrored].flip(-1)
         labels[mirrored] = labels[mirrored].flip(-1)
         return images, labels
 
 
-def initial_network(data: SegmentationData, seed: int) -> SegmentationNetwork:
+class Losses(NamedTuple):
+    """Cross entropy, weighted contrast where there is one, and the features both come from."""
+
+    main: Tensor
+    contrast: Tensor | None
+    features: Tensor
+
+    def total(self) -> Tensor:
+        """What is minimised."""
+        return self.main if self.contrast is None else self.main + self.contrast
+
+
+class Arm:
+    """One network in training: its optimiser, its loss, its randomness."""
+
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        num_classes: int,
+        recipe: Recipe,
+        seed: int,
+        contrast: bool,
+    ) -> None:
+        self.network = network.train()
+        self.recipe = recipe
+        self.optimizer = make_optimizer(network, recipe)
+        device = next(network.parameters()).device
+        self.criterion = make_criterion(recipe, num_classes).to(device) if contrast else None
+        # Its own generator: the arms run side by side and must not share the global one.
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def losses(self, images: Tensor, labels: Tensor, step: int) -> Losses:
+        """What the images of one step come to."""
+        outputs: Outputs = self.network(images)
+        logits = full_resolution(outputs.logits, labels)
+        main = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
+        if self.criterion is None:
+            return Losses(main, None, outputs.features)
+        contrast = self.criterion(outputs.embedding, labels, logits, generator=self.generator)
+        weight = contrast_weight(self.recipe, step)
+        return Losses(main, weight * contrast, outputs.features)
+
+    def descend(self, loss: Tensor, step: int) -> None:
+        """One step of the optimiser, at the learning rate of that step."""
+        set_learning_rate(self.optimizer, self.recipe, step)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+
+
+def initial_network(data: SegmentationData, recipe: Recipe, seed: int) -> SegmentationNetwork:
     """Make the network both arms of a seed start from."""
     torch.manual_seed(seed)
-    return SegmentationNetwork(data.num_classes)
+    return SegmentationNetwork(recipe, data.num_classes)
 
 
 def train_arm(
@@ -66,39 +123,27 @@ def train_arm(
     seed: int,
     contrast: bool,
     advance: Callable[[], object] = lambda: None,
+    observe: Observer = lambda step, criterion: None,
 ) -> GradientRatios:
     """Train `network` as one arm; `seed` alone decides batches and augmentations of both.
 
-    `advance` is called after every step, for a progress bar.
+    `advance` is called after every step, for a progress bar; `observe` after every loss with
+    contrast, for whoever wants to look at it or at its bank.
     """
-    network.train()
-    optimizer = _optimizer(network, recipe)
+    arm = Arm(network, data.num_classes, recipe, seed, contrast)
     plan = Plan.draw(len(data.train), recipe, seed)
-    criterion = _criterion(data, recipe) if contrast else None
-    # Its own generator: the arms run side by side and must not share the global one.
-    generator = torch.Generator().manual_seed(seed)
-    steps: list[int] = []
-    ratios: list[float] = []
+    ratios = GradientRatios()
     for step in range(recipe.steps):
-        images, labels = plan.batch(data.train, step)
-        outputs: Outputs = network(images)
-        logits = full_resolution(outputs.logits, labels)
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
-        if criterion is not None:
-            extra = recipe.weight * criterion(
-                outputs.embedding, labels, logits, generator=generator
-            )
-            if _is_sampled(step, recipe.steps):
-                steps.append(step)
-                ratios.append(gradient_ratio(extra, loss, outputs.features))
-            loss = loss + extra
-        _set_learning_rate(optimizer, recipe, step)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
+        losses = arm.losses(*plan.batch(data.train, step), step)
+        if arm.criterion is not None and losses.contrast is not None:
+            observe(step, arm.criterion)
+            if is_sampled(step, recipe.steps):
+                ratios.steps.append(step)
+                ratios.values.append(gradient_ratio(losses.contrast, losses.main, losses.features))
+        arm.descend(losses.total(), step)
         advance()
     network.eval()
-    return GradientRatios(steps, ratios)
+    return ratios
 
 
 def gradient_ratio(extra: Tensor, main: Tensor, features: Tensor) -> float:
@@ -113,48 +158,6 @@ def gradient_ratio(extra: Tensor, main: Tensor, features: Tensor) -> float:
     return of_extra.norm().item() / main_norm if main_norm > 0 else math.nan
 
 
-def _is_sampled(step: int, steps: int) -> bool:
+def is_sampled(step: int, steps: int) -> bool:
     """True at the end of each of `RATIO_SAMPLES` equal parts of the run."""
     return step * RATIO_SAMPLES // steps != (step + 1) * RATIO_SAMPLES // steps
-
-
-def _criterion(data: SegmentationData, recipe: Recipe) -> PixelContrastLoss:
-    bank = None
-    if recipe.bank > 0:
-        bank = MemoryBank(
-            data.num_classes,
-            EMBEDDING_DIM,
-            pixel_slots=recipe.bank,
-            region_slots=recipe.bank,
-            pixels_per_image=recipe.pixels_per_image,
-            ignore_index=IGNORE_INDEX,
-        )
-    return PixelContrastLoss(
-        temperature=recipe.temperature,
-        base_temperature=recipe.base_temperature,
-        ignore_index=IGNORE_INDEX,
-        anchor_sampler=HardAnchorSampler(
-            max_anchors=recipe.max_anchors, max_views=recipe.max_views
-        ),
-        bank=bank,
-    )
-
-
-def _optimizer(network: SegmentationNetwork, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(
-            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
-    return torch.optim.SGD(
-        network.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
-    """The polynomial decay of the paper."""
-    left = (1 - step / recipe.steps) ** recipe.decay_power
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate * left

@@ -1,0 +1,71 @@
+"""From a recipe to the contrast of a training: the loss, and its weight at each step."""
+
+from typing import Literal, cast
+
+from benchmarks.data import IGNORE_INDEX
+from benchmarks.recipe import Recipe
+from pixcontrast import (
+    HardAnchorSampler,
+    HardNegativeSampler,
+    MemoryBank,
+    PixelContrastLoss,
+    RandomAnchorSampler,
+)
+from pixcontrast.samplers import AnchorSampler
+
+Strategy = Literal["hardest", "semi-hard", "random"]
+Denominator = Literal["negatives", "all"]
+
+
+def make_criterion(recipe: Recipe, num_classes: int) -> PixelContrastLoss:
+    """The contrast of a recipe that has one."""
+    return PixelContrastLoss(
+        temperature=recipe.temperature,
+        base_temperature=recipe.base_temperature,
+        ignore_index=IGNORE_INDEX,
+        anchor_sampler=_anchor_sampler(recipe),
+        negative_sampler=_negative_sampler(recipe),
+        bank=_bank(recipe, num_classes),
+        contrast=recipe.sources,
+        denominator=cast(Denominator, recipe.denominator),
+    )
+
+
+def contrast_weight(recipe: Recipe, step: int) -> float:
+    """The weight of the contrast at a step: constant, but for a rise and a fall where asked."""
+    done = step / recipe.steps
+    rising = min(1.0, done / recipe.warmup) if recipe.warmup > 0 else 1.0
+    falling = min(1.0, (1 - done) / recipe.fade) if recipe.fade > 0 else 1.0
+    return recipe.weight * min(rising, falling)
+
+
+def _anchor_sampler(recipe: Recipe) -> AnchorSampler:
+    sizes = {"max_anchors": recipe.max_anchors, "max_views": recipe.max_views}
+    if recipe.anchors == "random":
+        return RandomAnchorSampler(**sizes)
+    return HardAnchorSampler(**sizes)
+
+
+def _negative_sampler(recipe: Recipe) -> HardNegativeSampler | None:
+    if recipe.negatives == "all":
+        return None
+    return HardNegativeSampler(
+        strategy=cast(Strategy, recipe.negatives),
+        num_negatives=recipe.num_negatives,
+        num_positives=recipe.num_positives,
+    )
+
+
+def _bank(recipe: Recipe, num_classes: int) -> MemoryBank | None:
+    """Only the queues that are read: one that nobody reads costs time for nothing."""
+    if recipe.bank == 0:
+        return None
+    read = ("pixels", "regions") if recipe.sources is None else recipe.sources
+    return MemoryBank(
+        num_classes,
+        recipe.dim,
+        pixel_slots=recipe.bank if "pixels" in read else 0,
+        region_slots=recipe.bank if "regions" in read else 0,
+        pixels_per_image=recipe.pixels_per_image,
+        ignore_index=IGNORE_INDEX,
+    )

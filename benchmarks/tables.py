@@ -1,0 +1,193 @@
+"""The tables of the ablation: which rows, from which recipe, on which images, with which seeds.
+
+The protocol stands in docs/experiments.md and was written down before the runs: everything is
+chosen on held-out training images (`"tuning"`), and val is for what has been chosen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from benchmarks.recipe import RECIPES, Recipe
+from benchmarks.runs import Key, key_of
+
+TUNING_SEEDS = (0, 1, 2, 3, 4)
+FRESH_SEEDS = (100, 101, 102, 103, 104, 105, 106, 107)
+"""Seeds that nothing was chosen by."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: its name, and what it changes in the table's recipe."""
+
+    name: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are compared with the first of them, seed by seed."""
+
+    title: str
+    base: Recipe
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = TUNING_SEEDS
+    split: str = "tuning"
+    data: str = "camvid"
+
+    def recipe(self, row: Row) -> Recipe:
+        """The recipe of a row."""
+        changed = replace(self.base, **row.changes)
+        return changed if changed.has_contrast else _without_contrast(changed)
+
+    def key(self, row: Row, seed: int) -> Key:
+        """The key of a row's run."""
+        return key_of(self.data, self.split, self.recipe(row), seed)
+
+    def keys(self) -> Iterator[Key]:
+        """Every run of the table, seed by seed, so that what is there first is paired."""
+        for seed in self.seeds:
+            for row in self.rows:
+                yield self.key(row, seed)
+
+
+def _without_contrast(recipe: Recipe) -> Recipe:
+    """The same recipe for all who leave the contrast out: one run serves every table."""
+    return replace(recipe, weight=0.0, bank=0, warmup=0.0, fade=0.0)
+
+
+STEPS = 400
+SGD = replace(RECIPES["camvid"], steps=STEPS)
+BANK = {"bank": 100, "pixels_per_image": 2}
+ADAMW = replace(SGD, optimizer="adamw", learning_rate=0.005, weight_decay=0.01, schedule="cosine")
+LARGE = replace(
+    SGD,
+    size=(360, 480),
+    steps=1500,
+    network="large",
+    dim=256,
+    learning_rate=0.1,
+    max_anchors=2048,
+    max_views=32,
+)
+
+CHOSEN: dict[str, Any] = {"sources": ("batch",)}
+"""The recipe that the small table chose."""
+CHOSEN_STRONG: dict[str, Any] = {"sources": ("batch",), "weight": 0.01}
+"""What the table `strong` chose."""
+
+ALONE = Row("cross entropy alone", {"sources": ()})
+
+
+def _sweep(option: str, values: tuple[Any, ...], **fixed: Any) -> tuple[Row, ...]:
+    """Cross entropy alone, and a row for every value of one option."""
+    rows = (Row(f"{option.replace('_', ' ')} {value}", {option: value, **fixed}) for value in values)
+    return (ALONE, *rows)
+
+
+TABLES = {
+    "small": Table(
+        "What to contrast with",
+        SGD,
+        (
+            ALONE,
+            Row("the batch", {"sources": ("batch",)}),
+            Row("the batch, a bank of pixels", {"sources": ("batch", "pixels"), **BANK}),
+            Row("the batch, a bank of regions", {"sources": ("batch", "regions"), **BANK}),
+            Row("the batch, both banks", {"sources": ("batch", "pixels", "regions"), **BANK}),
+        ),
+    ),
+    "memory": Table(
+        "The authors' memory variant, without the batch, and the size of the bank",
+        SGD,
+        (
+            ALONE,
+            Row("both banks alone", {"sources": ("pixels", "regions"), **BANK}),
+            *(Row(f"the batch, both banks of {n}", {**BANK, "bank": n}) for n in (25, 100, 400)),
+        ),
+    ),
+    "anchors": Table("Which pixels are anchors", SGD, _sweep("anchors", ("random", "hard"))),
+    "negatives": Table(
+        "Which entries count",
+        SGD,
+        _sweep("negatives", ("all", "random", "hardest", "semi-hard"), **BANK),
+    ),
+    "temperature": Table(
+        "Temperature (the factor τ/0.07 keeps the size of the gradient)",
+        SGD,
+        _sweep("temperature", (0.05, 0.07, 0.1, 0.2, 0.3, 0.4)),
+    ),
+    "weight": Table("Weight", SGD, _sweep("weight", (0.01, 0.03, 0.1, 0.3, 1.0))),
+    "views": Table(
+        "Anchors of a class in an image, at most",
+        SGD,
+        # As many anchors in all as no class has to give way to another.
+        (*_sweep("max_views", (1, 2, 6)), *_sweep("max_views", (16, 32), max_anchors=4096)[1:]),
+    ),
+    "denominator": Table("Denominator", SGD, _sweep("denominator", ("negatives", "all"))),
+    "schedule": Table(
+        "The weight over the run",
+        SGD,
+        (
+            ALONE,
+            Row("constant"),
+            Row("rises over the first 20%", {"warmup": 0.2}),
+            Row("rises over the first 40%", {"warmup": 0.4}),
+            Row("falls to 0 over the last 40%", {"fade": 0.4}),
+            Row("falls to 0 over the whole run", {"fade": 1.0}),
+        ),
+    ),
+    "projection": Table("Projection head", SGD, _sweep("projection", ("mlp", "linear"))),
+    "recipe": Table(
+        "The recipe to start from, on val",
+        SGD,
+        (ALONE, Row("the recipe", CHOSEN)),
+        seeds=FRESH_SEEDS,
+        split="val",
+    ),
+    "rate": Table(
+        "The learning rate of the strong baseline",
+        replace(ADAMW, sources=()),
+        tuple(
+            Row(f"AdamW, {rate:g}", {"learning_rate": rate}) for rate in (0.002, 0.005, 0.01, 0.02)
+        ),
+        seeds=(0, 1),
+    ),
+    "strong": Table(
+        "Contrast against the strong baseline",
+        ADAMW,
+        (
+            *_sweep("weight", (0.01, 0.03, 0.1)),
+            Row("weight 0.03, falls to 0 over the whole run", {"weight": 0.03, "fade": 1.0}),
+            Row("weight 0.03, linear projection", {"weight": 0.03, "projection": "linear"}),
+            Row("weight 0.03, both banks", {"weight": 0.03, **BANK}),
+            Row("weight 0.03, 2 views", {"weight": 0.03, "max_views": 2}),
+        ),
+        seeds=(0, 1, 2),
+    ),
+    "strong-val": Table(
+        "The best of them, on val",
+        ADAMW,
+        (ALONE, Row("with contrast", CHOSEN_STRONG)),
+        seeds=FRESH_SEEDS,
+        split="val",
+    ),
+    "reading": Table(
+        "The embedded digits, by weight",
+        RECIPES["digits"],
+        _sweep("weight", (0.003, 0.03, 0.1)),
+        seeds=(0, 1, 2),
+        data="digits",
+    ),
+    "gpu": Table(
+        "360×480, 6.7 million parameters, on a GPU",
+        LARGE,
+        (
+            ALONE,
+            Row("the batch", {"sources": ("batch",)}),
+            Row("the batch, both banks", {"bank": 500, "pixels_per_image": 10}),
+        ),
+        seeds=FRESH_SEEDS[:5],
+        split="val",
+    ),
+}
