@@ -21,9 +21,9 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from benchmarks.arguments import positive, size_of
 from benchmarks.ablation_plot import save_plot
 from benchmarks.ablation_report import Runs, format_lines
+from benchmarks.arguments import positive, size_of
 from benchmarks.environment import describe_environment
 from benchmarks.experiment import load_data, run_experiment
 from benchmarks.runs import Key, append_run, load_runs
@@ -120,13 +120,13 @@ def _how_long(runs: Runs) -> str:
     ]
     for name, table in TABLES.items():
         keys = set(table.keys())
-        minutes = sum(_seconds(key, runs) for key in keys) / 60 / CORES
+        minutes = sum(seconds_of(key, runs) for key in keys) / 60 / CORES
         taken = "not measured" if math.isnan(minutes) else f"{minutes:.0f} minutes"
         lines.append(f"  {name:<12}{len(keys):>4} runs  {taken:<16}{table.title}")
     return "\n".join(lines)
 
 
-def _seconds(key: Key, runs: Runs) -> float:
+def seconds_of(key: Key, runs: Runs) -> float:
     """What a run takes: the median step of runs as large, with contrast or without."""
     alike = [
         run.seconds / run.key.recipe.steps

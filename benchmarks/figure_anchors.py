@@ -41,7 +41,10 @@ def save_anchors(
     hard = (predicted != coarse).flatten()[taken]
 
     figure, axes = plt.subplots(
-        2, count, figsize=(2.9 * count, 5.8 * height / width + 0.9), squeeze=False,
+        2,
+        count,
+        figsize=(2.9 * count, 5.8 * height / width + 0.9),
+        squeeze=False,
         layout="constrained",
     )
     for number in range(count):
@@ -55,8 +58,14 @@ def save_anchors(
             for is_hard, colour in ((False, "white"), (True, "yellow")):
                 own = place[(image == number) & (hard == is_hard)]
                 axis.scatter(
-                    own % width + 0.5, own // width + 0.5, s=9, color=colour, marker="o",
-                    edgecolors="black", linewidths=0.4, label="hard" if is_hard else "easy",
+                    own % width + 0.5,
+                    own // width + 0.5,
+                    s=9,
+                    color=colour,
+                    marker="o",
+                    edgecolors="black",
+                    linewidths=0.4,
+                    label="hard" if is_hard else "easy",
                 )
             axis.set_axis_off()
     share = hard.double().mean().item()

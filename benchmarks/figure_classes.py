@@ -29,9 +29,7 @@ def class_similarity(network: SegmentationNetwork, data: SegmentationData) -> Te
     return sums.matrix()
 
 
-def save_class_similarity(
-    path: Path, data: SegmentationData, matrices: dict[str, Tensor]
-) -> None:
+def save_class_similarity(path: Path, data: SegmentationData, matrices: dict[str, Tensor]) -> None:
     """Draw both matrices on one scale, and what contrast changed on another."""
     plain, contrast = matrices["plain"], matrices["contrast"]
     drawn = [(TITLES[arm], matrix, "viridis", (0.0, 1.0)) for arm, matrix in matrices.items()]

@@ -43,7 +43,10 @@ def save_scatter(path: Path, data: SegmentationData, networks: Networks, seed: i
         classes = labels[chosen]
         laid_out = (
             ("PCA", PCA(2, random_state=seed).fit_transform(points)),
-            ("t-SNE", TSNE(2, perplexity=_perplexity(points), random_state=seed).fit_transform(points)),
+            (
+                "t-SNE",
+                TSNE(2, perplexity=_perplexity(points), random_state=seed).fit_transform(points),
+            ),
         )
         for row, (method, flat) in enumerate(laid_out):
             axis = axes[row, column]
@@ -55,7 +58,10 @@ def save_scatter(path: Path, data: SegmentationData, networks: Networks, seed: i
             axis.set_yticks([])
             axis.set_title(f"{method}: {title}", fontsize=9)
     figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8,
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=6,
+        fontsize=8,
         markerscale=3,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

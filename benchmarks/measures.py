@@ -39,9 +39,7 @@ class ClassSums:
     product of the sets' sums, so every pair of pixels counts and none is sampled.
     """
 
-    def __init__(
-        self, num_classes: int, channels: int, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, channels: int, device: torch.device | None = None) -> None:
         self.sums = torch.zeros(num_classes, channels, dtype=torch.float64, device=device)
         self.counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
@@ -117,4 +115,3 @@ def predict(network: SegmentationNetwork, split: Split) -> Iterator[tuple[Output
     for start in range(0, len(split), BATCH):
         part = slice(start, start + BATCH)
         yield network(split.network_input(part)), split.labels[part].long()
-

@@ -61,6 +61,21 @@ def _pairs(name: str) -> str:
     return markdown_table(("", "cross entropy", "with contrast", "difference"), rows)
 
 
+def _scores(name: str) -> str:
+    """One line for each file of `benchmarks.segmentation` on a data set."""
+    rows: list[list[str]] = []
+    for path in sorted(RESULTS.glob(f"segmentation-{name}*.json")):
+        record = _record(path.stem)
+        pairs = record["pairs"]
+        by_seed = [
+            signed(100 * (pair["contrast"]["measured"]["mean_iou"] - _plain(pair)))
+            for pair in pairs
+        ]
+        compared = _compared(f"`{path.name}`", record["summary"]["mean_iou"], 100, 2)
+        rows.append([*compared, ", ".join(by_seed)])
+    return markdown_table(("", "cross entropy", "with contrast", "difference", "by seed"), rows)
+
+
 def _price(name: str) -> str:
     """What `benchmarks.price` wrote."""
     rows: list[list[str]] = []
@@ -86,8 +101,14 @@ KINDS: dict[str, Callable[[str], str]] = {
     "ablation": _ablation,
     "reading": _reading,
     "pairs": _pairs,
+    "scores": _scores,
     "price": _price,
 }
+
+
+def _plain(pair: dict[str, Any]) -> float:
+    mean_iou: float = pair["plain"]["measured"]["mean_iou"]
+    return mean_iou
 
 
 def _record(name: str) -> dict[str, Any]:

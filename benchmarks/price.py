@@ -66,7 +66,9 @@ class Step:
         self.images = images.contiguous(memory_format=torch.channels_last)
         if self.arm.criterion is not None and self.arm.criterion.bank is not None:
             bank = self.arm.criterion.bank
-            for queue, vectors in zip((bank.pixels, bank.regions), draw_bank(shape, labels.device)):
+            for queue, vectors in zip(
+                (bank.pixels, bank.regions), draw_bank(shape, labels.device), strict=True
+            ):
                 queue.copy_(vectors)
             bank.pixel_count.fill_(bank.pixel_slots)
             bank.region_count.fill_(bank.region_slots)

@@ -81,7 +81,9 @@ ALONE = Row("cross entropy alone", {"sources": ()})
 
 def _sweep(option: str, values: tuple[Any, ...], **fixed: Any) -> tuple[Row, ...]:
     """Cross entropy alone, and a row for every value of one option."""
-    rows = (Row(f"{option.replace('_', ' ')} {value}", {option: value, **fixed}) for value in values)
+    rows = (
+        Row(f"{option.replace('_', ' ')} {value}", {option: value, **fixed}) for value in values
+    )
     return (ALONE, *rows)
 
 

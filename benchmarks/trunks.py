@@ -56,7 +56,7 @@ class LargeTrunk(nn.Module):
         """Take images (B, 3, H, W) to features (B, 128, H / 4, W / 4)."""
         maps: list[Tensor] = [self.stem(images)]
         for stage in self.stages:
-            maps.append(stage(maps[-1]))  # noqa: PERF401  # each is made from the one before
+            maps.append(stage(maps[-1]))
         sides = [layer(found) for layer, found in zip(self.across, maps[1:], strict=True)]
         merged = sides[-1]
         for side in reversed(sides[:-1]):

@@ -1,6 +1,10 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 
 # Examples are a function of the test alone: a red run can be repeated.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
@@ -66,3 +70,22 @@ def unseen_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrangement, "values_cost_nothing", lambda device: False)
     monkeypatch.setattr(products, "values_cost_nothing", lambda device: False)
     monkeypatch.setattr(mined, "values_cost_nothing", lambda device: False)
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    """A folder of CamVid's layout, images PNG and JPEG, with void and an absent class."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for kind in ("", "annot"):
+            (tmp_path / f"{split}{kind}").mkdir()
+        for number in range(count):
+            labels = np.repeat(np.repeat(random.integers(0, 10, (3, 4)), 16, 0), 16, 1)
+            labels[:2] = 11
+            image = np.stack([labels * 20, labels * 5, 255 - labels * 9], 2).astype(np.uint8)
+            suffix = "jpg" if number % 2 else "png"
+            Image.fromarray(image).save(tmp_path / split / f"{number:02}.{suffix}")
+            Image.fromarray(labels.astype(np.uint8)).save(
+                tmp_path / f"{split}annot" / f"{number:02}.png"
+            )
+    return tmp_path

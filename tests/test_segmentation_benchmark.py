@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from benchmarks import measures
 from benchmarks.segmentation import main
@@ -16,25 +15,6 @@ QUICK = ["--seeds", "2", "--steps", "3", "--batch-size", "2", "--size", "24x24"]
 def run(folder, *options):
     main([*QUICK, *options, "--out", str(folder)])
     return json.loads((folder / "result.json").read_text())
-
-
-@pytest.fixture
-def camvid(tmp_path):
-    """A folder of CamVid's layout, images PNG and JPEG, with void and an absent class."""
-    random = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 3)):
-        for kind in ("", "annot"):
-            (tmp_path / f"{split}{kind}").mkdir()
-        for number in range(count):
-            labels = np.repeat(np.repeat(random.integers(0, 10, (3, 4)), 16, 0), 16, 1)
-            labels[:2] = 11
-            image = np.stack([labels * 20, labels * 5, 255 - labels * 9], 2).astype(np.uint8)
-            suffix = "jpg" if number % 2 else "png"
-            Image.fromarray(image).save(tmp_path / split / f"{number:02}.{suffix}")
-            Image.fromarray(labels.astype(np.uint8)).save(
-                tmp_path / f"{split}annot" / f"{number:02}.png"
-            )
-    return tmp_path
 
 
 def test_embedded_data(tmp_path, capsys):

@@ -1,0 +1,77 @@
+"""No figure of the docs is typed: each one stands in a committed JSON."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks.ablation import COMMITTED
+from benchmarks.ablation_report import lines_of
+from benchmarks.markdown import signed
+from benchmarks.pages import PAGES, RESULTS, ROOT, TABLE, filled
+from benchmarks.runs import load_runs
+from benchmarks.tables import TABLES
+
+NOT_MEASURED = {"2.0", "4.0"}  # of the names of licences
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+
+
+def decimals(text):
+    return set(re.findall(r"\d+\.\d+", text))
+
+
+def prose(text):
+    """A page without its tables, commands, comments and links' targets."""
+    text = re.sub(r"```.*?```|<!--.*?-->|\]\([^)]*\)", "", text, flags=re.DOTALL)
+    return "\n".join(line for line in text.splitlines() if not line.startswith("|"))
+
+
+def options():
+    """Every number that a recipe of a committed run has, as Python writes it."""
+    records = [json.loads(path.read_text()) for path in RESULTS.glob("segmentation-*.json")]
+    records += [json.loads(line) for line in COMMITTED.read_text().splitlines()]
+    recipes = [record["recipe"] for record in records]
+    return {str(value) for recipe in recipes for value in recipe.values()}
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_tables_are_those_of_the_json(page):
+    assert TABLE.search(TEXTS[page])
+    assert TEXTS[page] == filled(TEXTS[page]), "python -m benchmarks.pages writes them anew"
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_no_table_of_figures_is_typed(page):
+    outside = TABLE.sub("", TEXTS[page])
+    typed = [line for line in outside.splitlines() if line.startswith("|") and decimals(line)]
+    assert not typed
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_figures_in_sentences_stand_in_a_table_or_are_options(page):
+    tables = " ".join(found.group() for text in TEXTS.values() for found in TABLE.finditer(text))
+    unknown = decimals(prose(TEXTS[page])) - decimals(tables) - options() - NOT_MEASURED
+    assert not unknown
+
+
+def test_the_readme_says_what_val_said():
+    recipe = lines_of(TABLES["recipe"], load_runs(COMMITTED))[1]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert signed(recipe.compared.difference, recipe.compared.standard_error) in readme
+    assert f"{len(recipe.differences)} fresh seeds" in readme
+
+
+def test_committed_runs_are_of_one_set_of_images_a_split():
+    found = {}
+    for key, run in load_runs(COMMITTED).items():
+        prints = (run.train_fingerprint, run.heldout_fingerprint)
+        found.setdefault((key.data, key.split, key.recipe.size), set()).add(prints)
+    assert found
+    assert all(len(prints) == 1 for prints in found.values())
+
+
+def test_pictures_of_the_docs_are_there_and_small():
+    named = {name for text in TEXTS.values() for name in re.findall(r"\]\((figures/[^)]+)\)", text)}
+    assert named
+    sizes = [(ROOT / "docs" / name).stat().st_size for name in named]
+    assert sum(sizes) < 1_000_000
