@@ -110,7 +110,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def _run_of(record: dict[str, Any]) -> Run:
-    recipe = {
+    recipe: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in record["recipe"].items()
     }

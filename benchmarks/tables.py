@@ -58,7 +58,7 @@ def _without_contrast(recipe: Recipe) -> Recipe:
 
 STEPS = 500
 SGD = replace(RECIPES["camvid"], steps=STEPS)
-BANK = {"bank": 100, "pixels_per_image": 2}
+BANK: dict[str, Any] = {"bank": 100, "pixels_per_image": 2}
 ADAMW = replace(SGD, optimizer="adamw", learning_rate=0.005, weight_decay=0.01, schedule="cosine")
 LARGE = replace(
     SGD,
