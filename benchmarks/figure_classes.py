@@ -36,7 +36,7 @@ def save_class_similarity(path: Path, data: SegmentationData, matrices: dict[str
     change = contrast - plain
     most = float(change.nan_to_num().abs().max().clamp(min=1e-3))
     drawn.append(("difference", change, "RdBu_r", (-most, most)))
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.7), layout="constrained")
     for axis, (title, matrix, colours, (low, high)) in zip(axes, drawn, strict=True):
         image = axis.imshow(matrix.numpy(), cmap=colours, vmin=low, vmax=high)
         axis.set_title(title, fontsize=10)

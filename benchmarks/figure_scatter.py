@@ -54,6 +54,7 @@ def save_scatter(path: Path, data: SegmentationData, networks: Networks, seed: i
                 own = (classes == number).numpy()
                 colour = tuple(part / 255 for part in data.class_colours[number])
                 axis.scatter(*flat[own].T, s=5, color=colour, label=name, linewidths=0)
+            axis.set_facecolor("0.85")  # some classes are drawn nearly white
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_title(f"{method}: {title}", fontsize=9)

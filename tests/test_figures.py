@@ -26,6 +26,7 @@ def test_pictures_of_a_real_run(tmp_path, monkeypatch):
     assert set(record["mean_iou"]) == {"plain", "contrast"}
     assert np.shape(record["class_similarity"]["contrast"]) == (11, 11)
     occupancy = record["occupancy"]
+    assert occupancy["steps"] == [1, 2, 3]
     assert np.shape(occupancy["pixels"]) == (3, 11)
     assert np.diff(occupancy["pixels"], axis=0).min() >= 0
     assert np.max(occupancy["pixels"]) <= occupancy["slots"]["pixels"] == 100
