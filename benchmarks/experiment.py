@@ -1,6 +1,5 @@
 """One run of the ablation: a network trained by a recipe and measured, on any device."""
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -64,12 +63,7 @@ def run_experiment(
 
 def stats_of(criterion: PixelContrastLoss) -> dict[str, float]:
     """What a loss says of its last call, as numbers."""
-    stats = getattr(criterion, "stats", None)
-    if stats is None:
+    if criterion.stats is None:
         return {}
-    fields = stats._asdict() if hasattr(stats, "_asdict") else dataclasses.asdict(stats)
-    return {
-        name: float(value)
-        for name, value in fields.items()
-        if not isinstance(value, torch.Tensor) or value.ndim == 0
-    }
+    said = criterion.stats._asdict()
+    return {name: float(value) for name, value in said.items() if value is not None}
