@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from benchmarks.camvid import load_camvid
 from benchmarks.data import SegmentationData
 from benchmarks.measures import measure
