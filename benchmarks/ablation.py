@@ -67,7 +67,8 @@ def _changed(table: Table, options: argparse.Namespace) -> Table:
 
 
 def _run_missing(table: Table, path: Path, options: argparse.Namespace) -> None:
-    missing = [key for key in dict.fromkeys(table.keys()) if key not in load_runs(path)]
+    done = load_runs(path)
+    missing = [key for key in dict.fromkeys(table.keys()) if key not in done]
     if not missing:
         return
     environment = describe_environment()
@@ -83,12 +84,12 @@ def _run_missing(table: Table, path: Path, options: argparse.Namespace) -> None:
                 raise RuntimeError("stopped")
             bar.update()
 
-        done = run_experiment(key, data, environment, advance)
+        ended = run_experiment(key, data, environment, advance)
         with writing:
-            append_run(path, done)
+            append_run(path, ended)
         bar.write(
-            f"seed {key.seed}  {_name(table, key)}  mean IoU {100 * done.measured.mean_iou:.2f}"
-            f"  {done.seconds:.0f} s"
+            f"seed {key.seed}  {_name(table, key)}  mean IoU {100 * ended.measured.mean_iou:.2f}"
+            f"  {ended.seconds:.0f} s"
         )
 
     total = sum(key.recipe.steps for key in missing)

@@ -80,6 +80,11 @@ def test_tables_share_the_runs_without_contrast(tmp_path, camvid):
     assert len(records) == 2 * (1 + 2 + 4)
     assert sum(record["recipe"]["sources"] == [] for record in records) == 2
     assert {record["split"] for record in records} == {"tuning"}
+    # Whatever a table fixes for its contrast.
+    other = replace(SMALL, base=replace(SMALL.base, weight=0.7, bank=9, fade=0.5))
+    alone, with_it = SMALL.rows
+    assert other.key(alone, 0) == SMALL.key(alone, 0)
+    assert other.key(with_it, 0) != SMALL.key(with_it, 0)
 
 
 def test_val_is_for_what_has_been_chosen():

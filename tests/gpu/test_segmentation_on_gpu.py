@@ -1,0 +1,27 @@
+"""The training that the ablation's table for a GPU is made of, at a tiny size."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from on_gpu import DEVICE, needs_gpu
+
+from benchmarks.experiment import load_data, run_experiment
+from benchmarks.tables import TABLES
+
+pytestmark = needs_gpu
+
+TABLE = TABLES["gpu"]
+TINY = replace(TABLE, base=replace(TABLE.base, size=(48, 64), steps=10, batch_size=2))
+
+
+@pytest.mark.parametrize("row", TINY.rows, ids=lambda row: row.name)
+def test_a_run_of_the_table_for_a_gpu(row, camvid):
+    key = TINY.key(row, seed=100)
+    data = load_data(TINY.data, TINY.split, TINY.base.size, camvid).to(DEVICE)
+    run = run_experiment(key, data, {})
+    assert 0 <= run.measured.mean_iou <= 1
+    assert len(run.ratios) == (10 if key.recipe.has_contrast else 0)
+    assert all(0 < ratio < 1e6 for ratio in run.ratios)
+    # The same data, wherever they lie.
+    assert run.heldout_fingerprint == data.to(torch.device("cpu")).heldout.fingerprint()
