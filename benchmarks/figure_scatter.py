@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from benchmarks.data import IGNORE_INDEX, SegmentationData
+from benchmarks.data import SegmentationData
 from benchmarks.measures import predict
 from benchmarks.network import Outputs, SegmentationNetwork, nearest_labels
 from benchmarks.pairs import Networks
@@ -87,10 +87,9 @@ def _maps(outputs: Outputs, which: str) -> Tensor:
 
 
 def _balanced(labels: Tensor, num_classes: int, seed: int) -> Tensor:
-    """The numbers of as many pixels of every class, at random; of a rare class all."""
+    """The numbers of as many pixels of every class, at random; of a rare class all it has."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    order = order[labels[order] != IGNORE_INDEX]
     of_classes = [order[labels[order] == number][:PIXELS_OF_CLASS] for number in range(num_classes)]
     return torch.cat(of_classes)
 
