@@ -37,8 +37,7 @@ class Table:
 
     def recipe(self, row: Row) -> Recipe:
         """The recipe of a row."""
-        changed = replace(self.base, **row.changes)
-        return changed if changed.has_contrast else _without_contrast(changed)
+        return _plainly(replace(self.base, **row.changes))
 
     def key(self, row: Row, seed: int) -> Key:
         """The key of a row's run."""
@@ -51,11 +50,16 @@ class Table:
                 yield self.key(row, seed)
 
 
-def _without_contrast(recipe: Recipe) -> Recipe:
-    """The same recipe for all who leave the contrast out: one run serves every table."""
-    return replace(recipe, weight=0.0, bank=0, warmup=0.0, fade=0.0)
+def _plainly(recipe: Recipe) -> Recipe:
+    """The one way to write a recipe, so that one run serves every table that has it."""
+    if not recipe.has_contrast:
+        return replace(recipe, weight=0.0, bank=0, warmup=0.0, fade=0.0)
+    if recipe.sources is None:
+        return replace(recipe, sources=ALL_SOURCES if recipe.bank > 0 else ALL_SOURCES[:1])
+    return recipe
 
 
+ALL_SOURCES = ("batch", "pixels", "regions")
 STEPS = 500
 SGD = replace(RECIPES["camvid"], steps=STEPS)
 BANK: dict[str, Any] = {"bank": 100, "pixels_per_image": 2}

@@ -85,6 +85,11 @@ def test_tables_share_the_runs_without_contrast(tmp_path, camvid):
     alone, with_it = SMALL.rows
     assert other.key(alone, 0) == SMALL.key(alone, 0)
     assert other.key(with_it, 0) != SMALL.key(with_it, 0)
+    # What there is to contrast with, said and not said.
+    for sources, bank in ((("batch",), 0), (("batch", "pixels", "regions"), 5)):
+        unsaid, said = Row("a", {"bank": bank}), Row("b", {"bank": bank, "sources": sources})
+        assert SMALL.key(unsaid, 0) == SMALL.key(said, 0)
+        assert SMALL.recipe(unsaid).sources == sources
 
 
 def test_val_is_for_what_has_been_chosen():
