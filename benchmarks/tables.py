@@ -63,7 +63,7 @@ ALL_SOURCES = ("batch", "pixels", "regions")
 STEPS = 500
 SGD = replace(RECIPES["camvid"], steps=STEPS)
 BANK: dict[str, Any] = {"bank": 100, "pixels_per_image": 2}
-ADAMW = replace(SGD, optimizer="adamw", learning_rate=0.005, weight_decay=0.01, schedule="cosine")
+ADAMW = replace(SGD, optimizer="adamw", learning_rate=0.002, weight_decay=0.01, schedule="cosine")
 LARGE = replace(
     SGD,
     size=(360, 480),
@@ -77,7 +77,7 @@ LARGE = replace(
 
 CHOSEN: dict[str, Any] = {"sources": ("batch",)}
 """The recipe that the small table chose."""
-CHOSEN_STRONG: dict[str, Any] = {"sources": ("batch",), "weight": 0.01}
+CHOSEN_STRONG: dict[str, Any] = {"sources": ("batch",), "weight": 0.03}
 """What the table `strong` chose."""
 
 ALONE = Row("cross entropy alone", {"sources": ()})
