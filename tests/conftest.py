@@ -1,10 +1,8 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from PIL import Image
 
 # Examples are a function of the test alone: a red run can be repeated.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
@@ -75,6 +73,9 @@ def unseen_values(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def camvid(tmp_path: Path) -> Path:
     """A folder of CamVid's layout, images PNG and JPEG, with void and an absent class."""
+    import numpy as np
+    from PIL import Image
+
     random = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):
         for kind in ("", "annot"):

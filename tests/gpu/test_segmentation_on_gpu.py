@@ -6,8 +6,12 @@ import pytest
 import torch
 from on_gpu import DEVICE, needs_gpu
 
-from benchmarks.experiment import load_data, run_experiment
-from benchmarks.tables import TABLES
+# What a machine with a GPU need not have: these tests alone want it.
+for package in ("PIL", "sklearn", "tqdm"):
+    pytest.importorskip(package)
+
+from benchmarks.experiment import load_data, run_experiment  # noqa: E402
+from benchmarks.tables import TABLES  # noqa: E402
 
 pytestmark = needs_gpu
 
