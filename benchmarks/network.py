@@ -10,6 +10,7 @@ from benchmarks.trunks import TRUNKS
 from pixcontrast import ProjectionHead
 
 Kind = Literal["mlp", "linear"]
+WITHOUT_NORM = "mlp without norm"
 
 
 class Outputs(NamedTuple):
@@ -32,12 +33,22 @@ class SegmentationNetwork(nn.Module):
         self.trunk = TRUNKS[recipe.network]()
         channels = self.trunk.channels
         self.classifier = nn.Conv2d(channels, num_classes, 1)
-        self.projection = ProjectionHead(channels, recipe.dim, kind=cast(Kind, recipe.projection))
+        self.projection = make_projection(channels, recipe)
 
     def forward(self, images: Tensor) -> Outputs:
         """Take images (B, 3, H, W) to outputs at the trunk's resolution."""
         features = self.trunk(images)
         return Outputs(features, self.classifier(features), self.projection(features))
+
+
+def make_projection(channels: int, recipe: Recipe) -> ProjectionHead:
+    """The head of a recipe; the one without a norm starts from the same weights as the other."""
+    kind = "mlp" if recipe.projection == WITHOUT_NORM else recipe.projection
+    head = ProjectionHead(channels, recipe.dim, kind=cast(Kind, kind))
+    if recipe.projection == WITHOUT_NORM:
+        layers = (nn.Identity() if isinstance(one, nn.BatchNorm1d) else one for one in head.layers)
+        head.layers = nn.Sequential(*layers)
+    return head
 
 
 def full_resolution(logits: Tensor, labels: Tensor) -> Tensor:

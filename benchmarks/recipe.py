@@ -16,6 +16,7 @@ class Recipe:
         warmup: the share of the run over which the weight of the contrast rises from 0.
         fade: the share of the run, its end, over which that weight falls to 0.
         schedule: of the learning rate, `"polynomial"` or `"cosine"`.
+        projection: a kind of `ProjectionHead`, or `"mlp without norm"`.
         network: `"small"` or `"large"`.
     """
 

@@ -91,6 +91,16 @@ def _sweep(option: str, values: tuple[Any, ...], **fixed: Any) -> tuple[Row, ...
     return (ALONE, *rows)
 
 
+def _strong(title: str, **changes: Any) -> Table:
+    """Contrast against the strong baseline, where something else has changed for both."""
+    return Table(
+        title,
+        replace(ADAMW, weight=0.03, **changes),
+        (ALONE, Row("weight 0.03")),
+        seeds=(0, 1, 2),
+    )
+
+
 TABLES = {
     "small": Table(
         "What to contrast with",
@@ -143,7 +153,9 @@ TABLES = {
             Row("falls to 0 over the whole run", {"fade": 1.0}),
         ),
     ),
-    "projection": Table("Projection head", SGD, _sweep("projection", ("mlp", "linear"))),
+    "projection": Table(
+        "Projection head", SGD, _sweep("projection", ("mlp", "mlp without norm", "linear"))
+    ),
     "recipe": Table(
         "The recipe to start from, on val",
         SGD,
@@ -169,6 +181,23 @@ TABLES = {
         ),
         seeds=(0, 1, 2),
     ),
+    "why": Table(
+        "Why nothing is gained there: projection and views",
+        replace(ADAMW, weight=0.03),
+        (
+            ALONE,
+            Row("mlp, 6 views"),
+            Row("mlp without norm", {"projection": "mlp without norm"}),
+            Row("linear", {"projection": "linear"}),
+            Row("1 view", {"max_views": 1}),
+            Row("2 views", {"max_views": 2}),
+            Row("32 views", {"max_views": 32, "max_anchors": 4096}),
+        ),
+        seeds=(0, 1, 2),
+    ),
+    "lower-rate": _strong("At half the learning rate", learning_rate=0.001),
+    "longer": _strong("Three times as long", steps=3 * STEPS),
+    "resolution": _strong("At twice the resolution", size=(144, 192)),
     "strong-val": Table(
         "The best of them, on val",
         ADAMW,

@@ -271,6 +271,18 @@ def test_a_step_that_is_priced_learns_and_finds_its_bank_full():
     assert any(not torch.equal(value, before[name]) for name, value in changed.items())
 
 
+def test_a_head_without_norm_starts_from_the_same_weights():
+    heads = []
+    for projection in ("mlp", "mlp without norm"):
+        torch.manual_seed(0)
+        heads.append(SegmentationNetwork(replace(SGD, projection=projection), 11).projection)
+    normed, plain = (dict(head.named_parameters()) for head in heads)
+    assert set(normed) - set(plain) == {"layers.1.weight", "layers.1.bias"}
+    assert all(torch.equal(normed[name], value) for name, value in plain.items())
+    features = torch.randn(2, heads[0].in_channels, 4, 4)
+    assert not torch.allclose(heads[0](features), heads[1](features), atol=0.01)
+
+
 def test_pages_fill_their_tables_from_the_json():
     text = "a\n<!-- table: pairs segmentation-camvid -->\nold\n<!-- end -->\nb"
     filled = pages.filled(text)
