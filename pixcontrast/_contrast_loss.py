@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from pixcontrast import _check as check
+from pixcontrast._across import Across
+from pixcontrast._entries import BatchPiece, entries_of_call
 from pixcontrast._equation.backends import Backend
 from pixcontrast._equation.problem import Denominator
 from pixcontrast._equation.reduction import Reduction
@@ -20,7 +22,7 @@ from pixcontrast._pixels import (
     take_pixels,
     unit_length,
 )
-from pixcontrast._regions import Regions
+from pixcontrast._ranks import GroupReference, pad, ranks_of
 from pixcontrast._stats import MOST_CLASSES, Call, Stats, describe
 from pixcontrast.bank import QUEUES, MemoryBank
 from pixcontrast.functional import (
@@ -31,17 +33,6 @@ from pixcontrast.functional import (
 )
 from pixcontrast.mining import HardNegativeSampler
 from pixcontrast.samplers import AnchorSample, AnchorSampler, HardAnchorSampler
-
-
-class BatchPiece(NamedTuple):
-    """The entries that a batch itself contributes; None: the anchors.
-
-    `regions` are those of the bank's classes, where they were made: it need not make them again.
-    """
-
-    entries: Tensor | None = None
-    labels: Tensor | None = None
-    regions: Regions | None = None
 
 
 class ContrastLoss(nn.Module):
@@ -87,9 +78,11 @@ class ContrastLoss(nn.Module):
         ):
             check.check_flag(name, flag)
         check_backend(backend)
-        if gather:
-            raise NotImplementedError(
-                "gather: contrast across ranks is not part of this version; use gather=False"
+        check.check_process_group(process_group)
+        if gather and reduction == "none":
+            raise ValueError(
+                'reduction: expected "mean" or "sum" beside gather=True, which reduces over the '
+                'anchors of all ranks; got "none"'
             )
         if bank is not None and bank.ignore_index != ignore_index:
             raise ValueError(
@@ -107,10 +100,14 @@ class ContrastLoss(nn.Module):
         self.reduction: Reduction = reduction
         self.update_bank = update_bank
         self.gather = gather
-        self.process_group = process_group
+        self._group = GroupReference(process_group)
         self.validate = validate
         self.backend: Backend = backend
         self._call: Call | None = None
+
+    @property
+    def process_group(self) -> Any:
+        return self._group.group
 
     @property
     def stats(self) -> Stats | None:
@@ -161,41 +158,58 @@ class ContrastLoss(nn.Module):
         sample = self.anchor_sampler(
             marked, classes, ignore_index=self.ignore_index, generator=generator
         )
-        anchors = self._take_anchors(images, sample)
+        anchors, anchor_labels = self._take_anchors(images, sample), sample.labels
+        if weight is not None:
+            weight = flat_map(weight, images).flatten()[sample.indices]
         batch = self._batch_piece(images, marked) if "batch" in self.contrast else BatchPiece()
-        pieces = [self._piece(source, batch) for source in self.contrast]
-        entries_of_bank = self._written([queue for queue in self.contrast if queue in QUEUES])
-        loss, has_positive = info_nce_of(
+        across = self._agree(len(anchors), batch)
+        if across is not None:
+            anchors, anchor_labels = across.padded(anchors, anchor_labels)
+            weight = None if weight is None else pad(weight, len(anchors))
+        entries = entries_of_call(
+            self.contrast,
             anchors,
-            sample.labels,
-            [entries for entries, _ in pieces],
-            [piece_labels for _, piece_labels in pieces],
+            anchor_labels,
+            batch,
+            self.bank,
+            across if self.gather else None,
+            self.ignore_index,
+        )
+        entries_of_bank = self._written([queue for queue in self.contrast if queue in QUEUES])
+        result = info_nce_of(
+            anchors,
+            anchor_labels,
+            entries.vectors,
+            entries.labels,
             temperature=self.temperature,
             denominator=self.denominator,
-            weight=None if weight is None else flat_map(weight, images).flatten()[sample.indices],
+            weight=weight,
             mining=self.negative_sampler,
             generator=generator,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             backend=self.backend,
             unit_length=self.normalize,
+            ranks=across.ranks if across is not None and self.gather else None,
+            shards=entries.shards,
         )
+        loss, has_positive = result.loss, result.has_positive[: len(sample.labels)]
+        if self.reduction == "none":
+            loss = loss[: len(sample.labels)]
+        if result.held is not None:
+            entries_of_bank = (result.held,)
         if self.base_temperature is not None:
             loss = loss * (self.temperature / self.base_temperature)
         if updated is not None:
             updated._take_in(images, marked, batch.regions, generator)
-        sampled = mark_absent(sample.labels, self.ignore_index)
-        batch_labels = None
-        if "batch" in self.contrast:
-            batch_labels = sampled if batch.labels is None else batch.labels
         self._call = Call(
             labels=marked,
             indices=sample.indices,
-            sampled=sampled,
+            sampled=mark_absent(sample.labels, self.ignore_index),
             preds=None if classes is None else classes.flatten()[sample.indices],
-            anchors=anchors.detach(),
+            anchors=anchors[: len(sample.labels)].detach(),
             has_positive=has_positive,
-            batch_labels=batch_labels,
+            batch_labels=entries.batch_labels,
             bank_entries=entries_of_bank,
             written=self._written(QUEUES),
             slots=0 if self.bank is None else self.bank.num_slots,
@@ -215,6 +229,7 @@ class ContrastLoss(nn.Module):
             "normalize",
             "reduction",
             "update_bank",
+            "gather",
             "backend",
         )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
@@ -222,11 +237,23 @@ class ContrastLoss(nn.Module):
     def _batch_piece(self, images: Tensor, labels: Tensor) -> BatchPiece:
         raise NotImplementedError
 
-    def _piece(self, source: str, batch: BatchPiece) -> tuple[Tensor | None, Tensor | None]:
-        if source == "batch":
-            return batch.entries, batch.labels
-        assert self.bank is not None  # _resolve_contrast has seen to it
-        return self.bank.entries(source)
+    def _agree(self, num_anchors: int, batch: BatchPiece) -> Across | None:
+        """What all ranks have to know of each other's sizes, where the call is one of all ranks."""
+        ranks = ranks_of(self.process_group) if self.gather else None
+        bank = self.bank
+        if bank is not None and bank.sharded and set(self.contrast) & set(QUEUES):
+            of_bank = bank.ranks
+            if self.gather and ranks != of_bank:
+                raise ValueError(
+                    "process_group: expected that of the sharded bank beside gather=True; got "
+                    "another one"
+                )
+            ranks = of_bank
+        if ranks is None:
+            return None
+        num_entries = 0 if batch.entries is None else len(batch.entries)
+        what = f"{type(self).__name__}, {self.extra_repr()}"
+        return Across.agreed(ranks, what, num_anchors, num_entries, self.ignore_index)
 
     def _written(self, queues: Sequence[str]) -> tuple[Tensor, ...]:
         """() int64 each, how many entries these queues of the bank hold."""

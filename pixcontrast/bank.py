@@ -7,19 +7,21 @@ import weakref
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._groups import DRAW_BITS, sort_pixels
-from pixcontrast._labels import ABSENT, mark_absent
-from pixcontrast._pixels import as_images, flat_map, take_pixels, unit_length
-from pixcontrast._regions import Regions, region_means, usable_pixels
-from pixcontrast._ring import write_rings
+from pixcontrast._intake import new_entries, of_all_ranks
+from pixcontrast._labels import mark_absent
+from pixcontrast._own_buffers import OwnBuffers
+from pixcontrast._pixels import as_images, flat_map
+from pixcontrast._ranks import GroupReference, Ranks, ranks_of
+from pixcontrast._regions import Regions
+from pixcontrast._ring import WHOLE, Shard, write_rings
 
 QUEUES = ("pixels", "regions")
 
 
-class MemoryBank(nn.Module):
+class MemoryBank(OwnBuffers):
     """Two ring buffers per class: embeddings of single pixels, and of regions.
 
     The memory of Wang et al., ICCV 2021, section 3.2. From each image and class present it takes
@@ -30,6 +32,11 @@ class MemoryBank(nn.Module):
     Pixels whose embedding is not finite, or zero (no component above 1e-30), never enter, nor
     count in a region.
 
+    Under `torch.distributed` every rank takes in what all ranks have, in rank order, also where a
+    rank has nothing, so that the banks of all ranks hold the same bits. Every rank has to update.
+    DistributedDataParallel has no part in it: the bank's buffers are saved and moved with the
+    module that holds it, and listed (`named_buffers`) by the bank alone.
+
     Args:
         num_classes: C, at least 1.
         dim: D, the size of the embeddings, at least 1.
@@ -39,19 +46,24 @@ class MemoryBank(nn.Module):
             queue out.
         ignore_index: the label that takes no part; no class.
         dtype: of the stored vectors: float32, bfloat16, float16 or float64.
-        sharded: not yet to be had.
-        process_group: the ranks that share the bank; not yet to be had for more than one.
+        sharded: spread the bank over the ranks: slots are per rank, and the ring is W times as
+            long. Entry number g of a class, counted from 0, lives on rank g mod W. A loss over such
+            a bank is called on every rank, in eval mode too. Each rank saves its own shard.
+        process_group: the ranks that fill the bank together; None: the whole world. Where
+            `torch.distributed` is not initialised, the one process that there is.
 
     Attributes:
         pixels: (C, pixel_slots, D) stored pixels, of unit length. A persistent buffer.
         regions: (C, region_slots, D) stored regions, of unit length. A persistent buffer.
         pixel_count: (C,) how many pixels of each class are valid: those in slots 0 … count−1.
         region_count: (C,) likewise.
-        pixel_next, region_next: (C,) the slot that is written next.
+        pixel_next, region_next: (C,) the slot that is written next; with `sharded=True` the place
+            in the whole ring, which is slot `place // W` of rank `place % W`.
+        shard: (2,) with `sharded=True`, which rank of how many this bank is of. A checkpoint of
+            another is refused.
 
     Raises:
         ValueError, TypeError: for an option out of its range; the message names it.
-        NotImplementedError: for `sharded=True`.
 
     Example:
         >>> import torch
@@ -92,10 +104,7 @@ class MemoryBank(nn.Module):
         check.check_ignored_is_no_class(ignore_index, num_classes)
         check.check_floating_dtype("dtype", dtype)
         check.check_flag("sharded", sharded)
-        if sharded:
-            raise NotImplementedError(
-                "sharded: a bank spread over ranks is not part of this version; use sharded=False"
-            )
+        check.check_process_group(process_group)
         if pixels_per_image == 0:
             pixel_slots = 0
         self.num_classes = num_classes
@@ -103,14 +112,39 @@ class MemoryBank(nn.Module):
         self.pixels_per_image = pixels_per_image
         self.ignore_index = ignore_index
         self.sharded = sharded
-        self.process_group = process_group
+        self._group = GroupReference(process_group)
+        ranks = ranks_of(process_group) if sharded else None
+        self._shard = WHOLE if ranks is None else Shard(ranks.rank, ranks.size)
         for name, slots in (("pixel", pixel_slots), ("region", region_slots)):
             vectors = torch.zeros(num_classes, slots, dim, dtype=dtype)
-            self.register_buffer(f"{name}s", vectors)
-            self.register_buffer(f"{name}_count", torch.zeros(num_classes, dtype=torch.int64))
-            self.register_buffer(f"{name}_next", torch.zeros(num_classes, dtype=torch.int64))
+            self.register_own_buffer(f"{name}s", vectors)
+            self.register_own_buffer(f"{name}_count", torch.zeros(num_classes, dtype=torch.int64))
+            self.register_own_buffer(f"{name}_next", torch.zeros(num_classes, dtype=torch.int64))
+        if sharded:
+            self.register_own_buffer("shard", torch.tensor(self._shard))
         self._updater: weakref.ref[object] | None = None
         self._warned = False
+
+    @property
+    def process_group(self) -> Any:
+        return self._group.group
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The ranks that fill the bank, or None where this process does so alone."""
+        ranks = ranks_of(self.process_group)
+        if self.sharded and self._shard.size != (1 if ranks is None else ranks.size):
+            raise RuntimeError(
+                f"MemoryBank: built as shard {self._shard.rank} of {self._shard.size}, and now "
+                f"there are {1 if ranks is None else ranks.size} ranks (build it after "
+                f"torch.distributed.init_process_group, once for each start of the job)"
+            )
+        return ranks
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether other ranks hold a part of the bank."""
+        return self._shard.size > 1
 
     @property
     def pixel_slots(self) -> int:
@@ -196,21 +230,32 @@ class MemoryBank(nn.Module):
             regions: of these images and labels, with num_classes slots, where known already.
             generator: the source of randomness.
         """
-        if labels.numel() == 0 or not (self.region_slots or self.pixel_slots):
+        ranks = self.ranks
+        nothing_to_say = labels.numel() == 0 and ranks is None
+        if nothing_to_say or not (self.region_slots or self.pixel_slots):
             return
-        if self.region_slots:
-            if regions is None:
-                regions = region_means(images, labels, self.num_classes)
-            means, present = regions.means[:, :, None], regions.present.to(torch.int64)
-            write_rings(self.regions, self.region_count, self.region_next, means, present)
-        if self.pixel_slots:
-            usable = usable_pixels(images) if regions is None else regions.usable
-            labels = labels.masked_fill(~usable, ABSENT)
-            vectors, available = self._sample_pixels(images, labels, generator)
-            write_rings(self.pixels, self.pixel_count, self.pixel_next, vectors, available)
+        new = new_entries(
+            images,
+            labels,
+            regions,
+            num_classes=self.num_classes,
+            pixels_per_image=self.pixels_per_image if self.pixel_slots else 0,
+            with_regions=self.region_slots > 0,
+            dtype=self.pixels.dtype,
+            generator=generator,
+        )
+        if ranks is not None:
+            new = of_all_ranks(new, ranks, self._options())
+        # All is made before anything is written.
+        if new.regions is not None:
+            rings = self.regions, self.region_count, self.region_next
+            write_rings(*rings, *new.regions, self._shard)
+        if new.pixels is not None:
+            rings = self.pixels, self.pixel_count, self.pixel_next
+            write_rings(*rings, *new.pixels, self._shard)
 
     def check_may_update(self) -> None:
-        """Raise inside a backward pass, and where several ranks would each fill a bank.
+        """Raise inside a backward pass.
 
         Code that torch.compile has made cannot tell whether a backward pass runs it.
         """
@@ -218,13 +263,6 @@ class MemoryBank(nn.Module):
             raise RuntimeError(
                 "MemoryBank: an update was asked for during a backward pass, as happens in a "
                 "checkpointed region, whose forward runs twice; call the loss outside of it"
-            )
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return
-        if distributed.get_world_size(self.process_group) > 1:
-            raise NotImplementedError(
-                "MemoryBank: a bank that several ranks fill is not part of this version; build "
-                "the loss with update_bank=False, or run on one rank"
             )
 
     def check_fits(self, emb: Tensor) -> None:
@@ -246,36 +284,44 @@ class MemoryBank(nn.Module):
                 stacklevel=6,
             )
 
-    def _sample_pixels(
-        self, images: Tensor, labels: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, C, pixels_per_image, D) unit vectors and (B, C) how many of them there are."""
-        num_images = labels.shape[0]
-        shape = (num_images, self.num_classes, self.pixels_per_image)
-        num_groups = num_images * self.num_classes
-        first_group = torch.arange(0, num_groups, self.num_classes, device=labels.device)
-        groups = (first_group[:, None] + labels).masked_fill(labels == ABSENT, num_groups)
-        draw = torch.randint(
-            1 << DRAW_BITS, (labels.numel(),), generator=generator, device=labels.device
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        saved = state_dict.get(f"{prefix}shard", torch.tensor(WHOLE)).tolist()
+        if saved != list(self._shard):
+            rank, size = saved
+            error_msgs.append(
+                f"{prefix}shard: expected that of rank {self._shard.rank} of "
+                f"{self._shard.size}; got that of rank {rank} of {size} (each rank of a sharded "
+                f"bank saves and loads its own shard, and as many ranks as saved them load them)"
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
         )
-        pixels = sort_pixels(groups.flatten(), num_groups, draw)
-
-        start = pixels.start_of(torch.arange(num_groups + 1, device=labels.device))
-        available = start.diff().clamp(max=self.pixels_per_image)
-        number = torch.arange(self.pixels_per_image, device=labels.device)
-        places = start[:-1, None] + number
-        # What a group lacks is one and the same pixel, soon read; nobody looks at it.
-        places = places.masked_fill(number >= available[:, None], 0)
-        indices = pixels.order[places.flatten()]
-        vectors = take_pixels(images, indices)
-        vectors = unit_length(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
-        return vectors.view(*shape, self.dim), available.view(shape[:2])
 
     def __getstate__(self) -> dict[str, Any]:
         # Who updates a bank is of this process alone, and a weak reference cannot be copied.
         return {**self.__dict__, "_updater": None}
 
     def extra_repr(self) -> str:
+        shard = f", shard {self._shard.rank} of {self._shard.size}" if self.sharded else ""
+        return self._options() + shard
+
+    def _options(self) -> str:
         return (
             f"{self.num_classes}, {self.dim}, pixel_slots={self.pixel_slots}, "
             f"region_slots={self.region_slots}, pixels_per_image={self.pixels_per_image}, "

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._autocast import product_dtype, without_autocast
-from pixcontrast._equation import autograd
-from pixcontrast._equation.backends import Backend, Form, check_triton_imports, choose
-from pixcontrast._equation.dense import dense_losses
+from pixcontrast._equation.backends import Backend, check_triton_imports, choose
+from pixcontrast._equation.forms import Shards, run_form
 from pixcontrast._equation.problem import (
     Denominator,
     Piece,
@@ -20,6 +20,7 @@ from pixcontrast._equation.problem import (
 )
 from pixcontrast._equation.reduction import Reduction, reduce_losses
 from pixcontrast._labels import mark_absent
+from pixcontrast._ranks import Ranks
 from pixcontrast.mining import HardNegativeSampler
 
 __all__ = ["info_nce"]
@@ -122,7 +123,7 @@ def info_nce(
         >>> print(f"{loss.item():.4f}")  # log(1 + 2 exp(0)): one positive, two negatives
         1.0986
     """
-    loss, _ = info_nce_of(
+    return info_nce_of(
         anchors,
         anchor_labels,
         contrast,
@@ -135,8 +136,21 @@ def info_nce(
         reduction=reduction,
         ignore_index=ignore_index,
         backend=backend,
-    )
-    return loss
+    ).loss
+
+
+class Result(NamedTuple):
+    """What a call of `info_nce_of` gives back.
+
+    Attributes:
+        loss: as `info_nce` returns it.
+        has_positive: (M,) bool.
+        held: () int64, how many entries the shards of all ranks hold; None without shards.
+    """
+
+    loss: Tensor
+    has_positive: Tensor
+    held: Tensor | None = None
 
 
 def info_nce_of(
@@ -154,11 +168,15 @@ def info_nce_of(
     ignore_index: int,
     backend: Backend,
     unit_length: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """`info_nce` for callers who may know all vectors to be of unit length, or zeros.
+    ranks: Ranks | None = None,
+    shards: Shards | None = None,
+) -> Result:
+    """`info_nce` for the losses, which know more than their users say.
 
-    A kernel that may not look at values then knows how large a similarity can be. Beside the loss
-    comes (M,) which anchors have a positive.
+    With `unit_length` all vectors are of unit length, or zeros: a kernel that may not look at
+    values then knows how large a similarity can be. With `ranks` the reduction is over the anchors
+    of all of them. With `shards` there are as many anchors on every rank, and their entries count
+    too.
     """
     pieces = _check_and_split(
         anchors, anchor_labels, contrast, contrast_labels, ignore_index=ignore_index
@@ -186,8 +204,9 @@ def info_nce_of(
         unit_length=unit_length,
     )
     with without_autocast(anchors.device):
-        losses, has_positive = _losses_by(form, problem)
-        return reduce_losses(losses, has_positive, weight, reduction), has_positive
+        losses, has_positive, held = run_form(form, problem, shards)
+        loss = reduce_losses(losses, has_positive, weight, reduction, ranks)
+        return Result(loss, has_positive, held)
 
 
 def check_backend(backend: object) -> None:
@@ -195,14 +214,6 @@ def check_backend(backend: object) -> None:
     check.check_choice("backend", backend, BACKENDS)
     if backend == "triton":
         check_triton_imports()
-
-
-def _losses_by(form: Form, problem: Problem) -> tuple[Tensor, Tensor]:
-    if form == "dense":
-        return dense_losses(problem)
-    if form == "tiled":
-        return autograd.tiled_losses(problem)
-    return autograd.fused_losses(problem)
 
 
 def _check_and_split(

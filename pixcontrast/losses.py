@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pixcontrast._contrast_loss import BatchPiece, ContrastLoss
+from pixcontrast._contrast_loss import ContrastLoss
+from pixcontrast._entries import BatchPiece
 from pixcontrast._labels import ABSENT
 from pixcontrast._regions import classes_by_image, region_means
 

@@ -363,15 +363,6 @@ def test_autocast_does_not_round_what_is_stored():
     assert torch.equal(banks[0].pixels, banks[1].pixels)
 
 
-def test_several_ranks_are_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
-    loss = PixelContrastLoss(bank=MemoryBank(3, 4))
-    with pytest.raises(NotImplementedError, match="several ranks"):
-        loss(*scene())
-    PixelContrastLoss(bank=loss.bank, update_bank=False)(*scene())
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("length", [1e-45, 1e-35, 1e-23, 1e25])
 def test_one_rule_says_what_is_zero(dtype, length):

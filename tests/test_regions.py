@@ -141,7 +141,7 @@ def test_a_bank_takes_the_regions_that_its_loss_has_made(monkeypatch):
     bank, expected = MemoryBank(3, 4), MemoryBank(3, 4)
     expected.update(emb, labels)
     loss = RegionContrastLoss(bank=bank)
-    monkeypatch.setattr("pixcontrast.bank.region_means", None)
+    monkeypatch.setattr("pixcontrast._intake.region_means", None)
     loss(emb.requires_grad_(), labels)
     assert torch.equal(bank.regions, expected.regions)
     assert torch.equal(bank.pixel_count, expected.pixel_count)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -103,6 +103,16 @@ def check_instance(name: str, value: object, kind: type, *, or_none: bool = True
     if not (isinstance(value, kind) or (or_none and value is None)):
         expected = f"a {kind.__name__}" + (" or None" if or_none else "")
         raise TypeError(f"{name}: expected {expected}; got {kind_of(value)}")
+
+
+def check_process_group(value: object) -> None:
+    if value is None:
+        return
+    if not (distributed.is_available() and isinstance(value, distributed.ProcessGroup)):
+        raise TypeError(
+            f"process_group: expected a process group of torch.distributed, or None for the whole "
+            f"world; got {kind_of(value)}"
+        )
 
 
 def _real(name: str, value: object) -> float:

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from pixcontrast._equation.coefficients import AnchorStatistics
-from pixcontrast._equation.operators import entries_gradient_operator, losses_operator
-from pixcontrast._equation.problem import Problem
+from pixcontrast._equation.operators import (
+    entries_gradient_operator,
+    losses_operator,
+    sharded_losses_operator,
+)
+from pixcontrast._equation.problem import Piece, Problem
+from pixcontrast._ranks import Ranks
 from pixcontrast.mining import Thresholds
 
 
@@ -24,11 +29,31 @@ def fused_losses(problem: Problem) -> tuple[Tensor, Tensor]:
     return _losses(problem, fused=True)
 
 
+def sharded_losses(
+    problem: Problem, ranks: Ranks, shard: Sequence[Piece], *, fused: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `tiled_losses`, over every rank's shard too, and how many entries all shards hold."""
+    _refuse_transforms()
+    losses, has_positive, *_, held = sharded_losses_operator(
+        [piece.entries.detach() for piece in shard],
+        [piece.labels for piece in shard],
+        ranks.name,
+        *_taken_apart(problem, fused=fused),
+    )
+    return losses, has_positive, held
+
+
 def _losses(problem: Problem, *, fused: bool) -> tuple[Tensor, Tensor]:
     _refuse_transforms()
+    losses, has_positive, *_ = losses_operator(*_taken_apart(problem, fused=fused))
+    return losses, has_positive
+
+
+def _taken_apart(problem: Problem, *, fused: bool) -> tuple[Any, ...]:
+    """A problem as an operator takes it."""
     others = [piece for piece in problem.pieces if not piece.is_anchors]
     mining = problem.mining
-    losses, has_positive, *_ = losses_operator(
+    return (
         problem.anchors,
         problem.labels,
         [piece.entries for piece in others],
@@ -47,7 +72,6 @@ def _losses(problem: Problem, *, fused: bool) -> tuple[Tensor, Tensor]:
         None if mining is None else mining.num_negatives,
         None if mining is None else mining.num_positives,
     )
-    return losses, has_positive
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -115,7 +139,22 @@ def _differentiate(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
     return by_anchors, None, by_entries, no_labels, no_flags, *no_options
 
 
+def _save_sharded(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    shard_entries, _, _, *own_inputs = inputs
+    *own_output, held = output
+    _save(ctx, tuple(own_inputs), tuple(own_output))
+    ctx.mark_non_differentiable(*own_output[1:], held)
+    ctx.num_of_shard = len(shard_entries)
+
+
+def _differentiate_sharded(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+    # What a shard holds needs no gradient, and the anchors' was made in the forward: no messages.
+    nothing = [None] * ctx.num_of_shard
+    return nothing, nothing, None, *_differentiate(ctx, upstream)
+
+
 losses_operator.register_autograd(_differentiate, setup_context=_save)
+sharded_losses_operator.register_autograd(_differentiate_sharded, setup_context=_save_sharded)
 
 
 def _cast(gradient: Tensor | None, like: Tensor) -> Tensor | None:

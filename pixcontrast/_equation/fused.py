@@ -23,8 +23,9 @@ from pixcontrast._equation.fused_passes import (
 )
 from pixcontrast._equation.fused_selection import select_thresholds
 from pixcontrast._equation.mined import allocate_thresholds
+from pixcontrast._equation.parts import Forward
 from pixcontrast._equation.problem import Problem
-from pixcontrast._equation.tiled import Forward, allocate_entries_gradient, allocate_forward
+from pixcontrast._equation.tiled import allocate_entries_gradient, allocate_forward
 from pixcontrast.mining import Thresholds
 
 
@@ -38,7 +39,7 @@ def fused_forward(problem: Problem, *, want_gradient: bool) -> tuple[Forward, Th
     num_entries = sum(piece.labels.numel() for piece in problem.pieces)
     if problem.labels.numel() == 0 or num_entries == 0:
         return result, met
-    with _on(problem.anchors.device):
+    with on_device(problem.anchors.device):
         layout = lay_out(problem)
         thresholds = None if problem.mining is None else select_thresholds(layout)
         partials = denominator_pass(layout, thresholds, want_gradient=want_gradient)
@@ -64,7 +65,7 @@ def fused_entries_gradient(
     if problem.labels.numel() == 0:
         return allocate_entries_gradient(problem, wanted)
     results: list[Tensor | None] = [None] * len(wanted)
-    with _on(problem.anchors.device):
+    with on_device(problem.anchors.device):
         layout = lay_out(problem)
         order = layout.rows.order
         ordered = AnchorStatistics(*(column[order] for column in statistics))
@@ -82,5 +83,6 @@ def fused_entries_gradient(
     return results
 
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Kernels are launched on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

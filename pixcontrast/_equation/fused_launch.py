@@ -8,8 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
-from pixcontrast._equation.fused_layout import LOG2_E, Columns, Layout, padded_dim
+from pixcontrast._equation.fused_layout import Columns, Layout, padded_dim
 from pixcontrast._equation.kernels.configurations import Configuration
+from pixcontrast._equation.problem import LOG2_E
 from pixcontrast.mining import Thresholds
 
 # A share of the entries should be worth a program: so many blocks at the least.

@@ -26,7 +26,6 @@ from pixcontrast._equation.products import BOUNDED_LOGIT
 from pixcontrast._keys import PairKeys
 from pixcontrast._labels import ABSENT
 
-LOG2_E = 1.4426950408889634
 # Blocks whose labels a program looks at together.
 CHUNK = 1024
 INTERPRETED_PROCESSORS = 6

@@ -25,7 +25,7 @@ from pixcontrast._equation.kernels.denominator import denominator_kernel
 from pixcontrast._equation.kernels.entries import entries_kernel
 from pixcontrast._equation.kernels.finish import finish_kernel, log_sum_kernel
 from pixcontrast._equation.kernels.positives import positives_kernel
-from pixcontrast._equation.tiled import Forward
+from pixcontrast._equation.parts import Forward
 from pixcontrast.mining import Thresholds
 
 # Anchors and components of a program that merges partial results.

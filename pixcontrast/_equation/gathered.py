@@ -13,10 +13,10 @@ from torch import Tensor
 from pixcontrast._equation.coefficients import AnchorStatistics, pulls
 from pixcontrast._equation.masked import MinedRows
 from pixcontrast._equation.partial import finite
+from pixcontrast._equation.parts import share_of
 from pixcontrast._equation.problem import Denominator, Problem
 from pixcontrast._equation.selection import Side, select
 from pixcontrast._equation.stripes import Stripes
-from pixcontrast._equation.tiled import share_of
 from pixcontrast.mining import Thresholds
 
 

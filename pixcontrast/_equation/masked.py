@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pixcontrast import mining
 from pixcontrast._equation.coefficients import AnchorStatistics, coefficients, pulls
+from pixcontrast._equation.parts import share_of
 from pixcontrast._equation.problem import Problem
 from pixcontrast._equation.stripes import Stripes
-from pixcontrast._equation.tiled import share_of
 from pixcontrast.mining import Thresholds
 
 

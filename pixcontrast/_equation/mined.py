@@ -14,10 +14,11 @@ from pixcontrast._equation.arrangement import values_cost_nothing
 from pixcontrast._equation.coefficients import AnchorStatistics, coefficients
 from pixcontrast._equation.gathered import gathered_stripe
 from pixcontrast._equation.masked import MinedRows, masked_rows
+from pixcontrast._equation.parts import Forward
 from pixcontrast._equation.problem import Problem
 from pixcontrast._equation.products import slices
 from pixcontrast._equation.stripes import Stripes
-from pixcontrast._equation.tiled import Forward, allocate_entries_gradient, allocate_forward
+from pixcontrast._equation.tiled import allocate_entries_gradient, allocate_forward
 from pixcontrast._keys import LARGEST_KEY
 from pixcontrast.mining import Thresholds
 

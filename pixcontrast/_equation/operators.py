@@ -16,9 +16,14 @@ from torch import Tensor
 from pixcontrast._autocast import without_autocast
 from pixcontrast._equation.coefficients import AnchorStatistics
 from pixcontrast._equation.mined import mined_entries_gradient, mined_forward
+from pixcontrast._equation.parts import Forward
 from pixcontrast._equation.problem import Denominator, Piece, Problem, compute_dtype
+from pixcontrast._equation.sharded import sharded_forward
 from pixcontrast._equation.tiled import entries_gradient, tiled_forward
+from pixcontrast._ranks import ranks_named
 from pixcontrast.mining import HardNegativeSampler, Strategy, Thresholds
+
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op("pixcontrast::losses", mutates_args=())
@@ -60,6 +65,11 @@ def losses_operator(
             result, thresholds = tiled_forward(problem, want_gradient=want_gradient), None
         else:
             result, thresholds = mined_forward(problem, want_gradient=want_gradient)
+    return _results(result, thresholds)
+
+
+def _results(result: Forward, thresholds: Thresholds | None) -> Results:
+    """What an operator gives back: it has no None, nor a tensor twice."""
     if thresholds is None:
         thresholds = Thresholds(*(result.losses.new_empty(0) for _ in Thresholds._fields))
     gradient = result.losses.new_empty(0) if result.gradient is None else result.gradient
@@ -83,17 +93,86 @@ def _(
     strategy: str | None,
     *_: Any,
 ) -> tuple[Tensor, ...]:
+    return _like_results(anchors, labels, want_gradient, strategy)
+
+
+def _like_results(
+    anchors: Tensor, labels: Tensor, want_gradient: bool, strategy: str | None
+) -> Results:
+    """Tensors of the shapes and dtypes of `_results`."""
     num_anchors = labels.shape[0]
     losses = anchors.new_empty(num_anchors, dtype=compute_dtype(anchors))
     shape = (0,) if strategy is None else (num_anchors, 1)
     key_dtype = losses.dtype if strategy is None else torch.int32
+    logits, more_logits = (losses.new_empty(shape) for _ in range(2))
+    keys, more_keys = (losses.new_empty(shape, dtype=key_dtype) for _ in range(2))
     return (
         losses,
         losses.new_empty(num_anchors, dtype=torch.bool),
         losses.new_empty(anchors.shape if want_gradient else 0),
-        *(losses.new_empty(num_anchors, 1) for _ in AnchorStatistics._fields),
-        *(losses.new_empty(shape, dtype=dtype) for dtype in 2 * (losses.dtype, key_dtype)),
+        losses.new_empty(num_anchors, 1),
+        losses.new_empty(num_anchors, 1),
+        losses.new_empty(num_anchors, 1),
+        logits,
+        keys,
+        more_logits,
+        more_keys,
     )
+
+
+@torch.library.custom_op("pixcontrast::sharded_losses", mutates_args=())
+def sharded_losses_operator(
+    shard_entries: Sequence[Tensor],
+    shard_labels: Sequence[Tensor],
+    group: str,
+    anchors: Tensor,
+    labels: Tensor,
+    entries: Sequence[Tensor],
+    entry_labels: Sequence[Tensor],
+    is_anchors: Sequence[bool],
+    want_gradient: bool,
+    seed: Tensor | None,
+    temperature: float,
+    denominator: str,
+    product_dtype: torch.dtype,
+    unit_length: bool,
+    fused: bool,
+    strategy: str | None,
+    ratio: float,
+    num_negatives: int | None,
+    num_positives: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `losses_operator`, over this rank's shard and those of the others in the group too.
+
+    Beside its results comes the number of entries that all shards hold.
+    """
+    # fmt: off
+    problem = _assemble(
+        anchors, labels, entries, entry_labels, is_anchors, seed, temperature, denominator,
+        product_dtype, unit_length, strategy, ratio, num_negatives, num_positives,
+    )
+    # fmt: on
+    shard, first_column = [], 0
+    for vectors, own_labels in zip(shard_entries, shard_labels, strict=True):
+        shard.append(Piece(vectors, own_labels, False, first_column))
+        first_column += own_labels.shape[0]
+    with without_autocast(anchors.device):
+        result, held = sharded_forward(
+            problem, tuple(shard), ranks_named(group), want_gradient=want_gradient, fused=fused
+        )
+    return *_results(result, None), held
+
+
+@sharded_losses_operator.register_fake
+def _(
+    shard_entries: Sequence[Tensor],
+    shard_labels: Sequence[Tensor],
+    group: str,
+    anchors: Tensor,
+    labels: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    return *_like_results(anchors, labels, rest[3], rest[-4]), labels.new_empty(())
 
 
 @torch.library.custom_op("pixcontrast::entries_gradient", mutates_args=())

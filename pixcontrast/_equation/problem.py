@@ -12,6 +12,9 @@ from pixcontrast.mining import HardNegativeSampler
 
 Denominator = Literal["negatives", "all"]
 
+LOG2_E = 1.4426950408889634
+"""Kernels make exponentials to the base 2, as the hardware does."""
+
 
 @dataclass(frozen=True)
 class Piece:

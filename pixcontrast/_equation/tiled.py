@@ -13,32 +13,21 @@ backward, `entries_gradient`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from pixcontrast._equation.arrangement import Arrangement, arrange_anchors, arrange_entries
 from pixcontrast._equation.coefficients import AnchorStatistics, coefficients, pulls
 from pixcontrast._equation.partial import Partial
+from pixcontrast._equation.parts import (
+    DenominatorPart,
+    Forward,
+    PositivesPart,
+    complete,
+    share_of,
+)
 from pixcontrast._equation.problem import Problem
 from pixcontrast._equation.tiles import Tiling
-
-
-class Forward(NamedTuple):
-    """What the forward leaves, per anchor and in the caller's order.
-
-    Attributes:
-        losses: (M,) 0 without a positive.
-        has_positive: (M,) bool.
-        gradient: (M, D) ∂L_i/∂a_i with the entries held fixed, or None where none is wanted.
-        statistics: what `entries_gradient` needs.
-    """
-
-    losses: Tensor
-    has_positive: Tensor
-    gradient: Tensor | None
-    statistics: AnchorStatistics
 
 
 def allocate_forward(problem: Problem, *, want_gradient: bool) -> Forward:
@@ -55,31 +44,49 @@ def allocate_forward(problem: Problem, *, want_gradient: bool) -> Forward:
 
 def tiled_forward(problem: Problem, *, want_gradient: bool) -> Forward:
     """Losses and, where wanted, the gradient of the anchors in their role as anchors."""
-    result = allocate_forward(problem, want_gradient=want_gradient)
-    anchors = arrange_anchors(problem)
-    if len(anchors) == 0:
+    if problem.labels.numel() == 0:
+        return allocate_forward(problem, want_gradient=want_gradient)
+    passes = TiledPasses(problem)
+    denominator = passes.denominator(want_gradient=want_gradient)
+    positives = passes.positives(denominator.log_sum, want_gradient=want_gradient)
+    return complete(problem, denominator, positives)
+
+
+class TiledPasses:
+    """The two passes over the tiles of a problem; results are in the caller's order."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._anchors = arrange_anchors(problem)
+        self._pieces = [arrange_entries(piece, problem) for piece in problem.pieces]
+        self._tiling = Tiling(problem, self._anchors, self._pieces)
+        self._places = self._anchors.places(slice(0, len(self._anchors)))
+
+    def denominator(self, *, want_gradient: bool) -> DenominatorPart:
+        partial = denominator_pass(self._tiling, want_gradient)
+        return DenominatorPart(
+            self._in_callers_order(partial.log_sum(), -torch.inf),
+            self._in_callers_order(partial.mean()) if want_gradient else None,
+        )
+
+    def positives(self, log_sum: Tensor, *, want_gradient: bool) -> PositivesPart:
+        count = _count_positives(self._problem, self._anchors, self._pieces)
+        share = share_of(count, self._problem.compute_dtype)[:, None]
+        losses, weight, pull = positives_pass(
+            self._tiling, log_sum[self._places][:, None], share, self._problem, want_gradient
+        )
+        return PositivesPart(
+            self._in_callers_order(count),
+            self._in_callers_order(losses.squeeze(1)),
+            self._in_callers_order(weight.squeeze(1)),
+            None if pull is None else self._in_callers_order(pull),
+        )
+
+    def _in_callers_order(self, values: Tensor, absent: float = 0.0) -> Tensor:
+        num_anchors = self._problem.labels.numel()
+        result = values.new_full((num_anchors, *values.shape[1:]), absent)
+        result[self._places] = values
         return result
-    pieces = [arrange_entries(piece, problem) for piece in problem.pieces]
-    tiling = Tiling(problem, anchors, pieces)
-    num_positives = _count_positives(problem, anchors, pieces)
-    share = share_of(num_positives, problem.compute_dtype)[:, None]
-
-    partial = denominator_pass(tiling, want_gradient)
-    log_sum = partial.log_sum()[:, None]
-    losses, weight, pull = positives_pass(tiling, log_sum, share, problem, want_gradient)
-    if problem.denominator == "all":
-        # Not where there is no positive: Z is −∞ for an anchor that has nothing beside it.
-        losses = torch.where(share > 0, log_sum - losses, 0.0)
-        weight = (share > 0).to(share.dtype)
-
-    everyone = anchors.places(slice(0, len(anchors)))
-    result.losses[everyone] = losses.squeeze(1)
-    result.has_positive[everyone] = num_positives > 0
-    result.statistics.put(everyone, AnchorStatistics(log_sum, weight, share))
-    if result.gradient is not None and pull is not None:
-        gradient = partial.mean().mul_(weight).sub_(pull)
-        result.gradient[everyone] = gradient.mul_(problem.inverse_temperature)
-    return result
 
 
 def denominator_pass(tiling: Tiling, want_gradient: bool) -> Partial:
@@ -189,9 +196,3 @@ def _count_positives(problem: Problem, anchors: Arrangement, pieces: list[Arrang
         if piece.is_anchors:
             count -= (anchors.labels >= 0).to(count.dtype)
     return count
-
-
-def share_of(num_positives: Tensor, dtype: torch.dtype) -> Tensor:
-    """1/|P_i|, 0 without a positive."""
-    share = num_positives.clamp(min=1).to(dtype).reciprocal()
-    return torch.where(num_positives > 0, share, 0.0)

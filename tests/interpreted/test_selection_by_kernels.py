@@ -7,9 +7,9 @@ import torch
 from problems import IGNORE, labels
 
 from pixcontrast import HardNegativeSampler
-from pixcontrast._equation.fused_layout import LOG2_E, lay_out
+from pixcontrast._equation.fused_layout import lay_out
 from pixcontrast._equation.fused_selection import select_thresholds
-from pixcontrast._equation.problem import Piece, Problem
+from pixcontrast._equation.problem import LOG2_E, Piece, Problem
 from pixcontrast._keys import PairKeys
 from pixcontrast._labels import mark_absent
 
