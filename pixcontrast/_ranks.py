@@ -118,6 +118,17 @@ def exchange(ranks: Ranks, tensors: Sequence[Tensor]) -> list[Tensor]:
     return _unpack(received, tensors, 1)
 
 
+def add_up(ranks: Ranks, integers: Tensor) -> Tensor:
+    """The sum over ranks of a tensor of integers, which add up to the same in any order."""
+    total = integers.clone()
+    if _lies_on_host(total, ranks):
+        on_host = total.cpu()
+        distributed.all_reduce(on_host, group=ranks.group)
+        return total.copy_(on_host)
+    distributed.all_reduce(total, group=ranks.group)
+    return total
+
+
 def gather_with_gradient(ranks: Ranks, vectors: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """As `gather`; the gradient of `vectors` is summed over what all ranks have to say of it."""
     gathered: tuple[Tensor, ...] = _Gathered.apply(vectors, ranks, *others)  # type: ignore[no-untyped-call]
@@ -204,12 +215,17 @@ def _all_to_all(output: Tensor, given: Tensor, group: Any) -> None:
 
 def _on_wire(collective: Any, output: Tensor, given: Tensor, ranks: Ranks) -> None:
     """Run a collective where the backend has it: gloo's lie on the host, a wait on a GPU."""
-    if given.device.type == "cpu" or _backend_of(ranks.group, given.device.type) != "gloo":
+    if not _lies_on_host(given, ranks):
         collective(output, given, ranks.group)
         return
     on_host = torch.empty(output.shape, dtype=output.dtype)
     collective(on_host, given.cpu(), ranks.group)
     output.copy_(on_host)
+
+
+def _lies_on_host(given: Tensor, ranks: Ranks) -> bool:
+    """Whether a tensor of a device is carried by a backend that knows those of the host alone."""
+    return given.device.type != "cpu" and _backend_of(ranks.group, given.device.type) == "gloo"
 
 
 def _host_group(ranks: Ranks) -> Any:

@@ -190,6 +190,11 @@ def info_nce_of(
         check.check_anchor_weight("weight", weight, anchors)
     check.check_choice("backend", backend, BACKENDS)
     form = choose(backend, anchors)
+    if backend == "triton" and mining is not None and shards is not None:
+        raise ValueError(
+            'backend: expected "auto", "tiled" or "dense" for mining over a sharded bank, which '
+            'the kernels cannot do; got "triton"'
+        )
 
     problem = Problem(
         anchors=anchors,

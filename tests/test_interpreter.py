@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 FILES = {
     "test_fused.py": 60,
     "test_fused_behaviour.py": 40,
+    "test_fused_parts.py": 17,
     "test_fused_steps.py": 30,
     "test_region_kernel.py": 25,
     "test_selection_by_kernels.py": 11,

@@ -71,6 +71,7 @@ def _taken_apart(problem: Problem, *, fused: bool) -> tuple[Any, ...]:
         1.0 if mining is None else mining.ratio,
         None if mining is None else mining.num_negatives,
         None if mining is None else mining.num_positives,
+        problem.first_row,
     )
 
 

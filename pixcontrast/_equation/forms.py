@@ -45,8 +45,15 @@ def run_form(form: Form, problem: Problem, shards: Shards | None) -> Losses:
     """Every rank calls this alike where there are shards, with as many anchors."""
     if shards is None:
         return Losses(*_run_alone(form, problem))
+    problem = replace(problem, first_row=shards.ranks.rank * problem.labels.numel())
+    if problem.seed is not None:
+        # One seed for all: what counts for an anchor is chosen among the entries of all ranks.
+        (seeds,) = gather(shards.ranks, [problem.seed])
+        problem = replace(problem, seed=seeds[0])
     if form != "dense":
-        return Losses(*autograd.sharded_losses(problem, *shards, fused=form == "triton"))
+        # The kernels' selection knows of one device: mining over several is tiled on any.
+        fused = form == "triton" and problem.mining is None
+        return Losses(*autograd.sharded_losses(problem, *shards, fused=fused))
     # The textbook formula has every entry at hand, whatever the price.
     pieces = _of_all_ranks(problem, shards)
     held = problem.labels.new_zeros(())

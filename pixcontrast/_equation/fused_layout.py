@@ -190,7 +190,8 @@ def _sort(problem: Problem, block: int) -> Rows:
     vectors = torch.where((labels != ABSENT)[:, None], vectors, 0.0).contiguous()
     bits = torch.zeros_like(order, dtype=torch.int32)
     if problem.seed is not None:
-        bits = PairKeys.of(problem.seed, order, order[:0]).row_bits[:, 0].contiguous()
+        rows = order + problem.first_row
+        bits = PairKeys.of(problem.seed, rows, order[:0]).row_bits[:, 0].contiguous()
     num_present = present.sum(dtype=torch.int32)
     survey = _survey(labels, labels, num_present, block)
     return Rows(vectors, labels, survey, order, num_present, bits)

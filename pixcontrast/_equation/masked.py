@@ -50,17 +50,45 @@ def masked_rows(
 def _losses(
     logits: Tensor, positive: Tensor, negative: Tensor, problem: Problem
 ) -> tuple[Tensor, AnchorStatistics]:
-    num_positives = positive.sum(dim=1, keepdim=True)
-    share = share_of(num_positives, logits.dtype)
+    counted = negative if problem.denominator == "negatives" else positive | negative
+    log_sum = log_sum_of(logits, counted)
+    losses, weight, share, _ = positives_of(logits, positive, log_sum, problem)
+    if problem.denominator == "all":
+        losses = torch.where(share > 0, log_sum - losses, 0.0)
+        weight = (share > 0).to(logits.dtype)
+    return losses, AnchorStatistics(log_sum, weight, share)
+
+
+def log_sum_of(logits: Tensor, counted: Tensor) -> Tensor:
+    """(R, 1) Z over the entries that count; −∞ over none."""
+    return logits.masked_fill(~counted, -torch.inf).logsumexp(dim=1, keepdim=True)
+
+
+class PositiveMeans(NamedTuple):
+    """Means over the positives of R anchors, as in `PositivesPart`: (R, 1) each.
+
+    Attributes:
+        losses, weight: the means.
+        share: 1/|P_i|, 0 without a positive.
+        strength: (R, N) what each entry is weighed with in the mean of the entries.
+    """
+
+    losses: Tensor
+    weight: Tensor
+    share: Tensor
+    strength: Tensor
+
+
+def positives_of(
+    logits: Tensor, positive: Tensor, log_sum: Tensor, problem: Problem
+) -> PositiveMeans:
+    share = share_of(positive.sum(dim=1, keepdim=True), logits.dtype)
     if problem.denominator == "negatives":
-        log_sum = logits.masked_fill(~negative, -torch.inf).logsumexp(dim=1, keepdim=True)
         terms, strength = pulls((log_sum - logits).masked_fill_(~positive, -torch.inf))
         losses = terms.mul_(share).sum(dim=1, keepdim=True)
         weight = strength.mul_(share).sum(dim=1, keepdim=True)
     else:
-        counted = positive | negative
-        log_sum = logits.masked_fill(~counted, -torch.inf).logsumexp(dim=1, keepdim=True)
-        mean = logits.masked_fill(~positive, 0.0).mul_(share).sum(dim=1, keepdim=True)
-        losses = torch.where(share > 0, log_sum - mean, 0.0)
-        weight = (share > 0).to(logits.dtype)
-    return losses, AnchorStatistics(log_sum, weight, share)
+        strength = positive * share
+        losses = logits.masked_fill(~positive, 0.0).mul_(share).sum(dim=1, keepdim=True)
+        weight = torch.zeros_like(losses)
+    return PositiveMeans(losses, weight, share, strength)

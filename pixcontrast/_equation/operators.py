@@ -44,6 +44,7 @@ def losses_operator(
     ratio: float,
     num_negatives: int | None,
     num_positives: int | None,
+    first_row: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses, has_positive, gradient, statistics, thresholds; without elements where not made.
 
@@ -53,7 +54,7 @@ def losses_operator(
     # fmt: off
     problem = _assemble(
         anchors, labels, entries, entry_labels, is_anchors, seed, temperature, denominator,
-        product_dtype, unit_length, strategy, ratio, num_negatives, num_positives,
+        product_dtype, unit_length, strategy, ratio, num_negatives, num_positives, first_row,
     )
     # fmt: on
     with without_autocast(anchors.device):
@@ -141,6 +142,7 @@ def sharded_losses_operator(
     ratio: float,
     num_negatives: int | None,
     num_positives: int | None,
+    first_row: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `losses_operator`, over this rank's shard and those of the others in the group too.
 
@@ -149,18 +151,18 @@ def sharded_losses_operator(
     # fmt: off
     problem = _assemble(
         anchors, labels, entries, entry_labels, is_anchors, seed, temperature, denominator,
-        product_dtype, unit_length, strategy, ratio, num_negatives, num_positives,
+        product_dtype, unit_length, strategy, ratio, num_negatives, num_positives, first_row,
     )
     # fmt: on
-    shard, first_column = [], 0
-    for vectors, own_labels in zip(shard_entries, shard_labels, strict=True):
-        shard.append(Piece(vectors, own_labels, False, first_column))
-        first_column += own_labels.shape[0]
     with without_autocast(anchors.device):
-        result, held = sharded_forward(
-            problem, tuple(shard), ranks_named(group), want_gradient=want_gradient, fused=fused
+        result, thresholds, held = sharded_forward(
+            problem,
+            list(zip(shard_entries, shard_labels, strict=True)),
+            ranks_named(group),
+            want_gradient=want_gradient,
+            fused=fused,
         )
-    return *_results(result, None), held
+    return *_results(result, thresholds), held
 
 
 @sharded_losses_operator.register_fake
@@ -172,7 +174,7 @@ def _(
     labels: Tensor,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    return *_like_results(anchors, labels, rest[3], rest[-4]), labels.new_empty(())
+    return *_like_results(anchors, labels, rest[3], rest[-5]), labels.new_empty(())
 
 
 @torch.library.custom_op("pixcontrast::entries_gradient", mutates_args=())
@@ -196,6 +198,7 @@ def entries_gradient_operator(
     ratio: float,
     num_negatives: int | None,
     num_positives: int | None,
+    first_row: int,
 ) -> list[Tensor]:
     """Σ_i g_i ∂L_i/∂k_j for the pieces that are `wanted`, in the dtype that accumulates.
 
@@ -204,7 +207,7 @@ def entries_gradient_operator(
     # fmt: off
     problem = _assemble(
         anchors, labels, entries, entry_labels, is_anchors, seed, temperature, denominator,
-        product_dtype, unit_length, strategy, ratio, num_negatives, num_positives,
+        product_dtype, unit_length, strategy, ratio, num_negatives, num_positives, first_row,
     )
     # fmt: on
     known, want = AnchorStatistics(*statistics), list(wanted)
@@ -256,6 +259,7 @@ def _assemble(
     ratio: float,
     num_negatives: int | None,
     num_positives: int | None,
+    first_row: int,
 ) -> Problem:
     others = iter(zip(entries, entry_labels, strict=True))
     pieces: list[Piece] = []
@@ -283,4 +287,5 @@ def _assemble(
         product_dtype=product_dtype,
         compute_dtype=compute_dtype(anchors),
         unit_length=unit_length,
+        first_row=first_row,
     )

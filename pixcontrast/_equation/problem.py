@@ -24,7 +24,8 @@ class Piece:
         entries: (n, D), as the caller gave them; the anchors themselves where `is_anchors`.
         labels: (n,) int64, `ABSENT` for entries that take no part.
         is_anchors: whether entry j is anchor j, and so not its own positive.
-        first_column: the number of this piece's first entry among all N entries.
+        first_column: the number of this piece's first entry among all N entries; of those that
+            other ranks may hold, below 0.
     """
 
     entries: Tensor
@@ -49,6 +50,7 @@ class Problem:
         compute_dtype: the dtype of similarities, softmax, sums and the loss.
         unit_length: whether the caller knows all vectors to be of unit length or zeros, those
             that take no part too.
+        first_row: the number of the first anchor among those of all ranks.
     """
 
     anchors: Tensor
@@ -61,6 +63,7 @@ class Problem:
     product_dtype: torch.dtype
     compute_dtype: torch.dtype
     unit_length: bool = False
+    first_row: int = 0
 
     @property
     def inverse_temperature(self) -> float:

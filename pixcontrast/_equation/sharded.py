@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from pixcontrast._equation.mined import allocate_thresholds
 from pixcontrast._equation.parts import (
     DenominatorPart,
     Forward,
@@ -24,37 +25,67 @@ from pixcontrast._equation.parts import (
     merge_positives,
 )
 from pixcontrast._equation.problem import LOG2_E, Piece, Problem
+from pixcontrast._equation.sharded_mining import MinedPasses, find_thresholds
 from pixcontrast._equation.tiled import TiledPasses, allocate_forward
 from pixcontrast._labels import ABSENT
 from pixcontrast._ranks import Ranks, exchange, gather
+from pixcontrast.mining import Thresholds
 
 Part = TypeVar("Part", DenominatorPart, PositivesPart)
 
 
 def sharded_forward(
     problem: Problem,
-    shard: tuple[Piece, ...],
+    shard: Sequence[tuple[Tensor, Tensor]],
     ranks: Ranks,
     *,
     want_gradient: bool,
     fused: bool,
-) -> tuple[Forward, Tensor]:
+) -> tuple[Forward, Thresholds | None, Tensor]:
     """The forward over a problem's own pieces and every rank's shard.
 
     Every rank calls this with as many anchors, those that take no part among them.
 
+    Args:
+        problem: this rank's anchors, and what is at hand to contrast them with.
+        shard: (n, D) entries and their labels (n,), of the same shapes on every rank.
+        ranks: the ranks.
+        want_gradient: whether to make the gradient of the anchors.
+        fused: by kernels; not under mining.
+
     Returns:
-        The result for this rank's anchors, and () int64 how many entries all shards hold.
+        The result for this rank's anchors, the thresholds of mining, if there is any, and () int64
+        how many entries all shards hold.
     """
-    if problem.labels.numel() == 0:  # and so on every rank
-        return allocate_forward(problem, want_gradient=want_gradient), problem.labels.sum()
+    num_anchors = problem.labels.numel()
+    if num_anchors == 0:  # and so on every rank
+        nothing = allocate_forward(problem, want_gradient=want_gradient)
+        none = None if problem.mining is None else allocate_thresholds(problem)
+        return nothing, none, problem.labels.sum()
     anchors, labels = gather(ranks, [problem.anchors, problem.labels])
-    of_all = replace(problem, anchors=anchors.flatten(0, 1), labels=labels.flatten(), pieces=shard)
-    passes = [_passes(of_all, fused), _passes(problem, fused)]
+    of_all = replace(
+        problem,
+        anchors=anchors.flatten(0, 1),
+        labels=labels.flatten(),
+        pieces=_numbered(shard, ranks),
+        first_row=0,
+    )
+    passes: list[Passes]
+    thresholds = None
+    if problem.mining is None:
+        passes = [_passes(of_all, fused), _passes(problem, fused)]
+    else:
+        mined = MinedPasses(of_all), MinedPasses(problem)
+        of_everyone = find_thresholds(*mined, problem, ranks)
+        mine = slice(problem.first_row, problem.first_row + num_anchors)
+        thresholds = Thresholds(*(column[mine].clone() for column in of_everyone))
+        mined[0].thresholds, mined[1].thresholds = of_everyone, thresholds
+        passes = list(mined)
+
     of_shard, own = (part.denominator(want_gradient=want_gradient) for part in passes)
     denominator = merge_denominators([*_to_owners(ranks, of_shard), own])
 
-    entries = sum(((piece.labels != ABSENT).sum() for piece in shard), labels.new_zeros(()))
+    entries = sum(((own_labels != ABSENT).sum() for _, own_labels in shard), labels.new_zeros(()))
     log_sums, held = gather(ranks, [denominator.log_sum, entries])
     pulled, own_pulled = (
         part.positives(log_sum, want_gradient=want_gradient)
@@ -65,7 +96,18 @@ def sharded_forward(
     if fused:
         # Its backward takes Z to the base 2.
         result.statistics.log_sum.mul_(LOG2_E)
-    return result, held.sum()
+    return result, thresholds, held.sum()
+
+
+def _numbered(shard: Sequence[tuple[Tensor, Tensor]], ranks: Ranks) -> tuple[Piece, ...]:
+    """A shard as pieces, numbered through over all ranks, below what is at hand."""
+    total = sum(labels.numel() for _, labels in shard)
+    pieces = []
+    first_column = -total * (ranks.rank + 1)
+    for entries, labels in shard:
+        pieces.append(Piece(entries, labels, False, first_column))
+        first_column += labels.numel()
+    return tuple(pieces)
 
 
 def _to_owners(ranks: Ranks, part: Part) -> list[Part]:

@@ -64,7 +64,7 @@ class Stripes:
             self.columns.append(slice(self.num_columns, self.num_columns + len(piece)))
             self.num_columns += len(piece)
         self._most_columns = tile_columns(self.rows.device)
-        self._anchor_numbers = self.anchors.numbers()
+        self._anchor_numbers = self.anchors.numbers() + problem.first_row
         self._keys = self._pair_keys()
 
     def blocks(self) -> list[slice]:
@@ -130,11 +130,15 @@ class Stripes:
 
     def weigh_all(self, change: Tensor) -> Tensor:
         """(R, D) Σ_j change_ij k_j / τ, over all columns."""
+        return self.sum_all(change).mul_(self._problem.inverse_temperature)
+
+    def sum_all(self, change: Tensor) -> Tensor:
+        """(R, D) Σ_j change_ij k_j, over all columns."""
         result = self.rows.new_zeros(change.shape[0], self.rows.shape[1])
         for number, (piece, columns) in enumerate(zip(self.pieces, self.columns, strict=True)):
             for tile in self.tiles(number):
                 result.addmm_(change[:, columns][:, tile], piece.rows(tile))
-        return result.mul_(self._problem.inverse_temperature)
+        return result
 
     def weigh(self, columns: Tensor, change: Tensor) -> Tensor:
         """(R, D) Σ_j change_ij k_j / τ, over the columns of each row given as (R, k).

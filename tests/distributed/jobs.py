@@ -7,7 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixcontrast import MemoryBank, PixelContrastLoss, RandomAnchorSampler, RegionContrastLoss
+from pixcontrast import (
+    HardNegativeSampler,
+    MemoryBank,
+    PixelContrastLoss,
+    RandomAnchorSampler,
+    RegionContrastLoss,
+)
+from pixcontrast._equation import sharded
+from pixcontrast._equation.problem import Problem
+from pixcontrast._equation.sharded_mining import MinedPasses, find_thresholds
+from pixcontrast._ranks import Ranks, add_up, ranks_of
+from pixcontrast.mining import Strategy, Thresholds
 
 LOSSES = {"pixels": PixelContrastLoss, "regions": RegionContrastLoss}
 EVERY_PIXEL = RandomAnchorSampler(max_anchors=10_000, max_views=10_000)
@@ -60,8 +71,86 @@ def loss_step(
         emb, labels, weight = Batch(step, dtype).share(sizes, rank)
         emb = emb.clone().requires_grad_()
         value = loss(emb, labels, weight=weight if weighted else None)
-        (gradient,) = torch.autograd.grad(value, emb)
+        (gradient,) = torch.autograd.grad(value.sum(), emb)
         losses.append(value.detach())
     state = {} if memory is None else memory.state_dict()
     entries = loss.stats.entries if loss.stats is not None else None
     return {"losses": losses, "gradient": gradient, "bank": state, "entries": entries}
+
+
+def count_selected(
+    group: Any, rank: int, strategy: Strategy, sizes: list[int]
+) -> tuple[Tensor, Tensor, int]:
+    """How many negatives all ranks' anchors have, how many were selected, and the limit."""
+    ranks = ranks_of(group)
+    assert ranks is not None
+    asked = 5
+    mining = HardNegativeSampler(
+        strategy=strategy, ratio=1.0, num_negatives=asked, num_positives=None
+    )
+    generator = torch.Generator().manual_seed(rank)
+    found = []
+
+    def thresholds(of_shard: MinedPasses, own: MinedPasses, problem: Problem, ranks: Ranks) -> Any:
+        met = find_thresholds(of_shard, own, problem, ranks)
+        of_shard.thresholds = met
+        mine = slice(problem.first_row, problem.first_row + len(problem.labels))
+        own.thresholds = Thresholds(*(column[mine] for column in met))
+        counts = []
+        for passes in (of_shard, own):
+            selected = torch.zeros_like(passes._problem.labels)
+            for places, _, _, negative in passes._kept():
+                selected[places] = negative.sum(dim=1)
+            counts.append((passes.available(positive=False), selected))
+        for total, part in zip(counts[0], counts[1], strict=True):
+            total[mine] += part
+        found.extend(add_up(ranks, total) for total in counts[0])
+        return met
+
+    sharded.find_thresholds = thresholds
+    try:
+        bank = make_bank(group, torch.float32, pixel_slots=9, region_slots=4, sharded=True)
+        loss = PixelContrastLoss(
+            anchor_sampler=EVERY_PIXEL,
+            bank=bank,
+            gather=True,
+            process_group=group,
+            negative_sampler=mining,
+        )
+        emb, labels, _ = Batch(0, torch.float32).share(sizes, rank)
+        bank.update(emb, labels)
+        loss(emb, labels, generator=generator)
+    finally:
+        sharded.find_thresholds = find_thresholds
+    return found[0], found[1], asked
+
+
+def fill_banks(
+    group: Any, rank: int, steps: int, seed: int, size: int, **options: Any
+) -> list[dict[str, Tensor]]:
+    """States of a bank after every tenth step. Ranks are sometimes empty, batches short or long."""
+    bank = make_bank(group, torch.float32, pixel_slots=13, region_slots=5, **options)
+    states = []
+    for step in range(steps):
+        emb, labels = shares_of_step(step, seed, size)[rank]
+        bank.update(emb, labels)
+        if step % 10 == 9:
+            states.append({name: tensor.clone() for name, tensor in bank.state_dict().items()})
+    return states
+
+
+def shares_of_step(step: int, seed: int, size: int) -> list[tuple[Tensor, Tensor]]:
+    """What each rank has in a step: 0 to 3 images; one that has nothing; one class alone."""
+    generator = torch.Generator().manual_seed(1000 * seed + step)
+    shares = []
+    for _ in range(size):
+        images = int(torch.randint(0, 4, (), generator=generator))
+        emb = torch.randn(images, 8, 2, 3, generator=generator)
+        labels = torch.randint(-1, CLASSES, (images, 2, 3), generator=generator)
+        kind = int(torch.randint(0, 4, (), generator=generator))
+        if kind == 0:
+            labels[:] = 255
+        elif kind == 1:
+            labels[:] = step % CLASSES
+        shares.append((emb, labels))
+    return shares

@@ -1,0 +1,81 @@
+"""Every rank's bank holds what all ranks have seen, in rank order, to the bit."""
+
+from collections import deque
+
+import jobs
+import pytest
+import torch
+from pool import Pool
+
+from pixcontrast import MemoryBank
+from pixcontrast._pixels import unit_length
+
+STEPS = 50
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_banks_are_the_same_to_the_bit(pool: Pool, size: int) -> None:
+    answers = pool.run("jobs.fill_banks", size, STEPS, size, size)
+    for states in answers[1:]:
+        assert all(same(one, other) for one, other in zip(states, answers[0], strict=True))
+    last = answers[0][-1]
+    assert int(last["pixel_count"].min()) == 13
+    assert int(last["region_count"].min()) == 5
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_regions_are_those_of_one_rank_with_the_whole_batch(pool: Pool, size: int) -> None:
+    """In rank order; pixels of an image stand in an order of chance."""
+    answers = pool.run("jobs.fill_banks", size, STEPS, size, size)
+    alone = MemoryBank(jobs.CLASSES, 8, pixel_slots=13, region_slots=5, pixels_per_image=12)
+    for step in range(STEPS):
+        emb, labels = (
+            torch.cat(parts) for parts in zip(*jobs.shares_of_step(step, size, size), strict=True)
+        )
+        alone.update(emb, labels)
+    last, expected = answers[0][-1], alone.state_dict()
+    for name in ("pixel_count", "pixel_next", "region_count", "region_next"):
+        assert torch.equal(last[name], expected[name]), name
+    torch.testing.assert_close(last["regions"], expected["regions"])
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_shards_hold_every_entry_where_it_lives(pool: Pool, size: int) -> None:
+    """Against deques: entry number g of a class on rank g mod W, the newest W·slots of them."""
+    answers = pool.run("jobs.fill_banks", size, STEPS, size, size, sharded=True)
+    newest = [deque(maxlen=5 * size) for _ in range(jobs.CLASSES)]
+    seen = [0] * jobs.CLASSES
+    for step in range(STEPS):
+        for emb, labels in jobs.shares_of_step(step, size, size):
+            for image, image_labels in zip(emb, labels, strict=True):
+                pixels = unit_length(image.flatten(1).T)
+                for c in range(jobs.CLASSES):
+                    members = pixels[image_labels.flatten() == c]
+                    if len(members):
+                        region = unit_length(members.sum(dim=0)[None])[0]
+                        newest[c].append((seen[c], region))
+                        seen[c] += 1
+        if step % 10 != 9:
+            continue
+        for rank, states in enumerate(answers):
+            state = states[step // 10]
+            assert state["shard"].tolist() == [rank, size]
+            for c in range(jobs.CLASSES):
+                mine = [(g, vector) for g, vector in newest[c] if g % size == rank]
+                assert int(state["region_count"][c]) == len(mine)
+                for g, vector in mine:
+                    slot = g // size % 5
+                    torch.testing.assert_close(state["regions"][c, slot], vector)
+
+
+def test_another_shard_is_refused(pool: Pool) -> None:
+    (_, state) = (answers[-1] for answers in pool.run("jobs.fill_banks", 2, 10, 0, 2, sharded=True))
+    alone = MemoryBank(jobs.CLASSES, 8, pixel_slots=13, region_slots=5, sharded=True)
+    before = {name: tensor.clone() for name, tensor in alone.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"rank 0 of 1.*rank 1 of 2"):
+        alone.load_state_dict(state)
+    assert same(alone.state_dict(), before)
