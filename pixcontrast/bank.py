@@ -98,6 +98,9 @@ class MemoryBank(nn.Module):
             )
         if pixels_per_image == 0:
             pixel_slots = 0
+        for name, slots in (("pixel_slots", pixel_slots), ("region_slots", region_slots)):
+            sizes = (num_classes, max(slots, 1), dim)
+            check.check_addressable(f"num_classes, {name}, dim", sizes, dtype)
         self.num_classes = num_classes
         self.dim = dim
         self.pixels_per_image = pixels_per_image

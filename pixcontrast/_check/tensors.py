@@ -70,7 +70,7 @@ def check_weight_values(name: str, weight: Tensor) -> None:
     if not bool((torch.isfinite(weight) & (weight >= 0)).all()):
         raise ValueError(
             f"{name}: expected finite weights of at least 0; got values from "
-            f"{float(weight.min())} to {float(weight.max())}"
+            f"{float(weight.detach().min())} to {float(weight.detach().max())}"
         )
 
 
@@ -134,6 +134,7 @@ def check_predictions(value: object, emb: Tensor) -> None:
     """Predicted classes (B, *S_any), integer, or logits (B, C, *S_any), floating, C above 1."""
     if not isinstance(value, Tensor):
         raise TypeError(f"preds: expected a tensor or None; got {kind_of(value)}")
+    check_is_dense("preds", value)
     if value.ndim == emb.ndim and value.is_floating_point():
         if value.shape[1] < 2:
             raise ValueError(
@@ -257,4 +258,12 @@ def _typed(name: str, value: Any, dtypes: Sequence[torch.dtype], kind: str) -> T
             f"{name}: expected {kind} tensor ({expected}); got "
             f"{str(value.dtype).removeprefix('torch.')}"
         )
+    check_is_dense(name, value)
     return value
+
+
+def check_is_dense(name: str, value: Tensor) -> None:
+    """Neither sparse nor nested: such tensors lack most operations."""
+    if value.layout != torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name}: expected a dense tensor; got the layout {layout}")
