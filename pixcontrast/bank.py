@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 from pixcontrast import _check as check
+from pixcontrast._bank_state import faults_of_state
 from pixcontrast._groups import DRAW_BITS, sort_pixels
 from pixcontrast._labels import ABSENT, mark_absent
 from pixcontrast._pixels import as_images, flat_map, take_pixels, unit_length
 from pixcontrast._regions import Regions, region_means, usable_pixels
-from pixcontrast._ring import write_rings
+from pixcontrast._ring import prepare_write, write_all
 
 QUEUES = ("pixels", "regions")
 
@@ -201,16 +203,21 @@ class MemoryBank(nn.Module):
         """
         if labels.numel() == 0 or not (self.region_slots or self.pixel_slots):
             return
+        writes = []
         if self.region_slots:
             if regions is None:
                 regions = region_means(images, labels, self.num_classes)
             means, present = regions.means[:, :, None], regions.present.to(torch.int64)
-            write_rings(self.regions, self.region_count, self.region_next, means, present)
+            rings = self.regions, self.region_count, self.region_next
+            writes.append(prepare_write(*rings, means, present))
         if self.pixel_slots:
             usable = usable_pixels(images) if regions is None else regions.usable
             labels = labels.masked_fill(~usable, ABSENT)
             vectors, available = self._sample_pixels(images, labels, generator)
-            write_rings(self.pixels, self.pixel_count, self.pixel_next, vectors, available)
+            rings = self.pixels, self.pixel_count, self.pixel_next
+            writes.append(prepare_write(*rings, vectors, available))
+        # Nothing is written before everything is known: a bank is never half updated.
+        write_all(writes)
 
     def check_may_update(self) -> None:
         """Raise inside a backward pass, and where several ranks would each fill a bank.
@@ -273,6 +280,30 @@ class MemoryBank(nn.Module):
         vectors = take_pixels(images, indices)
         vectors = unit_length(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
         return vectors.view(*shape, self.dim), available.view(shape[:2])
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """PyTorch's own, but for what is no state of this bank: of that nothing is loaded."""
+        faults = faults_of_state(state_dict, prefix, dict(self.named_buffers()))
+        error_msgs.extend(faults)
+        if not faults:
+            super()._load_from_state_dict(
+                state_dict,
+                prefix,
+                local_metadata,
+                strict,
+                missing_keys,
+                unexpected_keys,
+                error_msgs,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # Who updates a bank is of this process alone, and a weak reference cannot be copied.
