@@ -74,7 +74,10 @@ class ProjectionHead(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv1d(in_channels, dim, 1))
 
     def forward(self, features: Tensor) -> Tensor:
+        weight = next(self.layers.parameters())
         check.check_features(features, self.in_channels)
+        check.check_same_device("features", features, "the head", weight)
+        check.check_product_dtype("features", features, "the head", weight)
         images = as_images(features)
         pixels = images.flatten(2)
         if pixels.numel() == 0:  # which a convolution refuses

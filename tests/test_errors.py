@@ -178,6 +178,8 @@ CASES = {
     "no channels": (lambda: ProjectionHead(0), ValueError, ["in_channels", "at least 1", "0"]),
     "kind of head": (lambda: ProjectionHead(4, kind="conv"), ValueError, ["kind", "'mlp'", "'conv'"]),
     "hidden of a linear head": (lambda: ProjectionHead(4, hidden=3, kind="linear"), ValueError, ["hidden", "None", "3"]),
+    "features of another dtype": (lambda: ProjectionHead(4)(EMB.bfloat16()), TypeError, ["features", "float32", "bfloat16", "autocast"]),
+    "features elsewhere": (lambda: ProjectionHead(4)(EMB.to(META)), ValueError, ["features", "cpu", "meta"]),
     "features of other channels": (lambda: ProjectionHead(3)(EMB), ValueError, ["features", "(B, 3, *S)", "(2, 4, 6, 5)"]),
 }  # fmt: skip
 
@@ -200,6 +202,21 @@ def test_nothing_is_written_before_a_check_fails():
         with pytest.raises(ValueError, match=r"labels|preds"):
             loss(*arguments)
     assert held.region_count.sum() == 0
+
+
+def test_fractions_may_be_any_real_number():
+    labels, preds = torch.zeros(1, 8, dtype=torch.int64), torch.arange(8)[None] % 2
+    sampler = HardAnchorSampler(max_anchors=4, hard_fraction=Fraction(1, 2))
+    assert int(preds.flatten()[sampler(labels, preds).indices].sum()) == 2
+    mining = HardNegativeSampler(ratio=Fraction(1, 2), num_negatives=3)
+    assert mining == HardNegativeSampler(ratio=0.5, num_negatives=3)
+    for backend in ("dense", "tiled"):
+        assert torch.isfinite(info_nce(ANCHORS, THREE, mining=mining, backend=backend))
+
+
+def test_a_head_under_autocast_takes_other_dtypes():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ProjectionHead(4, 8)(EMB.bfloat16()).shape == (2, 8, 6, 5)
 
 
 def test_a_negative_ignore_index_is_no_class():

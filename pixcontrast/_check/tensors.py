@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from pixcontrast._autocast import product_is_cast
 from pixcontrast._check.options import FLOATING, check_instance, kind_of
 
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -104,6 +105,16 @@ def check_features(value: object, in_channels: int) -> None:
         raise ValueError(
             f"features: expected (B, {in_channels}, *S) with 1 to 3 spatial dimensions, or "
             f"(N, {in_channels}); got {shape_of(features)}"
+        )
+
+
+def check_product_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Of one dtype, unless autocast makes them so."""
+    if value.dtype != other.dtype and not product_is_cast(value):
+        expected, found = (str(t.dtype).removeprefix("torch.") for t in (other, value))
+        raise TypeError(
+            f"{name}: expected the dtype of {other_name}, {expected}; got {found} (convert one of "
+            f"them with .to(...), or run inside of torch.autocast)"
         )
 
 
