@@ -65,6 +65,8 @@ def _judge_error(error: Exception) -> tuple[str, str | None]:
         return "refused", None
     if type(error) is RuntimeError and NO_MEMORY.search(message):
         return "no memory", None
+    if type(error) is RuntimeError and message.startswith("Inference tensors cannot be saved"):
+        return "refused", None  # PyTorch's own rule, and its message names the fix
     where = next((f for f in reversed(frames) if f.filename.startswith(PACKAGE)), frames[-1])
     place = f"{Path(where.filename).name}:{where.name}"
     return "raised", f"{type(error).__name__} from {place}: {message.splitlines()[0][:200]}"
