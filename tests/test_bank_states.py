@@ -251,14 +251,6 @@ class Bank(RuleBasedStateMachine):
         return torch.cat(made), torch.tensor(own, dtype=torch.int64)
 
 
-settings.register_profile(
-    "campaign",
-    derandomize=True,
-    deadline=None,
-    max_examples=220,
-    stateful_step_count=50,
-    suppress_health_check=list(HealthCheck),
-)
 TestBank = Bank.TestCase
 if settings._current_profile != "campaign":
     TestBank.settings = settings(

@@ -124,7 +124,7 @@ def wrong_value(
     if heaviest > 1e6 or heaviest < 1e-6:
         return None
 
-    leaf = anchors.double().requires_grad_()
+    leaf = anchors.double().clone().requires_grad_()
     arguments = (leaf, labels, rounded, contrast_labels)
     expected = info_nce(*arguments, backend="dense", **options)
     (expected_gradient,) = torch.autograd.grad(expected.sum(), leaf)
