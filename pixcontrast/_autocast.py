@@ -10,11 +10,16 @@ from torch import Tensor
 
 def product_dtype(vectors: Tensor) -> torch.dtype:
     """The dtype of the vectors, or autocast's where autocast would convert their product."""
+    if product_is_cast(vectors):
+        return torch.get_autocast_dtype(vectors.device.type)
+    return vectors.dtype
+
+
+def product_is_cast(vectors: Tensor) -> bool:
+    """Whether autocast would convert these vectors where they are multiplied."""
     device = vectors.device.type
     casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if casts and vectors.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return vectors.dtype
+    return casts and vectors.dtype != torch.float64
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

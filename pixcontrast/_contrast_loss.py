@@ -64,6 +64,8 @@ class ContrastLoss(nn.Module):
         check.check_temperature("temperature", temperature)
         if base_temperature is not None:
             check.check_temperature("base_temperature", base_temperature)
+            base_temperature = float(base_temperature)
+            check.check_factor(float(temperature), base_temperature)
         check.check_ignore_index(ignore_index)
         check.check_callable("anchor_sampler", anchor_sampler)
         check.check_instance("negative_sampler", negative_sampler, HardNegativeSampler)
@@ -88,7 +90,7 @@ class ContrastLoss(nn.Module):
             raise ValueError(
                 f"ignore_index: expected that of the bank, {bank.ignore_index}; got {ignore_index}"
             )
-        self.temperature = temperature
+        self.temperature = float(temperature)
         self.base_temperature = base_temperature
         self.ignore_index = ignore_index
         self.anchor_sampler = HardAnchorSampler() if anchor_sampler is None else anchor_sampler
@@ -148,6 +150,7 @@ class ContrastLoss(nn.Module):
         generator: torch.Generator | None = None,
         return_anchors: bool = False,
     ) -> Tensor | tuple[Tensor, AnchorSample]:
+        check.check_flag("return_anchors", return_anchors)
         self._check_call(emb, labels, preds, weight, generator)
         updated = self._bank_to_update()
 

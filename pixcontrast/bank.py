@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
+from pixcontrast._bank_state import faults_of_state
 from pixcontrast._intake import new_entries, of_all_ranks
 from pixcontrast._labels import mark_absent
 from pixcontrast._own_buffers import OwnBuffers
 from pixcontrast._pixels import as_images, flat_map
 from pixcontrast._ranks import GroupReference, Ranks, ranks_of
 from pixcontrast._regions import Regions
-from pixcontrast._ring import WHOLE, Shard, write_rings
+from pixcontrast._ring import WHOLE, Shard, prepare_write, write_all
 
 QUEUES = ("pixels", "regions")
 
@@ -107,6 +109,9 @@ class MemoryBank(OwnBuffers):
         check.check_process_group(process_group)
         if pixels_per_image == 0:
             pixel_slots = 0
+        for name, slots in (("pixel_slots", pixel_slots), ("region_slots", region_slots)):
+            sizes = (num_classes, max(slots, 1), dim)
+            check.check_addressable(f"num_classes, {name}, dim", sizes, dtype)
         self.num_classes = num_classes
         self.dim = dim
         self.pixels_per_image = pixels_per_image
@@ -246,13 +251,15 @@ class MemoryBank(OwnBuffers):
         )
         if ranks is not None:
             new = of_all_ranks(new, ranks, self._options())
-        # All is made before anything is written.
+        writes = []
         if new.regions is not None:
             rings = self.regions, self.region_count, self.region_next
-            write_rings(*rings, *new.regions, self._shard)
+            writes.append(prepare_write(*rings, *new.regions, self._shard))
         if new.pixels is not None:
             rings = self.pixels, self.pixel_count, self.pixel_next
-            write_rings(*rings, *new.pixels, self._shard)
+            writes.append(prepare_write(*rings, *new.pixels, self._shard))
+        # Nothing is written before everything is known: a bank is never half updated.
+        write_all(writes)
 
     def check_may_update(self) -> None:
         """Raise inside a backward pass.
@@ -286,7 +293,7 @@ class MemoryBank(OwnBuffers):
 
     def _load_from_state_dict(
         self,
-        state_dict: dict[str, Any],
+        state_dict: Mapping[str, Any],
         prefix: str,
         local_metadata: Any,
         strict: bool,
@@ -294,24 +301,19 @@ class MemoryBank(OwnBuffers):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        saved = state_dict.get(f"{prefix}shard", torch.tensor(WHOLE)).tolist()
-        if saved != list(self._shard):
-            rank, size = saved
-            error_msgs.append(
-                f"{prefix}shard: expected that of rank {self._shard.rank} of "
-                f"{self._shard.size}; got that of rank {rank} of {size} (each rank of a sharded "
-                f"bank saves and loads its own shard, and as many ranks as saved them load them)"
+        """PyTorch's own, but for what is no state of this bank: of that nothing is loaded."""
+        faults = faults_of_state(state_dict, prefix, dict(self.named_buffers()))
+        error_msgs.extend(faults)
+        if not faults:
+            super()._load_from_state_dict(
+                state_dict,
+                prefix,
+                local_metadata,
+                strict,
+                missing_keys,
+                unexpected_keys,
+                error_msgs,
             )
-            return
-        super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
 
     def __getstate__(self) -> dict[str, Any]:
         # Who updates a bank is of this process alone, and a weak reference cannot be copied.

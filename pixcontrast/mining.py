@@ -71,6 +71,8 @@ class HardNegativeSampler:
     def __post_init__(self) -> None:
         check_choice("strategy", self.strategy, ("hardest", "semi-hard", "random"))
         check_fraction("ratio", self.ratio, above_zero=True)
+        # A tensor is not multiplied by every number that Python has, as by a Fraction.
+        object.__setattr__(self, "ratio", float(self.ratio))
         if self.num_negatives is not None:
             check_count("num_negatives", self.num_negatives, at_least=1)
         if self.num_positives is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from pixcontrast import _check as check
@@ -57,18 +58,26 @@ class ProjectionHead(nn.Module):
                     'hidden: expected None with kind="linear", which has no hidden '
                     f"layer; got {hidden}"
                 )
+        width = in_channels if kind == "linear" or hidden is None else hidden
+        for names, sizes in (
+            ("in_channels, hidden", (in_channels, width)),
+            ("hidden, dim", (width, dim)),
+        ):
+            check.check_addressable(names, sizes, torch.float64)
         self.in_channels = in_channels
         self.dim = dim
         self.kind = kind
         layers: list[nn.Module] = []
         if kind == "mlp":
-            width = in_channels if hidden is None else hidden
             layers += [nn.Conv1d(in_channels, width, 1), nn.BatchNorm1d(width), nn.ReLU()]
             in_channels = width
         self.layers = nn.Sequential(*layers, nn.Conv1d(in_channels, dim, 1))
 
     def forward(self, features: Tensor) -> Tensor:
+        weight = next(self.layers.parameters())
         check.check_features(features, self.in_channels)
+        check.check_same_device("features", features, "the head", weight)
+        check.check_product_dtype("features", features, "the head", weight)
         images = as_images(features)
         pixels = images.flatten(2)
         if pixels.numel() == 0:  # which a convolution refuses

@@ -88,6 +88,8 @@ class HardAnchorSampler:
     def __post_init__(self) -> None:
         _check_sizes(self.max_anchors, self.max_views, self.min_pixels)
         check.check_fraction("hard_fraction", self.hard_fraction)
+        # A tensor is not multiplied by every number that Python has, as by a Fraction.
+        object.__setattr__(self, "hard_fraction", float(self.hard_fraction))
 
     def __call__(
         self,

@@ -2,10 +2,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Examples are a function of the test alone: a red run can be repeated.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile(
+    "campaign",  # by hand, see test_bank_states.py
+    deadline=None,
+    derandomize=True,
+    max_examples=250,
+    stateful_step_count=50,
+    suppress_health_check=list(HealthCheck),
+)
 settings.load_profile("default")
 
 # The problems are small: a second thread would be waited for more than it helps.

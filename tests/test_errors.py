@@ -1,7 +1,9 @@
 """Every error names the argument, what was expected and what came."""
 
 import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +27,10 @@ META = torch.device("meta")
 
 def bank(**options):
     return MemoryBank(**{"num_classes": 3, "dim": 4, **options})
+
+
+def nested(tensor):
+    return torch.nested.nested_tensor([tensor, tensor], layout=torch.jagged)
 
 
 def call(*arguments, loss=None, **options):
@@ -75,7 +81,18 @@ CASES = {
     "contrast elsewhere": (vectors(ANCHORS, THREE, ANCHORS.to(META), THREE.to(META)), ValueError, ["contrast", "cpu", "meta"]),
     "labels elsewhere": (vectors(ANCHORS, THREE.to(META)), ValueError, ["anchor_labels", "cpu", "meta"]),
     "generator elsewhere": (lambda: info_nce(ANCHORS.to(META), THREE.to(META), generator=torch.Generator()), ValueError, ["generator", "meta", "cpu"]),
+    "temperature beyond a float": (vectors(ANCHORS, THREE, temperature=10**400), ValueError, ["temperature", "float can hold", "10000"]),
+    "temperature beyond text": (vectors(ANCHORS, THREE, temperature=10**5000), ValueError, ["temperature", "float can hold", "type int"]),
+    "a denominator of arrays": (vectors(ANCHORS, THREE, denominator=np.zeros(2)), ValueError, ["denominator", "'negatives'", "array"]),
+    "sparse anchors": (vectors(ANCHORS.to_sparse(), THREE), TypeError, ["anchors", "dense", "sparse_coo"]),
+    "sparse labels": (vectors(ANCHORS, THREE.to_sparse()), TypeError, ["anchor_labels", "dense", "sparse_coo"]),
+    "nested contrast": (vectors(ANCHORS, THREE, nested(ANCHORS), THREE), TypeError, ["contrast", "dense", "jagged"]),
+    "a graph of weights below 0": (vectors(ANCHORS, THREE, weight=-torch.ones(3, requires_grad=True)), ValueError, ["weight", "at least 0", "-1.0"]),
     # calls of a loss
+    "sparse predictions": (lambda: call(EMB, LABELS, LABELS.to_sparse()), TypeError, ["preds", "dense", "sparse_coo"]),
+    "sparse logits": (lambda: call(EMB, LABELS, EMB.to_sparse()), TypeError, ["preds", "dense", "sparse_coo"]),
+    "sparse weights": (lambda: call(EMB, LABELS, weight=LABELS.to_sparse()), TypeError, ["weight", "dense", "sparse_coo"]),
+    "a tensor for a flag": (lambda: call(EMB, LABELS, return_anchors=ANCHORS), TypeError, ["return_anchors", "True or False", "tensor"]),
     "emb is an array": (lambda: call(EMB.numpy(), LABELS), TypeError, ["emb", "tensor", "ndarray"]),
     "emb of integers": (lambda: call(LABELS[:, None], LABELS), TypeError, ["emb", "float32", "int64"]),
     "emb of one dimension": (lambda: call(EMB[0, 0, 0], LABELS), ValueError, ["emb", "(B, D, *S)", "(5,)"]),
@@ -111,6 +128,13 @@ CASES = {
     "update of integers": (lambda: bank().update(LABELS[:, None], LABELS), TypeError, ["emb", "int64"]),
     "update by a seed": (lambda: bank().update(EMB, LABELS, generator=1), TypeError, ["generator", "int"]),
     # options
+    "a factor beyond float32": (lambda: PixelContrastLoss(temperature=1e30, base_temperature=1e-30), ValueError, ["base_temperature", "float32", "1e+30"]),
+    "sources in an array": (lambda: PixelContrastLoss(contrast=np.zeros(2)), TypeError, ["contrast", "'batch'", "array"]),
+    "dtype in an array": (lambda: bank(dtype=np.zeros(2)), TypeError, ["dtype", "float32", "array"]),
+    "slots beyond 64 bits": (lambda: bank(pixel_slots=2**63), ValueError, ["pixel_slots", "64-bit", str(2**63)]),
+    "a bank beyond 64 bits": (lambda: bank(region_slots=2**60), ValueError, ["num_classes, region_slots, dim", "2**63 bytes", str(2**60)]),
+    "a head beyond 64 bits": (lambda: ProjectionHead(2**31, 2**31), ValueError, ["in_channels, hidden", "2**63 bytes", str(2**31)]),
+    "views beyond 64 bits": (lambda: HardAnchorSampler(max_views=2**63), ValueError, ["max_views", "64-bit", str(2**63)]),
     "base temperature": (lambda: PixelContrastLoss(base_temperature=-1), ValueError, ["base_temperature", "above 0", "-1"]),
     "sampler is a class": (lambda: PixelContrastLoss(anchor_sampler=HardAnchorSampler), TypeError, ["anchor_sampler", "HardAnchorSampler(...)"]),
     "sampler is a name": (lambda: PixelContrastLoss(anchor_sampler="hard"), TypeError, ["anchor_sampler", "callable", "'hard'"]),
@@ -156,6 +180,8 @@ CASES = {
     "no channels": (lambda: ProjectionHead(0), ValueError, ["in_channels", "at least 1", "0"]),
     "kind of head": (lambda: ProjectionHead(4, kind="conv"), ValueError, ["kind", "'mlp'", "'conv'"]),
     "hidden of a linear head": (lambda: ProjectionHead(4, hidden=3, kind="linear"), ValueError, ["hidden", "None", "3"]),
+    "features of another dtype": (lambda: ProjectionHead(4)(EMB.bfloat16()), TypeError, ["features", "float32", "bfloat16", "autocast"]),
+    "features elsewhere": (lambda: ProjectionHead(4)(EMB.to(META)), ValueError, ["features", "cpu", "meta"]),
     "features of other channels": (lambda: ProjectionHead(3)(EMB), ValueError, ["features", "(B, 3, *S)", "(2, 4, 6, 5)"]),
 }  # fmt: skip
 
@@ -180,7 +206,33 @@ def test_nothing_is_written_before_a_check_fails():
     assert held.region_count.sum() == 0
 
 
+def test_fractions_may_be_any_real_number():
+    labels, preds = torch.zeros(1, 8, dtype=torch.int64), torch.arange(8)[None] % 2
+    sampler = HardAnchorSampler(max_anchors=4, hard_fraction=Fraction(1, 2))
+    assert int(preds.flatten()[sampler(labels, preds).indices].sum()) == 2
+    mining = HardNegativeSampler(ratio=Fraction(1, 2), num_negatives=3)
+    assert mining == HardNegativeSampler(ratio=0.5, num_negatives=3)
+    for backend in ("dense", "tiled"):
+        assert torch.isfinite(info_nce(ANCHORS, THREE, mining=mining, backend=backend))
+
+
+def test_a_head_under_autocast_takes_other_dtypes():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ProjectionHead(4, 8)(EMB.bfloat16()).shape == (2, 8, 6, 5)
+
+
 def test_a_negative_ignore_index_is_no_class():
     loss = PixelContrastLoss(ignore_index=-100, bank=bank(ignore_index=-100))
     loss(EMB, LABELS - 100)
     assert loss.bank.region_count.sum() == 0
+
+
+def test_a_temperature_may_be_any_real_number():
+    loss = PixelContrastLoss(temperature=Fraction(1, 10), base_temperature=Fraction(1, 2))
+    expected = PixelContrastLoss(temperature=0.1, base_temperature=0.5)
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    labels = torch.arange(60).view(2, 6, 5) % 3
+    losses = [
+        one(EMB, labels, generator=g) for one, g in zip((loss, expected), generators, strict=True)
+    ]
+    torch.testing.assert_close(*losses)

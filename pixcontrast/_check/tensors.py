@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from pixcontrast._autocast import product_is_cast
 from pixcontrast._check.options import FLOATING, check_instance, kind_of
 
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -70,7 +71,7 @@ def check_weight_values(name: str, weight: Tensor) -> None:
     if not bool((torch.isfinite(weight) & (weight >= 0)).all()):
         raise ValueError(
             f"{name}: expected finite weights of at least 0; got values from "
-            f"{float(weight.min())} to {float(weight.max())}"
+            f"{float(weight.detach().min())} to {float(weight.detach().max())}"
         )
 
 
@@ -107,6 +108,16 @@ def check_features(value: object, in_channels: int) -> None:
         )
 
 
+def check_product_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Of one dtype, unless autocast makes them so."""
+    if value.dtype != other.dtype and not product_is_cast(value):
+        expected, found = (str(t.dtype).removeprefix("torch.") for t in (other, value))
+        raise TypeError(
+            f"{name}: expected the dtype of {other_name}, {expected}; got {found} (convert one of "
+            f"them with .to(...), or run inside of torch.autocast)"
+        )
+
+
 def check_bank_fits(emb: Tensor, dim: int, device: torch.device) -> None:
     if emb.shape[1] != dim:
         raise ValueError(
@@ -134,6 +145,7 @@ def check_predictions(value: object, emb: Tensor) -> None:
     """Predicted classes (B, *S_any), integer, or logits (B, C, *S_any), floating, C above 1."""
     if not isinstance(value, Tensor):
         raise TypeError(f"preds: expected a tensor or None; got {kind_of(value)}")
+    check_is_dense("preds", value)
     if value.ndim == emb.ndim and value.is_floating_point():
         if value.shape[1] < 2:
             raise ValueError(
@@ -257,4 +269,12 @@ def _typed(name: str, value: Any, dtypes: Sequence[torch.dtype], kind: str) -> T
             f"{name}: expected {kind} tensor ({expected}); got "
             f"{str(value.dtype).removeprefix('torch.')}"
         )
+    check_is_dense(name, value)
     return value
+
+
+def check_is_dense(name: str, value: Tensor) -> None:
+    """Neither sparse nor nested: such tensors lack most operations."""
+    if value.layout != torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name}: expected a dense tensor; got the layout {layout}")

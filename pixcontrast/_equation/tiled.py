@@ -138,7 +138,8 @@ def positives_pass(
         if problem.denominator == "negatives":
             weight[tile.block] += strength.sum(dim=1, keepdim=True)
         if pull is not None:
-            pull[tile.block].addmm_(strength, tile.entries)
+            # Not in place: a product that starts from a long sum loses the digits of each term.
+            pull[tile.block] += strength @ tile.entries
     if late is not None:
         for sums in (losses, weight, pull):
             if sums is not None:

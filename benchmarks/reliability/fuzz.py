@@ -1,0 +1,98 @@
+"""Random calls of every public name, each made of its number alone.
+
+    python -m benchmarks.reliability.fuzz --first 0 --count 1000000 --out fuzz.jsonl
+
+Each part of the numbers that is done is one line of the file, so that a run that was stopped goes
+on where it stood; defects are printed and written with the number that repeats them:
+`--first N --count 1`. The exit status is 1 where there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import resource
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.reliability.calls import make_call
+from benchmarks.reliability.oracle import SECONDS, defect_of
+
+PART = 1000
+ROOM = 2 << 30
+"""Bytes beyond what the process has: nothing that is called here needs more."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Go through the numbers that are not yet done."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=PART)
+    parser.add_argument("--out", type=Path, help="where parts that are done are noted")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    done = _done(options.out)
+    total: Counter[str] = Counter()
+    with limited_memory():
+        for first in range(options.first, options.first + options.count, PART):
+            if first in done:
+                continue
+            stop = min(first + PART, options.first + options.count)
+            part = run(range(first, stop))
+            total.update(part["ended"])
+            for number, what in part["defects"].items():
+                print(number, what, flush=True)
+                total["defects"] += 1
+            if options.out:
+                with options.out.open("a") as file:
+                    file.write(json.dumps({"first": first, "count": stop - first, **part}) + "\n")
+    print(dict(total))
+    return 1 if total["defects"] else 0
+
+
+def run(numbers: range) -> dict[str, Any]:
+    """How many calls ended in which way, and what was wrong with which."""
+    ended: Counter[str] = Counter()
+    defects: dict[str, str] = {}
+    for number in numbers:
+        # What hangs outside of Python is ended, with a traceback.
+        faulthandler.dump_traceback_later(4 * SECONDS, exit=True)
+        torch.manual_seed(number)
+        call = make_call(number)
+        torch.manual_seed(number)
+        how, wrong = defect_of(call)
+        ended[how] += 1
+        ended["calls"] += 1
+        if wrong is not None:
+            defects[str(number)] = f"{call.target}({', '.join(call.spoiled)}): {wrong}"
+    faulthandler.cancel_dump_traceback_later()
+    return {"ended": dict(ended), "defects": defects}
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """A size that nobody can have is refused by the allocator, and not by the machine."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + ROOM
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _done(path: Path | None) -> set[int]:
+    if path is None or not path.exists():
+        return set()
+    return {json.loads(line)["first"] for line in path.read_text().splitlines()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,53 @@
+"""What arguments were before a call, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Snapshot(NamedTuple):
+    """A tensor, and what it was."""
+
+    tensor: Tensor
+    content: bytes | None
+    version: int | None
+    requires_grad: bool
+
+    def changes(self) -> str | None:
+        """What is no longer as it was, or None."""
+        now = Snapshot.of(self.tensor)
+        for field in ("content", "version", "requires_grad"):
+            if getattr(now, field) != getattr(self, field):
+                return f"the {field} of an argument has changed"
+        return None
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Snapshot:
+        version = None if tensor.is_inference() else tensor._version
+        return cls(tensor, _content(tensor), version, tensor.requires_grad)
+
+
+def snapshots(values: Iterable[Any]) -> list[Snapshot]:
+    """Of every tensor among values and sequences of values."""
+    return [Snapshot.of(tensor) for tensor in _tensors(values)]
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _content(tensor: Tensor) -> bytes | None:
+    """None where there is none to read."""
+    if tensor.device.type == "meta" or tensor.layout != torch.strided or tensor.is_nested:
+        return None
+    plain = tensor.detach().as_subclass(Tensor).resolve_neg().resolve_conj()
+    copied = torch.empty(plain.numel(), dtype=plain.dtype).copy_(plain.flatten())
+    return copied.view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,135 @@
+"""Values of any sort for any argument: what fits, what nearly fits, and what nobody would pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+OTHERS = (torch.bool, torch.complex64, torch.uint16, torch.uint32, torch.float8_e4m3fn)
+DTYPES = FLOATS + INTEGERS + OTHERS
+SIZES = (0, 1, 1, 2, 3, 4, 5, 7)
+
+
+class Subclass(Tensor):
+    """A subclass as users make them, which changes nothing."""
+
+
+def number_in(random: Random) -> Any:
+    """Numbers of every kind, and what only looks like one."""
+    return random.choice(
+        [
+            *(0, 1, -1, 2, 3, 7, 100, 255, 2**31, 2**63 - 1, 2**63, -(2**63), 2**70, 10**400),
+            *(0.0, -0.0, 0.005, 0.1, 0.5, 1.0, 1.5, -0.1, 100.0, 1e-30, 1e30, 5e-324, 1e308),
+            *(math.nan, math.inf, -math.inf, True, False, Fraction(1, 3), Decimal("0.1"), 1j),
+            *(np.float32(0.1), np.float64(0.1), np.int64(2), np.bool_(True)),
+        ]
+    )
+
+
+def thing_in(random: Random) -> Any:
+    """Things that are no tensor and, mostly, nothing that anyone wants."""
+    return random.choice(
+        [
+            *(None, "", "mean", "none", "negatives", "all", "batch", "pixels", b"mean", object()),
+            *((), [], {}, set(), ("batch",), ["pixels", "regions"], ("batch", "batch"), [None]),
+            *([[]], (None, None), [1.0], range(3), int, torch.float32, torch.int64, "cpu"),
+            *(np.zeros((2, 3), np.float32), np.zeros(0), np.array("mean"), torch.Generator()),
+            *(nn.Identity(), print, lambda *_, **__: None, slice(None), NotImplemented),
+        ]
+    )
+
+
+def tensor_in(random: Random, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of any rank, size and dtype, of any values, however it lies in memory."""
+    shape = [random.choice(SIZES) for _ in range(random.choice((0, 1, 1, 2, 2, 2, 3, 4, 5, 6)))]
+    return disguised(random, filled(random, shape, dtype or random.choice(DTYPES)))
+
+
+def filled(random: Random, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Values from one kind to all kinds, NaN and infinities among them."""
+    generator = torch.Generator().manual_seed(random.getrandbits(32))
+    wide = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+    if dtype in INTEGERS or dtype in OTHERS:
+        odd = random.choice((0, 0, 1, 2, 100, 255, 2**24 - 1, 2**24, 2**31, 2**62))
+        whole = (wide * random.choice((0, 1, 3, 100))).to(torch.int64) + odd * (wide > 1)
+        return whole.to(dtype)
+    kinds: dict[str, Callable[[], Tensor]] = {
+        "plain": lambda: wide,
+        "zeros": lambda: wide * 0,
+        "tiny": lambda: wide * 1e-42,
+        "small": lambda: wide * 1e-20,
+        "large": lambda: wide * 1e20,
+        "huge": lambda: wide * 1e38,
+        "spread": lambda: wide * 10 ** (20 * wide),
+        "not numbers": lambda: wide.masked_fill(wide > 1, torch.nan),
+        "infinite": lambda: wide.masked_fill(wide > 1, torch.inf),
+        "all infinite": lambda: wide * torch.inf,
+        "equal": lambda: torch.ones_like(wide),
+        "ends": lambda: wide.sign() * torch.finfo(dtype).max,
+    }
+    common = ["plain"] * 8
+    return kinds[random.choice([*common, *kinds])]().to(dtype)
+
+
+def disguised(random: Random, tensor: Tensor) -> Tensor:
+    """The same values and shape, or nearly: other strides, subclasses, views, leaves of a graph."""
+    ways: list[Callable[[Tensor], Tensor]] = [
+        lambda t: t,
+        lambda t: t,
+        lambda t: t.repeat_interleave(2, dim=-1)[..., ::2] if t.ndim else t,
+        lambda t: t.transpose(0, -1).contiguous().transpose(0, -1) if t.ndim else t,
+        lambda t: t[:1].expand(t.shape) if t.ndim and t.shape[0] else t,
+        lambda t: t[..., :1].expand(t.shape) if t.ndim and t.shape[-1] else t,
+        _overlapping,
+        lambda t: t.as_subclass(Subclass),
+        lambda t: nn.Parameter(t, requires_grad=_may_require(t)),
+        lambda t: t.clone().requires_grad_() if _may_require(t) else t,
+        lambda t: t.clone().requires_grad_() * 1 if _may_require(t) else t,
+        lambda t: torch._neg_view(-t) if t.is_floating_point() and t.element_size() > 1 else t,
+        lambda t: t.flip(0) if t.ndim else t,
+    ]
+    rare: list[Callable[[Tensor], Tensor]] = [
+        lambda t: t.to("meta"),
+        lambda t: t.to_sparse() if t.ndim and t.element_size() > 1 else t,
+        lambda t: torch.nested.nested_tensor([t, t], layout=torch.jagged) if t.ndim > 1 else t,
+        _of_inference,
+    ]
+    way = random.choice(rare if random.random() < 0.02 else ways)
+    try:
+        return way(tensor)
+    except (NotImplementedError, RuntimeError):  # PyTorch cannot, for this dtype
+        return tensor
+
+
+def anything(random: Random) -> Any:
+    """A tensor, a number or a thing."""
+    return random.choice((tensor_in, tensor_in, tensor_in, number_in, thing_in))(random)
+
+
+def _may_require(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _overlapping(tensor: Tensor) -> Tensor:
+    """Rows that share memory with the next row."""
+    if tensor.ndim != 2 or tensor.numel() == 0:
+        return tensor
+    rows, columns = tensor.shape
+    if tensor.reshape(-1).shape[0] < rows + columns:
+        return tensor
+    return tensor.reshape(-1).as_strided((rows, columns), (1, 1))
+
+
+def _of_inference(tensor: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return tensor.clone()
