@@ -8,7 +8,6 @@ anchors and one anchor's similarities (method-anchor), its positives and hardest
 (method-negatives), the bank's rings after the run and the regions of this batch (method-bank).
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.arguments import positive
+from benchmarks.arguments import picture_parser, positive
 from benchmarks.criterion import make_criterion
 from benchmarks.data import SegmentationData
 from benchmarks.experiment import load_data
@@ -52,12 +51,7 @@ class Scene(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, and draw what one batch comes to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.figure_method",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs") / "figures", metavar="FOLDER")
+    parser = picture_parser("figure_method", __doc__)
     parser.add_argument("--steps", type=positive, default=300, metavar="N")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -120,7 +114,7 @@ def save_anchor(path: Path, scene: Scene, pictures: np.ndarray) -> None:
         axes[0, number].imshow(pictures[number], extent=(0, width, height, 0))
         own = scene.anchors[scene.anchors // (height * width) == number]
         for is_hard, colour in ((False, "white"), (True, "yellow")):
-            place = own[hard[own] == is_hard] % (height * width)
+            place = (own[hard[own] == is_hard] % (height * width)).numpy()
             axes[0, number].scatter(
                 place % width + 0.5,
                 place // width + 0.5,
@@ -130,7 +124,7 @@ def save_anchor(path: Path, scene: Scene, pictures: np.ndarray) -> None:
                 linewidths=0.5,
             )
         shown = axes[1, number].imshow(
-            similarity[number], vmin=-1, vmax=1, cmap="RdBu_r", extent=(0, width, height, 0)
+            similarity[number].numpy(), vmin=-1, vmax=1, cmap="RdBu_r", extent=(0, width, height, 0)
         )
         if anchor // (height * width) == number:
             _mark(axes[1, number], anchor, height, width)
@@ -167,7 +161,7 @@ def save_negatives(path: Path, scene: Scene, pictures: np.ndarray) -> None:
         axis.imshow(pictures[number], extent=(0, width, height, 0))
         for kept, colour in ((kept_negative, "red"), (kept_positive, "deepskyblue")):
             places = kept[0].nonzero()[:, 0]
-            place = places[places // (height * width) == number] % (height * width)
+            place = (places[places // (height * width) == number] % (height * width)).numpy()
             axis.scatter(place % width + 0.5, place // width + 0.5, s=12, color=colour)
         if anchor // (height * width) == number:
             _mark(axis, anchor, height, width)

@@ -8,7 +8,6 @@ loss alone, no cross entropy. Drawn are held-out digits before, early and at the
 the sphere that keeps areas, and written beside the picture what the mean cosines were.
 """
 
-import argparse
 from pathlib import Path
 
 import matplotlib
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from benchmarks.arguments import picture_parser
 from benchmarks.environment import describe_environment
 from benchmarks.script import write_record
 from pixcontrast import PixelContrastLoss, RandomAnchorSampler
@@ -32,13 +32,7 @@ BATCH = 256
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, draw, and write the record."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.figure_sphere",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs") / "figures", metavar="FOLDER")
-    options = parser.parse_args(arguments)
+    options = picture_parser("figure_sphere", __doc__).parse_args(arguments)
     torch.set_num_threads(1)
     embedded, labels = train(*_digits(), shown=SHOWN)
     cosines = [mean_cosines(points, labels) for points in embedded]
@@ -96,10 +90,10 @@ def save_sphere(
         layout="constrained",
     )
     for axis, points, (within, between), step in zip(axes, embedded, cosines, SHOWN, strict=True):
-        longitude = torch.atan2(points[:, 1], points[:, 0])
-        latitude = torch.asin(points[:, 2].clamp(-1, 1))
+        longitude = torch.atan2(points[:, 1], points[:, 0]).numpy()
+        latitude = torch.asin(points[:, 2].clamp(-1, 1)).numpy()
         for number in range(CLASSES):
-            own = labels == number
+            own = (labels == number).numpy()
             colour = plt.get_cmap("tab10")(number)
             axis.scatter(longitude[own], latitude[own], s=7, color=colour, label=str(number))
         axis.set_title(

@@ -1,6 +1,7 @@
 """Small stand-ins for libraries that the docs' snippets import and that need not be installed.
 
-Names, arguments and shapes are those of mmsegmentation 1.2 and MONAI 1.6, as far as the snippets go.
+Names, arguments and shapes are those of mmsegmentation 1.2 and MONAI 1.6, as far as the snippets
+go.
 """
 
 import importlib.util
@@ -89,10 +90,11 @@ MODULES = {
 
 
 def stand_in(monkeypatch):
-    """Put the stand-ins of all libraries that are not installed where `import` finds them."""
+    """Put stand-ins of what is not installed where `import` finds them; returns which these are."""
     missing = {name for name in ("mmseg", "monai") if importlib.util.find_spec(name) is None}
     for name, members in MODULES.items():
         if name.partition(".")[0] in missing:
             module = ModuleType(name)
             vars(module).update(members)
             monkeypatch.setitem(sys.modules, name, module)
+    return missing
