@@ -1,6 +1,7 @@
 """What a command line's words become."""
 
 import argparse
+from pathlib import Path
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -23,3 +24,14 @@ def positive(text: str) -> int:
 def count(text: str) -> int:
     """A number of at least 0."""
     return 0 if text == "0" else positive(text)
+
+
+def picture_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of a script that draws pictures, with the option where to."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs") / "figures", metavar="FOLDER")
+    return parser

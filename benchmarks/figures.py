@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.arguments import positive
+from benchmarks.arguments import picture_parser, positive
 from benchmarks.data import SegmentationData
 from benchmarks.environment import describe_environment
 from benchmarks.experiment import load_data
@@ -93,15 +93,10 @@ def _train(data: SegmentationData, recipe: Recipe, seed: int) -> tuple[Networks,
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.figures",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = picture_parser("figures", __doc__)
     add = parser.add_argument
     add("--data", choices=sorted(BASES), default="digits", help="which images (default: digits)")
     add("--root", type=Path, metavar="FOLDER", help="CamVid's folder, the one that holds train/")
-    add("--out", type=Path, default=Path("runs") / "figures", metavar="FOLDER")
     add("--steps", type=positive, metavar="N", help="training steps, fewer for a rehearsal")
     add("--seed", type=int, default=100, metavar="N")
     return parser

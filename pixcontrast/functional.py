@@ -99,7 +99,7 @@ def info_nce(
             of `torch.func` need `"dense"`.
 
     Returns:
-        The loss: () or, with `reduction="none"`, (M,); float64 for float64 anchors, else
+        The loss, () or, with `reduction="none"`, (M,); float64 for float64 anchors, else
         float32. Similarities and sums are held in that dtype too; products are made in the
         anchors' dtype (inside autocast, in autocast's), where operands saturate at the largest
         number. A similarity beyond a quarter of its dtype's largest number saturates there; no

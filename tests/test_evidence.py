@@ -75,9 +75,3 @@ def test_pictures_of_the_docs_are_there_and_small():
     assert named
     sizes = [(ROOT / "docs" / name).stat().st_size for name in named]
     assert sum(sizes) < 1_000_000
-
-
-def test_the_example_of_how_to_read_it_runs(capsys):
-    (block,) = re.findall(r"^```python\n(.*?)^```", TEXTS["reading.md"], re.DOTALL | re.MULTILINE)
-    exec(compile(block, "reading.md", "exec"), {})
-    assert "gradient ratio" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import figures
+from benchmarks import figure_method, figure_sphere, figures
 from benchmarks.figure_bank import Occupancy
 from benchmarks.figure_classes import class_similarity
 from benchmarks.figure_scatter import _balanced
@@ -62,3 +62,18 @@ def test_a_loss_without_a_bank_has_nothing_to_show():
 
     occupancy.observe(0, WithoutBank())
     assert occupancy == Occupancy()
+
+
+def test_pictures_of_the_method_are_of_real_calls(tmp_path):
+    figure_method.main(["--steps", "2", "--out", str(tmp_path)])
+    for name in ("anchor", "negatives", "bank"):
+        assert (tmp_path / f"method-{name}.png").stat().st_size > 5_000
+
+
+def test_the_sphere_shows_classes_that_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(figure_sphere, "SHOWN", (0, 30))
+    figure_sphere.main(["--out", str(tmp_path)])
+    assert (tmp_path / "sphere.png").stat().st_size > 5_000
+    record = json.loads((tmp_path / "sphere.json").read_text())
+    before, after = (a - b for a, b in zip(record["within"], record["between"], strict=True))
+    assert after > before + 0.3
