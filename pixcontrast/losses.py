@@ -40,8 +40,13 @@ class PixelContrastLoss(ContrastLoss):
         reduction: `"mean"`, `"sum"`, or `"none"`: (K,) in the sampler's order.
         update_bank: whether the bank takes in each batch, after the loss, in training mode
             and grad mode.
-        gather: not yet to be had.
-        process_group: the ranks to gather from; not yet to be had.
+        gather: under `torch.distributed`, contrast with the entries that the other ranks' batches
+            contribute too, with gradient through the gather. Rank r then returns W·S_r/n, with S_r
+            its Σ w_i L_i and n the Σ w_i of all ranks (`"sum"`: W·S_r), so that the mean over ranks
+            of loss and gradient, which DistributedDataParallel takes, is that of one rank with all
+            anchors, also where ranks have unequal numbers or none. Every rank has to call the
+            loss, in eval mode too. Not beside `reduction="none"`.
+        process_group: the ranks to gather from; None: the whole world.
         validate: check labels against the bank's classes on a GPU too, at the price of a wait.
         backend: which form of `info_nce` to run.
 
@@ -67,16 +72,18 @@ class PixelContrastLoss(ContrastLoss):
             `groups` of the batch and `groups_skipped`, which gave no anchor, `hard_share` of the
             sampled pixels, `positive_similarity` and `negative_similarity`, the mean cosines of
             two sampled pixels of one class and of two, and `bank_occupancy`, the share of written
-            slots after the call. Without a bank, groups and similarities are of classes below 256.
+            slots after the call (of a bank in shards, of this rank's). Without a bank, groups and
+            similarities are of classes below 256.
 
     Raises:
         ValueError, TypeError: for options or arguments that do not fit; the message names them.
             With a bank, labels of its `num_classes` or more raise on the CPU; on a GPU such
             pixels are ignored unless `validate=True`. Likewise labels above 16,777,215, for which
-            the samplers have no room.
+            the samplers have no room. Also for `backend="triton"` beside a `negative_sampler` and a
+            bank in shards, over which the kernels cannot select.
         RuntimeError: where the bank would be updated during a backward pass: a loss belongs
-            outside of checkpointed regions. Also for `backend="triton"` where it cannot run.
-        NotImplementedError: for `gather=True`.
+            outside of checkpointed regions. Also for `backend="triton"` where it cannot run, and
+            where ranks that gather are in different calls.
 
     Example:
         >>> import torch
