@@ -34,17 +34,19 @@ class Facts:
         self.first_head: dict[str, torch.Tensor] = {}
         self.loss: PixelContrastLoss | None = None
 
-    def before(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def before(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
         if not isinstance(module, ProjectionHead):
-            return
+            return None
         if not (module.training and torch.is_grad_enabled()):
             self.head_outside_of_training += 1
-            return
+            return None
         if self.head is None:
             self.head = module
             self.first_head = {k: v.clone() for k, v in module.state_dict().items()}
-        (features,) = inputs
+        # A view of its own: the gradient that comes through the head, not the classifier's.
+        features = inputs[0].view_as(inputs[0])
         features.register_hook(lambda grad: self.feature_gradients.append(float(grad.norm())))
+        return (features,)
 
     def after(self, module: nn.Module, inputs: object, options: dict, output: torch.Tensor) -> None:
         if not isinstance(module, PixelContrastLoss):
