@@ -1,0 +1,91 @@
+"""Point clouds: a PointNet on clouds of uneven size, packed one after another.
+
+    python point_clouds.py
+
+Packed points, as sparse convolutions and graph networks keep them, are (N, channels): head and
+loss take them as they are, and treat all N as one image. (Padded clouds, (B, channels, N), are
+images with one spatial dimension: give padding the label 255.)
+"""
+
+import torch
+from torch import nn
+
+from pixcontrast import HardAnchorSampler, PixelContrastLoss, ProjectionHead
+
+CLASSES, STEPS, CLOUDS = 3, 60, 6
+
+
+class PointNet(nn.Module):
+    """Features of each point, and of its cloud's highest."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.local = layers(3, width, width)
+        self.mixed = layers(2 * width, width, width)
+        self.classifier = nn.Linear(width, CLASSES)
+
+    def features(self, points: torch.Tensor, cloud: torch.Tensor) -> torch.Tensor:
+        local = self.local(points)
+        start = local.new_full((int(cloud.max()) + 1, local.shape[1]), -torch.inf)
+        highest = start.scatter_reduce(0, cloud[:, None].expand_as(local), local, "amax")
+        return self.mixed(torch.cat([local, highest[cloud]], 1))
+
+    def forward(self, points: torch.Tensor, cloud: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(points, cloud))
+
+
+def layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
+        nn.Linear(hidden, outputs), nn.BatchNorm1d(outputs), nn.ReLU(),
+    )  # fmt: skip
+
+
+def clouds(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Points (N, 3) on a floor, a wall and a ball, which cloud each is of (N,), labels (N,)."""
+    points, cloud, labels = [], [], []
+    for number in range(count):
+        size = int(torch.randint(200, 400, ()))
+        label = torch.randint(CLASSES, (size,))
+        flat = 2 * torch.rand(size, 3) - 1
+        floor = flat * torch.tensor([1.0, 1.0, 0.0]) - torch.tensor([0.0, 0.0, 1.0])
+        wall = flat * torch.tensor([0.0, 1.0, 1.0]) + torch.tensor([1.0, 0.0, 0.0])
+        ball = 0.4 * nn.functional.normalize(torch.randn(size, 3), dim=1)
+        shapes = torch.stack([floor, wall, ball])
+        points.append(shapes[label, torch.arange(size)] + 0.03 * torch.randn(size, 3))
+        cloud.append(torch.full((size,), number))
+        labels.append(label)
+    return torch.cat(points), torch.cat(cloud), torch.cat(labels)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    network = PointNet()
+    # For training alone. One image, so few groups: max_views is what limits the anchors.
+    head = ProjectionHead(64, 32)
+    contrast = PixelContrastLoss(
+        base_temperature=0.07,
+        anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=64),
+    )
+    optimizer = torch.optim.AdamW([*network.parameters(), *head.parameters()], 3e-3)
+    for step in range(STEPS):
+        points, cloud, labels = clouds(CLOUDS)
+        features = network.features(points, cloud)
+        logits = network.classifier(features)
+        segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
+        pulled = contrast(head(features), labels, logits)
+        optimizer.zero_grad()
+        (segmentation + 0.1 * pulled).backward()
+        optimizer.step()
+        if step % 20 == 0 or step == STEPS - 1:
+            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {pulled:.3f}")
+
+    network.eval()
+    points, cloud, labels = clouds(16)
+    with torch.no_grad():
+        predicted = network(points, cloud).argmax(1)
+    print(f"held-out point accuracy {(predicted == labels).float().mean():.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Plain PyTorch: cross entropy and pixel contrast, under automatic mixed precision.
+
+    python pytorch_amp.py
+
+The projection head, the loss and its bank stand beside the network while it trains. When it
+predicts they are not there.
+"""
+
+import torch
+from torch import nn
+
+from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, ProjectionHead
+
+CLASSES, STEPS, BATCH = 5, 60, 8
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# float16 needs a scaler, bfloat16 none.
+DTYPE = torch.float16 if DEVICE.type == "cuda" else torch.bfloat16
+
+
+class Network(nn.Module):
+    """A small encoder and decoder, yours in its place; returns logits and features."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.stem = block(3, width)
+        self.down = block(width, 2 * width, stride=2)
+        self.up = block(3 * width, width)
+        self.classifier = nn.Conv2d(width, CLASSES, 1)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        fine = self.stem(images)
+        coarse = nn.functional.interpolate(self.down(fine), scale_factor=2.0, mode="bilinear")
+        features = self.up(torch.cat([fine, coarse], 1))
+        return self.classifier(features), features
+
+
+def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squares of five noisy colours, (count, 3, 32, 32), and their labels; 255 on the edges."""
+    labels = torch.randint(CLASSES, (count, 4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    colours = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # the bits of the class
+    images = colours + 0.6 * torch.randn(count, 3, 32, 32)
+    labels[:, 0] = 255
+    return images.to(DEVICE), labels.to(DEVICE)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    network = Network().to(DEVICE)
+
+    # For training alone.
+    head = ProjectionHead(32, 64).to(DEVICE)
+    contrast = PixelContrastLoss(
+        base_temperature=0.07,
+        anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=6),
+        bank=MemoryBank(CLASSES, 64, pixel_slots=200, region_slots=50, pixels_per_image=2),
+    ).to(DEVICE)
+
+    optimizer = torch.optim.SGD([*network.parameters(), *head.parameters()], 0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler(DEVICE.type, enabled=DEVICE.type == "cuda")
+    for step in range(STEPS):
+        images, labels = scenes(BATCH)
+        with torch.autocast(DEVICE.type, DTYPE):
+            logits, features = network(images)
+            segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
+            pulled = contrast(head(features), labels, logits)
+            loss = segmentation + 0.1 * pulled
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if step % 20 == 0 or step == STEPS - 1:
+            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {pulled:.3f}")
+
+    # A checkpoint to go on from holds the head and the bank as well; one to predict with does not.
+    modules = {"network": network, "head": head, "contrast": contrast}
+    checkpoint = {name: module.state_dict() for name, module in modules.items()}
+    print(
+        f"in the checkpoint: {', '.join(checkpoint)}; bank {contrast.stats.bank_occupancy:.0%} full"
+    )
+
+    network.eval()
+    images, labels = scenes(32)
+    with torch.no_grad():
+        predicted = network(images)[0].argmax(1)
+    valid = labels != 255
+    print(f"held-out pixel accuracy {(predicted == labels)[valid].float().mean():.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Self-training: pseudo-labels of a mean teacher, and its confidence as the weight of each anchor.
+
+    python self_training.py
+
+A few labelled images and many without labels. The teacher, a running average of the student, labels
+the latter; pixels that it is unsure of take no part, and the others count by how sure it is.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, ProjectionHead
+
+CLASSES, STEPS, BATCH = 5, 80, 6
+WARM_UP, SURE, MOMENTUM = 20, 0.7, 0.9
+
+
+class Network(nn.Module):
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 5, padding=2), nn.BatchNorm2d(width), nn.ReLU(),
+        )  # fmt: skip
+        self.classifier = nn.Conv2d(width, CLASSES, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.backbone(images))
+
+
+def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squares of five noisy colours, (count, 3, 32, 32), and their labels."""
+    labels = torch.randint(CLASSES, (count, 4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    colours = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # the bits of the class
+    return colours + 0.6 * torch.randn(count, 3, 32, 32), labels
+
+
+@torch.no_grad()
+def pseudo_label(teacher: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, H, W) classes, 255 where the teacher is unsure, and how sure it is, in [0, 1]."""
+    confidence, labels = teacher(images).softmax(1).max(1)
+    return labels.masked_fill(confidence < SURE, 255), confidence
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module) -> None:
+    for kept, new in zip(teacher.state_dict().values(), student.state_dict().values(), strict=True):
+        kept.copy_(kept.lerp(new, 1 - MOMENTUM) if kept.is_floating_point() else new)
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    labelled, unlabelled = scenes(4), scenes(64)[0]
+    student = Network()
+    teacher = copy.deepcopy(student).eval().requires_grad_(False)
+    # For training alone.
+    head = ProjectionHead(32, 64)
+    contrast = PixelContrastLoss(
+        base_temperature=0.07,
+        anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=6),
+        bank=MemoryBank(CLASSES, 64, pixel_slots=200, region_slots=50, pixels_per_image=2),
+    )
+    optimizer = torch.optim.SGD([*student.parameters(), *head.parameters()], 0.05, momentum=0.9)
+    for step in range(STEPS):
+        images, labels = labelled
+        weight = torch.ones(labels.shape)
+        if step >= WARM_UP:  # before that the teacher knows nothing worth learning
+            more = unlabelled[torch.randperm(len(unlabelled))[:BATCH]]
+            guessed, confidence = pseudo_label(teacher, more)
+            images = torch.cat([images, more + 0.1 * torch.randn(more.shape)])
+            labels = torch.cat([labels, guessed])
+            weight = torch.cat([weight, confidence])
+        features = student.backbone(images)
+        logits = student.classifier(features)
+        losses = nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="none")
+        segmentation = (weight * losses).mean()
+        pulled = contrast(head(features), labels, logits, weight=weight)
+        optimizer.zero_grad()
+        (segmentation + 0.1 * pulled).backward()
+        optimizer.step()
+        follow(teacher, student)
+        if step % 20 == 0 or step == STEPS - 1:
+            taught = (labels[len(labelled[0]) :] != 255).sum() / (BATCH * 32 * 32)
+            print(
+                f"step {step}: cross entropy {segmentation:.3f}, contrast {pulled:.3f}, "
+                f"pseudo-labelled {taught:.0%}"
+            )
+
+    images, labels = scenes(32)
+    with torch.no_grad():
+        predicted = teacher(images).argmax(1)
+    print(f"held-out pixel accuracy {(predicted == labels).float().mean():.3f}")
+
+
+if __name__ == "__main__":
+    main()
