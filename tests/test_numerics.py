@@ -189,3 +189,39 @@ def test_perfectly_mixed_classes(backend, denominator, temperature):
     assert abs(float(loss.detach()) - expected) <= bound
     (gradient,) = torch.autograd.grad(loss, anchors)
     assert float(gradient.abs().max()) <= 2 * bound / temperature
+
+
+@each_backend
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_weight_of_0_takes_out_whatever_the_loss(backend, reduction):
+    anchors = torch.eye(4)
+    anchors[3] = torch.nan
+    given = torch.tensor([0, 0, 1, 1])
+    options = {"reduction": reduction, "backend": backend}
+    loss = info_nce(
+        anchors, given, torch.eye(4), given, weight=torch.tensor([1.0, 1, 1, 0]), **options
+    )
+    assert torch.isfinite(loss).all()
+    assert loss.sum() > 0
+
+
+@each_backend
+@each_denominator
+@pytest.mark.parametrize("temperature", [0.005, 1e-6])
+def test_all_entries_lie_opposite(backend, denominator, temperature):
+    """Similarities of −200 and −10⁶: their exponentials are 0, and only their ratio counts."""
+    anchors = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    entries = torch.tensor([[-1.0, 0.0]]).repeat(9, 1)
+    loss = info_nce(
+        anchors,
+        torch.tensor([0]),
+        entries,
+        torch.arange(9).clamp(max=1),
+        temperature=temperature,
+        denominator=denominator,
+        backend=backend,
+    )
+    bound = error_of_loss(torch.float32, 2, 1 / temperature, 9)
+    assert abs(float(loss.detach()) - math.log(9)) <= min(bound, 1.0)
+    (gradient,) = torch.autograd.grad(loss, anchors)
+    assert torch.isfinite(gradient).all()

@@ -25,10 +25,10 @@ from random import Random
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 400
-EQUATION = "test_equation.py test_equation_properties.py"
+EQUATION = "test_equation.py test_numerics.py test_equation_properties.py"
 BANK = "test_bank.py test_checkpoints.py test_bank_states.py"
 TESTS = {
-    "samplers.py": "test_samplers.py test_errors.py",
+    "samplers.py": "test_samplers.py test_errors.py test_public_api.py",
     "_groups.py": "test_samplers.py test_errors.py",
     "bank.py": BANK,
     "_ring.py": BANK,
