@@ -66,11 +66,6 @@ def ranks_of(process_group: Any) -> Ranks | None:
         return None
     group = distributed.group.WORLD if process_group is None else process_group
     rank, size = distributed.get_rank(group), distributed.get_world_size(group)
-    if rank < 0:
-        raise ValueError(
-            "process_group: expected a group that this process is part of; got one that it is not "
-            "(give each rank the group that it belongs to)"
-        )
     return Ranks(group, rank, size) if size > 1 else None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jobs import CLASSES, EVERY_PIXEL, Batch, make_bank
+from jobs import EVERY_PIXEL, Batch, make_bank
 from messages import Messages
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -176,6 +176,7 @@ def train_every_pixel(
     sharded: bool = False,
     micro_batches: int = 1,
     no_sync: bool = False,
+    first_batch: int = 0,
 ) -> dict[str, Any]:
     """Losses and the gradient of two optimizer's steps, of as many micro-batches each."""
     dtype = torch.float64
@@ -185,7 +186,7 @@ def train_every_pixel(
     values, gradients, counts = [], [], []
     for step in range(2):
         optimizer.zero_grad()
-        first = step * micro_batches
+        first = first_batch + step * micro_batches
         batches = list(shares(sizes, rank, dtype, first, first + micro_batches))
         for number, (images, labels, seed) in enumerate(batches, start=1):
             wait = no_sync and number < micro_batches
@@ -199,6 +200,17 @@ def train_every_pixel(
     return {"losses": values, "gradients": gradients, "counts": counts, "banks": losses.banks()}
 
 
-def classes_of(labels: Tensor) -> int:
-    """How many pairs of image and class a batch holds, which is what a queue of regions gets."""
-    return sum(len(set(image.unique().tolist()) & set(range(CLASSES))) for image in labels)
+def train_in_groups(
+    group: Any, rank: int, groups: list[list[int]], sizes: list[int], *, sharded: bool
+) -> dict[str, Any]:
+    """Each group a training of its own: DDP, gathering and banks, on batches of its own."""
+    parts = [distributed.new_group(ranks) for ranks in groups]
+    (number,) = (number for number, ranks in enumerate(groups) if rank in ranks)
+    return train_every_pixel(
+        parts[number],
+        groups[number].index(rank),
+        sizes,
+        "inside",
+        sharded=sharded,
+        first_batch=10 * number,
+    )
