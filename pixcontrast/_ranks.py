@@ -212,11 +212,24 @@ def _host_group(ranks: Ranks) -> Any:
     if _backend_of(ranks.group, "cpu") is not None:
         return ranks.group
     if ranks.group not in _host_groups:
-        members = distributed.get_process_group_ranks(ranks.group)
-        _host_groups[ranks.group] = distributed.new_group(
-            members, backend="gloo", use_local_synchronization=True
-        )
+        _host_groups[ranks.group] = _gloo_beside(ranks)
     return _host_groups[ranks.group]
+
+
+def _gloo_beside(ranks: Ranks) -> Any:
+    """Gloo for the same ranks, under the same time limit.
+
+    `distributed.new_group` wants every rank of the world to call it, or at least that all of these
+    have made as many groups before. The name of their group is what they surely share.
+    """
+    c10d: Any = distributed.distributed_c10d
+    store = c10d.PrefixStore(f"pixcontrast/{ranks.name}", c10d._get_default_store())
+    (device, *_) = distributed.get_backend_config(ranks.group).split(":")
+    limit = ranks.group._get_backend(torch.device(device)).options._timeout
+    group: Any = distributed.ProcessGroup(store, ranks.rank, ranks.size)
+    gloo = c10d.ProcessGroupGloo(store, ranks.rank, ranks.size, limit)
+    group._register_backend(torch.device("cpu"), distributed.ProcessGroup.BackendType.GLOO, gloo)
+    return group
 
 
 def _backend_of(group: Any, device: str) -> str | None:

@@ -39,3 +39,13 @@ def test_each_group_is_one_process(pool: Pool, names: str, sharded: bool) -> Non
             )
             found.append(entries)
     assert found[0].shape != found[2].shape or not torch.allclose(found[0], found[2])
+
+
+def test_a_group_without_a_backend_for_the_host(pool: Pool) -> None:
+    """As a job of NCCL alone has them: hosts talk beside it, whatever groups each is in."""
+    expected = training.train_every_pixel(None, 0, [6], "alone")
+    answers = pool.run("training.train_beside_gloo", 4, [4, 2])[:2]
+    assert_alike(answers, [expected])
+    for answer in answers:
+        assert answer["is another"]
+        assert answer["limits"][0] == answer["limits"][1]

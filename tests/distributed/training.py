@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from jobs import EVERY_PIXEL, Batch, make_bank
 from messages import Messages
+from pool import new_group
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pixcontrast import HardAnchorSampler, PixelContrastLoss, RegionContrastLoss
+from pixcontrast import HardAnchorSampler, PixelContrastLoss, RegionContrastLoss, _ranks
 
 DIM = 8
 SLOTS = 24
@@ -204,7 +205,7 @@ def train_in_groups(
     group: Any, rank: int, groups: list[list[int]], sizes: list[int], *, sharded: bool
 ) -> dict[str, Any]:
     """Each group a training of its own: DDP, gathering and banks, on batches of its own."""
-    parts = [distributed.new_group(ranks) for ranks in groups]
+    parts = [new_group(ranks) for ranks in groups]
     (number,) = (number for number, ranks in enumerate(groups) if rank in ranks)
     return train_every_pixel(
         parts[number],
@@ -214,3 +215,23 @@ def train_in_groups(
         sharded=sharded,
         first_batch=10 * number,
     )
+
+
+def train_beside_gloo(group: Any, rank: int, sizes: list[int]) -> dict[str, Any]:
+    """As `train_every_pixel`, in a group that is told not to carry tensors of the host.
+
+    The two ranks have made different numbers of groups before.
+    """
+    part = new_group([0, 1])
+    new_group([0, 2])
+    if rank > 1:
+        return {}
+    carries = _ranks._backend_of
+    _ranks._backend_of = lambda of, device: None if device == "cpu" else carries(of, device)
+    try:
+        answer = train_every_pixel(part, rank, sizes, "inside")
+        (beside,) = (_ranks._host_groups[key] for key in _ranks._host_groups if key is part)
+    finally:
+        _ranks._backend_of = carries
+    limits = [of._get_backend(torch.device("cpu")).options._timeout for of in (part, beside)]
+    return {**answer, "limits": limits, "is another": beside is not part}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jobs import Batch, make_bank
-from torch import distributed
+from pool import new_group
 
 from pixcontrast import MemoryBank, PixelContrastLoss
 
@@ -62,7 +62,7 @@ def not_alike(group: Any, rank: int, what: str) -> tuple[tuple[str, str], tuple[
 
 def a_group_of_others(group: Any, rank: int) -> tuple[tuple[str, str], tuple[str, str]]:
     """A bank and a loss of ranks 0 and 1, asked for by all four."""
-    part = distributed.new_group([0, 1])
+    part = new_group([0, 1])
     return (
         told(lambda: MemoryBank(3, 8, process_group=part)),
         told(lambda: PixelContrastLoss(process_group=part)),
@@ -97,7 +97,7 @@ def loads(group: Any, rank: int, state: dict[str, torch.Tensor]) -> dict[str, An
 
 def two_groups(group: Any, rank: int) -> tuple[str, str]:
     """A sharded bank of all ranks in a loss that gathers over two of them."""
-    parts = [distributed.new_group(ranks) for ranks in ([0, 1], [2, 3])]
+    parts = [new_group(ranks) for ranks in ([0, 1], [2, 3])]
     bank = make_bank(group, DTYPE, **FOUR, sharded=True)
     loss = PixelContrastLoss(bank=bank, gather=True, process_group=parts[rank // 2])
     emb, labels, _ = Batch(0, DTYPE).share([2, 1, 1, 2], rank)
