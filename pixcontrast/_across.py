@@ -40,11 +40,15 @@ class Across:
 
     @classmethod
     def agreed(
-        cls, ranks: Ranks, what: str, num_anchors: int, num_entries: int, ignore_index: int
+        cls, ranks: Ranks, what: str, anchors: Tensor, num_entries: int, ignore_index: int
     ) -> Across:
-        """The most that any rank has of each; `what` is the call, the same on every rank."""
-        what = f"{what}, gradient {torch.is_grad_enabled()}"
-        sizes = agree(ranks, what, [num_anchors, num_entries])
+        """The most that any rank has of each; `what` is the call, the same on every rank.
+
+        So are all of its anchors (K, D) that decides what is sent: dtype, D, and whether there is
+        a backward.
+        """
+        kind = f"{anchors.dtype} of {anchors.shape[1]}, gradient {anchors.requires_grad}"
+        sizes = agree(ranks, f"{what}, {kind}", [len(anchors), num_entries])
         most_anchors, most_entries = (max(column) for column in zip(*sizes, strict=True))
         return cls(ranks, most_anchors, most_entries, ignore_index)
 

@@ -165,7 +165,7 @@ class ContrastLoss(nn.Module):
         if weight is not None:
             weight = flat_map(weight, images).flatten()[sample.indices]
         batch = self._batch_piece(images, marked) if "batch" in self.contrast else BatchPiece()
-        across = self._agree(len(anchors), batch)
+        across = self._agree(anchors, batch)
         if across is not None:
             anchors, anchor_labels = across.padded(anchors, anchor_labels)
             weight = None if weight is None else pad(weight, len(anchors))
@@ -240,7 +240,7 @@ class ContrastLoss(nn.Module):
     def _batch_piece(self, images: Tensor, labels: Tensor) -> BatchPiece:
         raise NotImplementedError
 
-    def _agree(self, num_anchors: int, batch: BatchPiece) -> Across | None:
+    def _agree(self, anchors: Tensor, batch: BatchPiece) -> Across | None:
         """What all ranks have to know of each other's sizes, where the call is one of all ranks."""
         ranks = ranks_of(self.process_group) if self.gather else None
         bank = self.bank
@@ -256,7 +256,7 @@ class ContrastLoss(nn.Module):
             return None
         num_entries = 0 if batch.entries is None else len(batch.entries)
         what = f"{type(self).__name__}, {self.extra_repr()}"
-        return Across.agreed(ranks, what, num_anchors, num_entries, self.ignore_index)
+        return Across.agreed(ranks, what, anchors, num_entries, self.ignore_index)
 
     def _written(self, queues: Sequence[str]) -> tuple[Tensor, ...]:
         """() int64 each, how many entries these queues of the bank hold."""

@@ -66,11 +66,6 @@ def ranks_of(process_group: Any) -> Ranks | None:
         return None
     group = distributed.group.WORLD if process_group is None else process_group
     rank, size = distributed.get_rank(group), distributed.get_world_size(group)
-    if rank < 0:
-        raise ValueError(
-            "process_group: expected a group that this process is part of; got one that it is not "
-            "(give each rank the group that it belongs to)"
-        )
     return Ranks(group, rank, size) if size > 1 else None
 
 
@@ -233,11 +228,24 @@ def _host_group(ranks: Ranks) -> Any:
     if _backend_of(ranks.group, "cpu") is not None:
         return ranks.group
     if ranks.group not in _host_groups:
-        members = distributed.get_process_group_ranks(ranks.group)
-        _host_groups[ranks.group] = distributed.new_group(
-            members, backend="gloo", use_local_synchronization=True
-        )
+        _host_groups[ranks.group] = _gloo_beside(ranks)
     return _host_groups[ranks.group]
+
+
+def _gloo_beside(ranks: Ranks) -> Any:
+    """Gloo for the same ranks, under the same time limit.
+
+    `distributed.new_group` wants every rank of the world to call it, or at least that all of these
+    have made as many groups before. The name of their group is what they surely share.
+    """
+    c10d: Any = distributed.distributed_c10d
+    store = c10d.PrefixStore(f"pixcontrast/{ranks.name}", c10d._get_default_store())
+    (device, *_) = distributed.get_backend_config(ranks.group).split(":")
+    limit = ranks.group._get_backend(torch.device(device)).options._timeout
+    group: Any = distributed.ProcessGroup(store, ranks.rank, ranks.size)
+    gloo = c10d.ProcessGroupGloo(store, ranks.rank, ranks.size, limit)
+    group._register_backend(torch.device("cpu"), distributed.ProcessGroup.BackendType.GLOO, gloo)
+    return group
 
 
 def _backend_of(group: Any, device: str) -> str | None:

@@ -118,8 +118,7 @@ class MemoryBank(OwnBuffers):
         self.ignore_index = ignore_index
         self.sharded = sharded
         self._group = GroupReference(process_group)
-        ranks = ranks_of(process_group) if sharded else None
-        self._shard = WHOLE if ranks is None else Shard(ranks.rank, ranks.size)
+        self._shard = _shard_of(ranks_of(process_group) if sharded else None)
         for name, slots in (("pixel", pixel_slots), ("region", region_slots)):
             vectors = torch.zeros(num_classes, slots, dim, dtype=dtype)
             self.register_own_buffer(f"{name}s", vectors)
@@ -138,10 +137,11 @@ class MemoryBank(OwnBuffers):
     def ranks(self) -> Ranks | None:
         """The ranks that fill the bank, or None where this process does so alone."""
         ranks = ranks_of(self.process_group)
-        if self.sharded and self._shard.size != (1 if ranks is None else ranks.size):
+        if self.sharded and self._shard != _shard_of(ranks):
+            rank, size = _shard_of(ranks)
             raise RuntimeError(
-                f"MemoryBank: built as shard {self._shard.rank} of {self._shard.size}, and now "
-                f"there are {1 if ranks is None else ranks.size} ranks (build it after "
+                f"MemoryBank: built as shard {self._shard.rank} of {self._shard.size}; now this is "
+                f"rank {rank} of {size} (build it on each rank, after "
                 f"torch.distributed.init_process_group, once for each start of the job)"
             )
         return ranks
@@ -329,3 +329,7 @@ class MemoryBank(OwnBuffers):
             f"region_slots={self.region_slots}, pixels_per_image={self.pixels_per_image}, "
             f"ignore_index={self.ignore_index}, dtype={self.pixels.dtype}"
         )
+
+
+def _shard_of(ranks: Ranks | None) -> Shard:
+    return WHOLE if ranks is None else Shard(ranks.rank, ranks.size)

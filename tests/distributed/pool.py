@@ -60,6 +60,11 @@ class Pool:
             process.kill()
 
 
+def new_group(ranks: list[int]) -> Any:
+    """A group of some ranks, under the time limit; every rank calls it."""
+    return distributed.new_group(ranks, timeout=timedelta(seconds=TIME_LIMIT))
+
+
 def _serve(rank: int, size: int, rendezvous: str, pipe: Any) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -69,7 +74,7 @@ def _serve(rank: int, size: int, rendezvous: str, pipe: Any) -> None:
     )
     groups: dict[int, Any] = {size: None}
     for smaller in range(1, size):
-        groups[smaller] = distributed.new_group(list(range(smaller)), timeout=limit)
+        groups[smaller] = new_group(list(range(smaller)))
     while True:
         try:
             job, num_ranks, arguments, options = pipe.recv()
