@@ -49,10 +49,13 @@ def faults_of_shard(
     expected = _shard_of(buffers)
     if not isinstance(saved, Tensor) or saved.is_meta or saved.tolist() == list(expected):
         return []
+    got = saved.tolist()
+    if saved.shape == (len(Shard._fields),):
+        got = "that of rank {} of {}".format(*got)
     return [
-        f"{prefix}shard: expected that of rank {expected.rank} of {expected.size}; got "
-        f"{saved.tolist()}, rank and size (each rank of a sharded bank saves and loads its own "
-        f"shard, and as many ranks as saved them load them)"
+        f"{prefix}shard: expected that of rank {expected.rank} of {expected.size}; got {got} (each "
+        f"rank of a sharded bank saves and loads its own shard, and as many ranks as saved them "
+        f"load them)"
     ]
 
 
