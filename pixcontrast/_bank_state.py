@@ -49,9 +49,9 @@ def faults_of_shard(
     expected = _shard_of(buffers)
     if not isinstance(saved, Tensor) or saved.is_meta or saved.tolist() == list(expected):
         return []
-    got = saved.tolist()
+    got: object = saved.tolist()
     if saved.shape == (len(Shard._fields),):
-        got = "that of rank {} of {}".format(*got)
+        got = "that of rank {} of {}".format(*saved.tolist())
     return [
         f"{prefix}shard: expected that of rank {expected.rank} of {expected.size}; got {got} (each "
         f"rank of a sharded bank saves and loads its own shard, and as many ranks as saved them "
