@@ -12,7 +12,7 @@ from typing import NamedTuple
 LABEL_BYTES = 8
 COUNT_BYTES = 8
 SIZES_BYTES = 32
-"""What a host tells the others before it sends anything: four integers, the call and three sizes."""
+"""What a host tells the others before it sends anything: the call, and three integers."""
 MEAN_BYTES = 16
 """Two float64: the sum of a rank's weights, and the largest of them."""
 ALIGNMENT = 8

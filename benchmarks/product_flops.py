@@ -17,7 +17,7 @@ OURS = {
 }
 
 
-class ProductFlops(TorchDispatchMode):
+class ProductFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Two for each multiplication of a product, or of an attention.
 
     Attributes:
@@ -25,7 +25,7 @@ class ProductFlops(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -117,14 +117,14 @@ def time_losses(ranks: int, repeats: int) -> list[Row]:
     best = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
     rows: list[Row] = []
     for name, step in steps.items():
-        sharded, growth = name.split()
+        of_kind, growth = name.split()
         rows.append(
             {
                 "ranks": ranks,
                 "sharded": step.sharded,
                 "entries": entries(step),
                 "to_whole": best[name] / best[f"False {growth}"],
-                "to_smallest": best[name] / best[f"{sharded} {GROWTH[0]}"],
+                "to_smallest": best[name] / best[f"{of_kind} {GROWTH[0]}"],
                 "spread": spread(seconds[name]),
             }
         )
@@ -136,7 +136,7 @@ def count_flops(step: Step) -> int:
     case = Case(step, ("batch", "pixels"))
     with ProductFlops() as products:
         case()
-    return products.flops
+    return int(products.flops)
 
 
 def count_messages(step: Step) -> list[list[Any]]:

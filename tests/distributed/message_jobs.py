@@ -54,3 +54,8 @@ def fill(group: Any, rank: int, step: Step, updates: int) -> tuple[int, int]:
         bank.update(emb.detach(), labels)
     size = sum(buffer.untyped_storage().nbytes() for buffer in bank.buffers())
     return int(bank.pixel_count.sum() + bank.region_count.sum()), size
+
+
+def run_text(group: Any, rank: int, text: str) -> None:
+    """A program, as a page of the docs has it."""
+    exec(compile(text, "page", "exec"), {})

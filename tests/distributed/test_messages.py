@@ -77,9 +77,3 @@ def test_four_shards_hold_four_times_one_ranks_slots_in_its_memory(pool: Pool) -
     assert counts == 4 * alone.num_classes * 8
     # And the two numbers that say which shard it is.
     assert [size for _, size in of_ranks] == [bytes_alone + 2 * 8] * 4
-
-
-def test_jobs_draw_what_the_step_says() -> None:
-    emb, labels = message_jobs.draw(STEP, STEP.images)
-    assert emb.shape[:2] == (STEP.images, STEP.dim)
-    assert len(labels) == STEP.images
