@@ -17,10 +17,11 @@ from benchmarks.ablation_report import markdown_lines
 from benchmarks.markdown import markdown_table, signed
 from benchmarks.reading_report import markdown_readings
 from benchmarks.runs import load_runs
+from benchmarks.scale_report import scale_table
 from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "docs" / "experiments.md", ROOT / "docs" / "reading.md")
+PAGES = tuple(ROOT / "docs" / name for name in ("experiments.md", "reading.md", "scale.md"))
 RESULTS = COMMITTED.parent
 TABLE = re.compile(r"(<!-- table: (\w+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -97,12 +98,17 @@ def _price(name: str) -> str:
     return markdown_table(("", "way", "ms a step", "ratio", "extra MB", "ratio"), rows)
 
 
+def _scale(name: str) -> str:
+    return scale_table(name, _record("ranks"))
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     "ablation": _ablation,
     "reading": _reading,
     "pairs": _pairs,
     "scores": _scores,
     "price": _price,
+    "scale": _scale,
 }
 
 

@@ -25,9 +25,9 @@ def test_banks_are_those_of_a_run_without_it(
 ) -> None:
     answers = pool.run("training.train_two_banks", 2, [4, 2], place)
     for answer, expected in zip(answers, without_ddp, strict=True):
+        assert answer["broadcast"] == answer["norm"] > 0
         for what in ("losses", "parameters", "banks"):
             assert_same_bits(answer[what], expected[what])
-        assert answer["broadcast"] == answer["norm"] > 0
 
     (whole, shard_0), (other_whole, shard_1) = (answer["banks"] for answer in answers)
     assert_same_bits(whole, other_whole)

@@ -1,5 +1,7 @@
 """FSDP2, a GradScaler, averages of a model, and evaluation."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import trainers
@@ -21,6 +23,17 @@ def test_fully_sharded(pool: Pool, sharded: bool) -> None:
     assert names < set(answers[0]["names on the host"])
     alike = torch.equal(answers[0]["saved"]["pixels"], answers[1]["saved"]["pixels"])
     assert alike is not sharded
+
+
+def test_a_checkpoint_that_all_ranks_write(pool: Pool, tmp_path: Path) -> None:
+    answers = pool.run("trainers.checkpoint_of_all_ranks", 4, tmp_path)
+    refused = []
+    for rank, answer in enumerate(answers):
+        assert_same_bits(answer["loaded"], answer["saved"])
+        assert not torch.equal(answer["before"][1]["pixels"], answer["saved"][1]["pixels"])
+        words = f"shard: expected that of rank {rank} of 4; got that of rank"
+        refused.append(words in answer["told"][1])
+    assert sum(refused) == 3  # all but the one whose number was written
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 from jobs import Batch
 from torch import Tensor, distributed, nn
+from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -17,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel
 from training import Trainer, Trunk, Whole, every_pixel, shares, two_banks
+from wrong_use import told
 
 
 def _fully_sharded(group: Any, sizes: list[int], *, sharded: bool) -> Whole:
@@ -64,6 +67,48 @@ def fully_shard_every_pixel(
         "parameters": _whole_tensors(list(model.parameters())),
         "loaded": other.losses.banks(),
         "loaded parameters": _whole_tensors(list(other.parameters())),
+    }
+
+
+def checkpoint_of_all_ranks(group: Any, rank: int, folder: Path) -> dict[str, Any]:
+    """A checkpoint that all ranks write together, with each shard under a name of its own.
+
+    And what comes of one without, in which tensors of one name are taken to be the same: each is
+    some rank's.
+    """
+    sizes = [2, 1, 1, 2]
+    dtype = torch.float64
+
+    def trained(first: int) -> Whole:
+        model = Whole(Trunk(dtype), two_banks(group, dtype, size=len(sizes)))
+        for batch in shares(sizes, rank, dtype, first, first + 2):
+            model(*batch)
+        return model
+
+    def state(model: Whole) -> dict[str, Any]:
+        whole, sharded = (loss.bank for loss in model.losses)
+        return {
+            "trunk": get_model_state_dict(model.trunk),
+            "bank": whole.state_dict(),
+            f"shard {rank}": sharded.state_dict(),
+        }
+
+    model, other = trained(0), trained(2)
+    before, saved = other.losses.banks(), model.losses.banks()
+    checkpoint.save(state(model), checkpoint_id=folder / "named", process_group=group)
+    loaded = state(other)  # tensors of `other`, which are loaded into where they stand
+    checkpoint.load(loaded, checkpoint_id=folder / "named", process_group=group)
+    other.losses[0].bank.load_state_dict(loaded["bank"])
+    other.losses[1].bank.load_state_dict(loaded[f"shard {rank}"])
+
+    model_state = get_model_state_dict(model)
+    checkpoint.save(model_state, checkpoint_id=folder / "plain", process_group=group)
+    checkpoint.load(model_state, checkpoint_id=folder / "plain", process_group=group)
+    return {
+        "before": before,
+        "saved": saved,
+        "loaded": other.losses.banks(),
+        "told": told(lambda: set_model_state_dict(model, model_state)),
     }
 
 
