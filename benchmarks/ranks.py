@@ -119,13 +119,13 @@ def time_losses(ranks: int, repeats: int) -> list[Row]:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     rows: list[Row] = []
     for name, step in steps.items():
-        of_kind, growth = name.split()
+        of_kind, of_growth = name.split()
         rows.append(
             {
                 "ranks": ranks,
                 "sharded": step.sharded,
                 "entries": entries(step),
-                "to_whole": medians[name] / medians[f"False {growth}"],
+                "to_whole": medians[name] / medians[f"False {of_growth}"],
                 "to_smallest": medians[name] / medians[f"{of_kind} {GROWTH[0]}"],
                 "spread": spread(seconds[name]),
             }
