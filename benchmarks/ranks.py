@@ -13,8 +13,10 @@ are made, bytes of the banks, and resident memory. Times are kept as ratios alon
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ from benchmarks.costs import (
 from benchmarks.product_flops import ProductFlops
 from benchmarks.rank_messages import counted_messages
 from benchmarks.rank_processes import on_ranks
-from benchmarks.script import add_run_options, look_at_machine, write_record
+from benchmarks.script import look_at_machine, write_record
 from benchmarks.timing import alternate, measured_peak, spread
 from pixcontrast import MemoryBank, PixelContrastLoss, RandomAnchorSampler
 
@@ -114,17 +116,17 @@ def time_losses(ranks: int, repeats: int) -> list[Row]:
                 steps[name] = step
                 runs[name] = _together(Case(step, ("pixels",)))
     seconds = alternate(runs, repeats)
-    best = {name: sorted(times)[len(times) // 2] for name, times in seconds.items()}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     rows: list[Row] = []
     for name, step in steps.items():
-        of_kind, growth = name.split()
+        of_kind, of_growth = name.split()
         rows.append(
             {
                 "ranks": ranks,
                 "sharded": step.sharded,
                 "entries": entries(step),
-                "to_whole": best[name] / best[f"False {growth}"],
-                "to_smallest": best[name] / best[f"{of_kind} {GROWTH[0]}"],
+                "to_whole": medians[name] / medians[f"False {of_growth}"],
+                "to_smallest": medians[name] / medians[f"{of_kind} {GROWTH[0]}"],
                 "spread": spread(seconds[name]),
             }
         )
@@ -149,6 +151,7 @@ def count_messages(step: Step) -> list[list[Any]]:
 
 def weigh_bank(step: Step) -> Row:
     """A full bank: how much there is of it, in bytes of tensors and of resident memory."""
+    full_bank(replace(step, pixel_slots=16))  # what libraries take at first is not the bank's
     kept: list[MemoryBank] = []
     resident = measured_peak(lambda: kept.append(full_bank(step)))
     (bank,) = kept
@@ -160,7 +163,8 @@ def weigh_bank(step: Step) -> Row:
 def weigh_loss(step: Step) -> float:
     """MB that a step needs beyond its bank and inputs."""
     Case(replace(step, pixel_slots=16), ("pixels",))()
-    return measured_peak(Case(step, ("pixels",)))
+    case = Case(step, ("pixels",))
+    return statistics.median(measured_peak(case) for _ in range(3))
 
 
 def measure(rank: int, ranks: int, repeats: int) -> dict[str, Any]:
@@ -249,7 +253,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--ranks", type=int, nargs="+", default=[1, 2, 4], metavar="W", help="how many at a time")
-    add_run_options(parser, repeats=9)
+    add("--repeats", type=int, default=9, metavar="N", help="runs of each way, in turn")
+    add("--refuse-busy", action="store_true", help="do not run on a busy machine")
+    add("--out", type=Path, metavar="FOLDER", help="for what is written")
     return parser
 
 

@@ -143,7 +143,7 @@ def _flops(record: Record) -> str:
 def _counted(record: Record) -> str:
     rows = []
     for row in record["messages"]:
-        sizes = {kind: [] for kind in ("all-gather", "all-to-all")}  # type: dict[str, list[str]]
+        sizes: dict[str, list[str]] = {"all-gather": [], "all-to-all": []}
         for kind, size in row["computed"]:
             sizes[kind].append(f"{size:,}")
         cells = ["; ".join(of_kind) or "–" for of_kind in sizes.values()]
@@ -201,11 +201,11 @@ TABLES: dict[str, Callable[[Record], str]] = {
 
 def scaled(value: float, unit: str) -> str:
     """Three digits and a prefix of thousands: 97.3 MB."""
-    prefix = ""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if value < 999.5:
-            break
+    prefixes = iter(("", "k", "M", "G", "T", "P"))
+    prefix = next(prefixes)
+    while value >= 999.5:
         value /= 1000
+        prefix = next(prefixes)
     digits = 0 if prefix == "" or value >= 99.95 else 1 if value >= 9.995 else 2
     return f"{value:,.{digits}f} {prefix}{unit}".rstrip()
 

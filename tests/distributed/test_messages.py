@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import message_jobs
 import pytest
 from pool import Pool
 
