@@ -14,10 +14,10 @@ from benchmarks.costs import Message
 # Newer versions of PyTorch have other names for some of them.
 GATHERS = ("all_gather_into_tensor", "all_gather_single")
 EXCHANGES = ("all_to_all_single",)
+SUMS = ("all_reduce",)
 OTHERS = (
     "all_gather",
     "all_gather_object",
-    "all_reduce",
     "all_to_all",
     "barrier",
     "broadcast",
@@ -43,7 +43,7 @@ def counted_messages(ranks: int) -> Iterator[list[Message]]:
     found: list[Message] = []
     originals = {
         name: getattr(distributed, name)
-        for name in (*GATHERS, *EXCHANGES, *OTHERS)
+        for name in (*GATHERS, *EXCHANGES, *SUMS, *OTHERS)
         if hasattr(distributed, name)
     }
     outer = [True]
@@ -76,4 +76,6 @@ def _message(name: str, arguments: tuple[Any, ...], ranks: int) -> Message:
         return Message("", "all-gather", arguments[1].nbytes)
     if name in EXCHANGES:
         return Message("", "all-to-all", arguments[1].nbytes // ranks)
+    if name in SUMS:
+        return Message("", "sum", arguments[0].nbytes)
     return Message("", name, 0)

@@ -8,12 +8,14 @@ import torch
 
 from benchmarks.costs import Step
 from benchmarks.rank_messages import counted_messages
-from pixcontrast import MemoryBank, PixelContrastLoss, RandomAnchorSampler
+from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RandomAnchorSampler
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
-def make_loss(group: Any, step: Step) -> PixelContrastLoss:
+def make_loss(
+    group: Any, step: Step, negative_sampler: HardNegativeSampler | None = None
+) -> PixelContrastLoss:
     bank = MemoryBank(
         step.num_classes,
         step.dim,
@@ -26,7 +28,11 @@ def make_loss(group: Any, step: Step) -> PixelContrastLoss:
     )
     sampler = RandomAnchorSampler(max_anchors=step.anchors)
     return PixelContrastLoss(
-        anchor_sampler=sampler, bank=bank, gather=step.gather, process_group=group
+        anchor_sampler=sampler,
+        negative_sampler=negative_sampler,
+        bank=bank,
+        gather=step.gather,
+        process_group=group,
     )
 
 
@@ -35,9 +41,15 @@ def draw(step: Step, images: int) -> tuple[torch.Tensor, torch.Tensor]:
     return emb.requires_grad_(), torch.randint(0, step.num_classes, (images, 6, 6))
 
 
-def count(group: Any, rank: int, step: Step, images: list[int]) -> list[tuple[str, int]]:
+def count(
+    group: Any,
+    rank: int,
+    step: Step,
+    images: list[int],
+    negative_sampler: HardNegativeSampler | None = None,
+) -> list[tuple[str, int]]:
     """The messages of the second of two steps of forward and backward."""
-    loss = make_loss(group, step)
+    loss = make_loss(group, step, negative_sampler)
     loss(*draw(step, images[rank])).backward()
     emb, labels = draw(step, images[rank])
     with counted_messages(step.ranks) as found:

@@ -6,6 +6,7 @@ import pytest
 from pool import Pool
 
 from benchmarks.costs import Step, bank_bytes, messages, slots
+from pixcontrast import HardNegativeSampler
 
 STEP = Step(
     ranks=2,
@@ -56,6 +57,27 @@ def test_no_message_grows_with_the_bank(pool: Pool, sharded: bool) -> None:
     larger = replace(step, pixel_slots=50 * step.pixel_slots, region_slots=50 * step.region_slots)
     images = [step.images] * step.ranks
     assert counted(pool, larger, images) == counted(pool, step, images)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "searches"), [("hardest", 1), ("semi-hard", 2), ("random", 1)]
+)
+def test_mining_over_shards_sends_sums_of_integers(
+    pool: Pool, strategy: str, searches: int
+) -> None:
+    """For each side, by the digits of a similarity, of a key, or both; none grows with the bank."""
+    step = replace(STEP, sharded=True)
+    larger = replace(step, pixel_slots=50 * step.pixel_slots, region_slots=50 * step.region_slots)
+    sampler = HardNegativeSampler(strategy=strategy, num_negatives=5, num_positives=2)
+    arguments = (step.ranks, step, [step.images] * step.ranks, sampler)
+    found = pool.run("message_jobs.count", *arguments)
+    assert pool.run("message_jobs.count", step.ranks, larger, *arguments[2:]) == found
+    everyone = 8 * step.ranks * step.anchors
+    of_side = [everyone] * (strategy == "semi-hard") + [16 * everyone] * 8 * searches
+    assert [size for name, size in found[0] if name == "sum"] == 2 * of_side
+    seeds = [("all-gather", 8)] * (strategy != "hardest")
+    rest = [message for message in found[0] if message[0] != "sum" and message not in seeds]
+    assert rest == [(message.collective, message.parcel) for message in messages(step)]
 
 
 def test_a_rank_with_fewer_images_sends_as_much_as_the_others(pool: Pool) -> None:
