@@ -88,8 +88,24 @@ def test_recipe(name, tmp_path):
     assert any(facts["weighted"]) == (name == "self_training")
 
 
+RANKS = 2
+
+
+def test_recipe_of_several_ranks(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS))
+    output, ranks = run_recipe("ddp", tmp_path, launcher)
+    assert len(ranks) == RANKS
+    for facts in ranks:
+        check_training(facts, bank=True)
+    check_prediction(output, ranks[0])
+    # One bank and one head, though each rank has pixels of its own.
+    for what in ("bank_sums", "head_sums"):
+        assert all(facts[what] == ranks[0][what] for facts in ranks)
+    assert ranks[0]["contrast"] != ranks[1]["contrast"]
+
+
 def test_every_recipe_is_run():
-    assert {path.stem for path in RECIPES.glob("*.py")} == set(NEEDS)
+    assert {path.stem for path in RECIPES.glob("*.py")} == {*NEEDS, "ddp"}
 
 
 def test_recipes_are_not_part_of_the_package():

@@ -1,0 +1,102 @@
+"""DistributedDataParallel: W ranks that train as one, contrast and bank included.
+
+    torchrun --nproc-per-node 2 ddp.py
+
+NCCL on GPUs, gloo on a machine without. With `gather=True` every rank's pixels are contrasted with
+those of all ranks, and all banks hold the same entries. Every rank has to call the loss.
+"""
+
+from datetime import timedelta
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, ProjectionHead
+
+CLASSES, EPOCHS, BATCH = 5, 4, 4
+
+
+class Network(nn.Module):
+    """Logits to predict with and, in training mode, embeddings to contrast."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 5, padding=2, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Conv2d(width, CLASSES, 1)
+        # Inside of what DDP wraps, since its parameters are trained.
+        self.head = ProjectionHead(width, 64)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        features = self.encoder(images)
+        return self.classifier(features), self.head(features) if self.training else None
+
+
+def scenes(count: int) -> TensorDataset:
+    """Squares of five noisy colours, (count, 3, 32, 32), and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(CLASSES, (count, 4, 4), generator=generator)
+    labels = classes.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    colours = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # the bits of the class
+    return TensorDataset(colours + 0.6 * torch.randn(count, 3, 32, 32, generator=generator), labels)
+
+
+def main() -> None:
+    on_gpu = torch.cuda.is_available()
+    # A rank that dies takes the others with it within this time.
+    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=2))
+    rank = distributed.get_rank()
+    device = torch.device("cuda", distributed.get_node_local_rank()) if on_gpu else "cpu"
+    if on_gpu:
+        torch.cuda.set_device(device)
+
+    torch.manual_seed(0)  # the same weights everywhere; DDP sees to it too
+    model = DistributedDataParallel(Network().to(device))
+    contrast = PixelContrastLoss(
+        base_temperature=0.07,
+        anchor_sampler=HardAnchorSampler(max_anchors=256, max_views=6),
+        bank=MemoryBank(CLASSES, 64, pixel_slots=100, region_slots=50, pixels_per_image=2),
+        gather=True,
+    ).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+    train, held_out = scenes(64), scenes(96)[64:]
+    sampler = DistributedSampler(train)
+    loader = DataLoader(train, batch_size=BATCH, sampler=sampler)
+    torch.manual_seed(rank)  # each rank draws its own anchors
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
+            logits, emb = model(images)
+            segmentation = nn.functional.cross_entropy(logits, labels)
+            pulled = contrast(emb, labels, logits)
+            optimizer.zero_grad()
+            # DDP averages the gradients, and so makes of each rank's part the loss of all.
+            (segmentation + 0.1 * pulled).backward()
+            optimizer.step()
+        mean = pulled.detach().clone()
+        distributed.all_reduce(mean)
+        if rank == 0:
+            mean /= distributed.get_world_size()
+            print(f"epoch {epoch}: cross entropy {segmentation:.3f}, contrast {mean:.3f}")
+
+    model.eval()
+    images, labels = (tensor.to(device) for tensor in held_out)
+    with torch.no_grad():
+        predicted = model(images)[0].argmax(1)
+    if rank == 0:
+        print(f"held-out pixel accuracy {(predicted == labels).float().mean():.3f}")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
