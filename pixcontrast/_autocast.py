@@ -18,12 +18,20 @@ def product_dtype(vectors: Tensor) -> torch.dtype:
 def product_is_cast(vectors: Tensor) -> bool:
     """Whether autocast would convert these vectors where they are multiplied."""
     device = vectors.device.type
-    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    casts = _is_available(device) and torch.is_autocast_enabled(device)
     return casts and vectors.dtype != torch.float64
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A region whose dtypes are those that are written down."""
-    if torch.amp.is_autocast_available(device.type):
+    if _is_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def _is_available(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
+# A constant to torch.compile, which in PyTorch 2.7 cannot trace it. Set by hand as in `backends`.
+_is_available._dynamo_marked_constant = True  # type: ignore[attr-defined]

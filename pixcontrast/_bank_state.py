@@ -16,7 +16,7 @@ UNIT_TOLERANCE = 2**-7
 
 
 def faults_of_state(
-    state: Mapping[str, Any], prefix: str, buffers: Mapping[str, Tensor]
+    state: Mapping[str, Any], prefix: str, buffers: Mapping[str, Tensor], shard: Shard
 ) -> list[str]:
     """What is wrong with the bank's part of a state, each in a message that names the entry.
 
@@ -25,7 +25,7 @@ def faults_of_state(
     """
     if not any(prefix + name in state for name in buffers):
         return []
-    faults = faults_of_shard(state, prefix, buffers)
+    faults = _faults_of_shard(state, prefix, shard)
     if faults:
         return faults
     faults = [
@@ -36,17 +36,16 @@ def faults_of_state(
             names = (f"{queue}s", f"{queue}_count", f"{queue}_next")
             vectors, count, next_slot = (state[prefix + name] for name in names)
             if not (vectors.is_meta or count.is_meta or next_slot.is_meta):
-                shard = _shard_of(buffers)
                 faults += _faults_of_ring(prefix + queue, vectors, count, next_slot, shard)
     return faults
 
 
-def faults_of_shard(
-    state: Mapping[str, Any], prefix: str, buffers: Mapping[str, Tensor]
-) -> list[str]:
-    """Each rank of a sharded bank takes its own shard, of as many ranks as there were."""
+def _faults_of_shard(state: Mapping[str, Any], prefix: str, expected: Shard) -> list[str]:
+    """Each rank of a sharded bank takes its own shard, of as many ranks as there were.
+
+    The bank's own tensor is not asked: a distributed checkpoint is loaded in place.
+    """
     saved = state.get(f"{prefix}shard", torch.tensor(WHOLE))
-    expected = _shard_of(buffers)
     if not isinstance(saved, Tensor) or saved.is_meta or saved.tolist() == list(expected):
         return []
     got: object = saved.tolist()
@@ -57,11 +56,6 @@ def faults_of_shard(
         f"rank of a sharded bank saves and loads its own shard, and as many ranks as saved them "
         f"load them)"
     ]
-
-
-def _shard_of(buffers: Mapping[str, Tensor]) -> Shard:
-    own = buffers.get("shard")
-    return WHOLE if own is None or own.is_meta else Shard(*own.tolist())
 
 
 def _fault(state: Mapping[str, Any], key: str, buffer: Tensor) -> str | None:

@@ -302,7 +302,7 @@ class MemoryBank(OwnBuffers):
         error_msgs: list[str],
     ) -> None:
         """PyTorch's own, but for what is no state of this bank: of that nothing is loaded."""
-        faults = faults_of_state(state_dict, prefix, dict(self.named_buffers()))
+        faults = faults_of_state(state_dict, prefix, dict(self.named_buffers()), self._shard)
         error_msgs.extend(faults)
         if not faults:
             super()._load_from_state_dict(

@@ -32,7 +32,8 @@ def _nan_in_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         return
 
     def fill(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+        with torch.no_grad():  # which a tensor that is made to require one does not bear else
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     empty, new_empty = torch.empty, torch.Tensor.new_empty
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: fill(empty(*args, **kwargs)))

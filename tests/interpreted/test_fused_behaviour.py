@@ -251,5 +251,6 @@ def test_opcheck(strategy):
         0.5,
         4,
         3,
+        0,
     )
     torch.library.opcheck(losses_operator, arguments)
