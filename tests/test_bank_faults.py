@@ -46,10 +46,11 @@ class InterruptAt:
         self.left = number
 
     def __enter__(self):
+        self._before = sys.gettrace()  # coverage may be measured
         sys.settrace(self._enter)
 
     def __exit__(self, *_):
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _enter(self, frame, event, argument):
         path = Path(frame.f_code.co_filename)
