@@ -52,6 +52,10 @@ def take_pixels(images: Tensor, indices: Tensor) -> Tensor:
     Indexed in place, whatever the strides: neither the map nor its gradient is permuted.
     """
     if indexed_in_place(images):
+        if torch.compiler.is_compiling():
+            # The compiler (PyTorch 2.7 to 2.13) makes a wrong gradient of an index into the map,
+            # where most pixels are taken and then given unit length; of rows it makes a right one.
+            return images.flatten(2).transpose(1, 2).flatten(0, 1)[indices]
         return images[_places(images.shape, indices)]
     taken: Tensor = TakenPixels.apply(images, indices)  # type: ignore[no-untyped-call]
     return taken

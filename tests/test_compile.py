@@ -127,6 +127,21 @@ def test_a_module_under_the_default_compiler():
         compare_modules(PixelContrastLoss, True, None, "inductor")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of the compiler's own imports
+@pytest.mark.plain_empty
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("shape", [(2, 8, 6, 6), (2, 8, 3, 4, 5)], ids=["2d", "3d"])
+def test_a_small_map_under_the_default_compiler(shape):
+    """All pixels are anchors, so that no draw matters, and the gradient of an index is full."""
+    loss = PixelContrastLoss(backend="tiled")
+    emb = torch.randn(shape, requires_grad=True)
+    labels = torch.randint(3, (shape[0], *shape[2:]))
+    (expected,) = torch.autograd.grad(loss(emb, labels), emb)
+    compiled = torch.compile(loss, fullgraph=True, backend="inductor")
+    (actual,) = torch.autograd.grad(compiled(emb, labels), emb)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
 def compare_modules(form, with_bank, mining, compiler):
     """Equal but for rounding: compiled code takes the path that looks at no value."""
     losses, banks = [], []
