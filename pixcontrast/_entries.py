@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pixcontrast._across import Across
 from pixcontrast._equation.forms import Shards
-from pixcontrast._equation.problem import Piece
 from pixcontrast._labels import mark_absent
 from pixcontrast._regions import Regions
 from pixcontrast.bank import QUEUES, MemoryBank
@@ -54,42 +53,36 @@ def entries_of_call(
     """What `sources` name, in their order; `across`: with the batches of all ranks."""
     vectors: list[Tensor | None] = []
     labels: list[Tensor | None] = []
+    of_shards: list[tuple[Tensor, Tensor]] = []
     batch_labels = None
-    if "batch" in sources:
-        if batch.entries is None or batch.labels is None:
-            batch_labels = anchor_labels
-            vectors.append(None)
-            labels.append(None)
-            if across is not None:
-                before, after, batch_labels = across.other_anchors(anchors, anchor_labels)
-                vectors = [before.vectors, None, after.vectors]
-                labels = [before.labels, None, after.labels]
-        else:
+    for source in sources:
+        if source in QUEUES:
+            assert bank is not None  # the loss was not built without
+            entries, entry_labels = bank.entries(source)
+            if bank.is_spread:
+                of_shards.append((entries, mark_absent(entry_labels, ignore_index)))
+            else:
+                vectors.append(entries)
+                labels.append(entry_labels)
+        elif batch.entries is not None and batch.labels is not None:
             own = batch.entries, batch.labels
             entries, batch_labels = own if across is None else across.all_entries(*own)
             vectors.append(entries)
             labels.append(batch_labels)
-        batch_labels = mark_absent(batch_labels, ignore_index)
+        elif across is None:
+            batch_labels = anchor_labels
+            vectors.append(None)
+            labels.append(None)
+        else:
+            before, after, batch_labels = across.other_anchors(anchors, anchor_labels)
+            vectors += [before.vectors, None, after.vectors]
+            labels += [before.labels, None, after.labels]
 
     shards = None
-    if bank is not None:
-        of_queues = [bank.entries(queue) for queue in sources if queue in QUEUES]
-        if bank.is_spread and of_queues:
-            shards = _shards(bank, of_queues, ignore_index)
-        else:
-            vectors += [entries for entries, _ in of_queues]
-            labels += [entry_labels for _, entry_labels in of_queues]
+    if of_shards:
+        assert bank is not None
+        assert bank.ranks is not None
+        shards = Shards(bank.ranks, *zip(*of_shards, strict=True))
+    if batch_labels is not None:
+        batch_labels = mark_absent(batch_labels, ignore_index)
     return Entries(vectors, labels, batch_labels, shards)
-
-
-def _shards(
-    bank: MemoryBank, of_queues: Sequence[tuple[Tensor, Tensor]], ignore_index: int
-) -> Shards:
-    """What this rank holds of a bank that is spread over several."""
-    assert bank.ranks is not None
-    pieces: list[Piece] = []
-    first_column = 0
-    for entries, labels in of_queues:
-        pieces.append(Piece(entries, mark_absent(labels, ignore_index), False, first_column))
-        first_column += len(labels)
-    return Shards(bank.ranks, tuple(pieces))

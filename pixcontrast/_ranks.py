@@ -115,12 +115,8 @@ def exchange(ranks: Ranks, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def add_up(ranks: Ranks, integers: Tensor) -> Tensor:
     """The sum over ranks of a tensor of integers, which add up to the same in any order."""
-    total = integers.clone()
-    if _lies_on_host(total, ranks):
-        on_host = total.cpu()
-        distributed.all_reduce(on_host, group=ranks.group)
-        return total.copy_(on_host)
-    distributed.all_reduce(total, group=ranks.group)
+    total = torch.empty_like(integers)
+    _on_wire(_add_up, total, integers, ranks)
     return total
 
 
@@ -136,7 +132,6 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, ranks: Ranks, *others: Tensor) -> tuple[Tensor, ...]:
         ctx.ranks = ranks
-        ctx.set_materialize_grads(True)
         gathered, *rest = gather(ranks, [vectors, *others])
         ctx.mark_non_differentiable(*rest)
         return gathered, *rest
@@ -172,11 +167,8 @@ def _pack(tensors: Sequence[Tensor], batched: int) -> Tensor:
     """
     parts = []
     for number in _in_packed_order(tensors):
-        tensor = tensors[number].detach()
-        shape = (tensor.shape[0], -1) if batched else (-1,)
-        if tensor.numel() == 0:
-            shape = (tensor.shape[0], 0) if batched else (0,)
-        parts.append(tensor.contiguous().reshape(shape).view(torch.uint8))
+        tensor = tensors[number].detach().contiguous()
+        parts.append(tensor.flatten(batched).view(torch.uint8))
     packed = torch.cat(parts, dim=-1)
     return torch.nn.functional.pad(packed, (0, -packed.shape[-1] % _ALIGNMENT))
 
@@ -200,12 +192,17 @@ def _in_packed_order(tensors: Sequence[Tensor]) -> list[int]:
 
 def _all_gather(output: Tensor, given: Tensor, group: Any) -> None:
     # Newer versions of PyTorch call it by another name, and warn of the old one.
-    name = "all_gather_single" if hasattr(distributed, "all_gather_single") else None
-    getattr(distributed, name or "all_gather_into_tensor")(output, given, group=group)
+    newer: Any = getattr(distributed, "all_gather_single", None)
+    (newer or distributed.all_gather_into_tensor)(output, given, group=group)
 
 
 def _all_to_all(output: Tensor, given: Tensor, group: Any) -> None:
     distributed.all_to_all_single(output, given, group=group)
+
+
+def _add_up(output: Tensor, given: Tensor, group: Any) -> None:
+    output.copy_(given)
+    distributed.all_reduce(output, group=group)
 
 
 def _on_wire(collective: Any, output: Tensor, given: Tensor, ranks: Ranks) -> None:

@@ -14,7 +14,7 @@ from pixcontrast._equation.operators import (
     losses_operator,
     sharded_losses_operator,
 )
-from pixcontrast._equation.problem import Piece, Problem
+from pixcontrast._equation.problem import Problem
 from pixcontrast._ranks import Ranks
 from pixcontrast.mining import Thresholds
 
@@ -30,13 +30,18 @@ def fused_losses(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def sharded_losses(
-    problem: Problem, ranks: Ranks, shard: Sequence[Piece], *, fused: bool
+    problem: Problem,
+    ranks: Ranks,
+    shard_entries: Sequence[Tensor],
+    shard_labels: Sequence[Tensor],
+    *,
+    fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `tiled_losses`, over every rank's shard too, and how many entries all shards hold."""
     _refuse_transforms()
     losses, has_positive, *_, held = sharded_losses_operator(
-        [piece.entries.detach() for piece in shard],
-        [piece.labels for piece in shard],
+        [entries.detach() for entries in shard_entries],
+        shard_labels,
         ranks.name,
         *_taken_apart(problem, fused=fused),
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pixcontrast._equation import autograd
 from pixcontrast._equation.backends import Form
 from pixcontrast._equation.dense import dense_losses
-from pixcontrast._equation.problem import Piece, Problem
+from pixcontrast._equation.problem import Problem, numbered
 from pixcontrast._labels import ABSENT
 from pixcontrast._ranks import Ranks, gather
 
@@ -20,11 +22,13 @@ class Shards(NamedTuple):
 
     Attributes:
         ranks: which.
-        pieces: what this one holds; of the same shapes on every rank.
+        entries: (n, D) each, what this one holds; of the same shapes on every rank.
+        labels: (n,) int64 each, `ABSENT` for entries that take no part.
     """
 
     ranks: Ranks
-    pieces: tuple[Piece, ...]
+    entries: Sequence[Tensor]
+    labels: Sequence[Tensor]
 
 
 class Losses(NamedTuple):
@@ -55,10 +59,13 @@ def run_form(form: Form, problem: Problem, shards: Shards | None) -> Losses:
         fused = form == "triton" and problem.mining is None
         return Losses(*autograd.sharded_losses(problem, *shards, fused=fused))
     # The textbook formula has every entry at hand, whatever the price.
-    pieces = _of_all_ranks(problem, shards)
-    held = problem.labels.new_zeros(())
-    for piece in pieces[len(problem.pieces) :]:
-        held = held + (piece.labels != ABSENT).sum()
+    gathered = [
+        tensor.flatten(0, 1) for tensor in gather(shards.ranks, [*shards.entries, *shards.labels])
+    ]
+    entries, labels = gathered[: len(shards.entries)], gathered[len(shards.entries) :]
+    own = ((piece.entries, piece.labels, piece.is_anchors) for piece in problem.pieces)
+    pieces = numbered([*own, *((*pair, False) for pair in zip(entries, labels, strict=True))])
+    held = (torch.cat(labels) != ABSENT).sum()
     return Losses(*_run_alone(form, replace(problem, pieces=pieces)), held)
 
 
@@ -68,14 +75,3 @@ def _run_alone(form: Form, problem: Problem) -> tuple[Tensor, Tensor]:
     if form == "tiled":
         return autograd.tiled_losses(problem)
     return autograd.fused_losses(problem)
-
-
-def _of_all_ranks(problem: Problem, shards: Shards) -> tuple[Piece, ...]:
-    """The pieces of a problem, and behind them those of all ranks."""
-    columns = [tensor for piece in shards.pieces for tensor in (piece.entries, piece.labels)]
-    gathered = [tensor.flatten(0, 1) for tensor in gather(shards.ranks, columns)]
-    pieces = list(problem.pieces)
-    for entries, labels in zip(gathered[::2], gathered[1::2], strict=True):
-        first_column = sum(piece.labels.numel() for piece in pieces)
-        pieces.append(Piece(entries, labels, False, first_column))
-    return tuple(pieces)

@@ -13,11 +13,11 @@ from pixcontrast._equation.fused_launch import (
     slots_of,
 )
 from pixcontrast._equation.fused_layout import CHUNK, Layout
+from pixcontrast._equation.images import DIGIT_BITS, number_of
 from pixcontrast._equation.kernels.selection import count_kernel, digit_kernel
 from pixcontrast._keys import LARGEST_KEY
 from pixcontrast.mining import Thresholds
 
-DIGIT_BITS = 4
 LEAST_IMAGE = torch.iinfo(torch.int32).min
 MERGED_ROWS = 32
 
@@ -109,8 +109,7 @@ def _select(
 
 def _hardness_of(images: Tensor) -> Tensor:
     """float32 of the same order; −∞ for the least image, which no number has."""
-    bits = torch.where(images < 0, images ^ torch.iinfo(torch.int32).max, images)
-    return bits.view(torch.float32).masked_fill(images == LEAST_IMAGE, -torch.inf)
+    return number_of(images).masked_fill(images == LEAST_IMAGE, -torch.inf)
 
 
 def _available(layout: Layout, *, positive: bool) -> Tensor:

@@ -17,7 +17,7 @@ from pixcontrast._autocast import without_autocast
 from pixcontrast._equation.coefficients import AnchorStatistics
 from pixcontrast._equation.mined import mined_entries_gradient, mined_forward
 from pixcontrast._equation.parts import Forward
-from pixcontrast._equation.problem import Denominator, Piece, Problem, compute_dtype
+from pixcontrast._equation.problem import Denominator, Problem, compute_dtype, numbered
 from pixcontrast._equation.sharded import sharded_forward
 from pixcontrast._equation.tiled import entries_gradient, tiled_forward
 from pixcontrast._ranks import ranks_named
@@ -262,12 +262,7 @@ def _assemble(
     first_row: int,
 ) -> Problem:
     others = iter(zip(entries, entry_labels, strict=True))
-    pieces: list[Piece] = []
-    first_column = 0
-    for own in is_anchors:
-        vectors, own_labels = (anchors, labels) if own else next(others)
-        pieces.append(Piece(vectors, own_labels, own, first_column))
-        first_column += own_labels.shape[0]
+    pieces = numbered((*((anchors, labels) if own else next(others)), own) for own in is_anchors)
     mining = None
     if strategy is not None:
         mining = HardNegativeSampler(
@@ -279,7 +274,7 @@ def _assemble(
     return Problem(
         anchors=anchors,
         labels=labels,
-        pieces=tuple(pieces),
+        pieces=pieces,
         temperature=temperature,
         denominator=cast(Denominator, denominator),
         mining=mining,

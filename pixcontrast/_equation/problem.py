@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,17 @@ class Piece:
     labels: Tensor
     is_anchors: bool
     first_column: int
+
+
+def numbered(
+    pieces: Iterable[tuple[Tensor, Tensor, bool]], first_column: int = 0
+) -> tuple[Piece, ...]:
+    """Pieces of (entries, labels, is_anchors), numbered through from `first_column`."""
+    found = []
+    for entries, labels, is_anchors in pieces:
+        found.append(Piece(entries, labels, is_anchors, first_column))
+        first_column += labels.shape[0]
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pixcontrast._equation.parts import (
     merge_denominators,
     merge_positives,
 )
-from pixcontrast._equation.problem import LOG2_E, Piece, Problem
+from pixcontrast._equation.problem import LOG2_E, Piece, Problem, numbered
 from pixcontrast._equation.sharded_mining import MinedPasses, find_thresholds
 from pixcontrast._equation.tiled import TiledPasses, allocate_forward
 from pixcontrast._labels import ABSENT
@@ -102,12 +102,7 @@ def sharded_forward(
 def _numbered(shard: Sequence[tuple[Tensor, Tensor]], ranks: Ranks) -> tuple[Piece, ...]:
     """A shard as pieces, numbered through over all ranks, below what is at hand."""
     total = sum(labels.numel() for _, labels in shard)
-    pieces = []
-    first_column = -total * (ranks.rank + 1)
-    for entries, labels in shard:
-        pieces.append(Piece(entries, labels, False, first_column))
-        first_column += labels.numel()
-    return tuple(pieces)
+    return numbered(((*pair, False) for pair in shard), -total * (ranks.rank + 1))
 
 
 def _to_owners(ranks: Ranks, part: Part) -> list[Part]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast import mining
+from pixcontrast._equation.images import DIGIT_BITS, image_of, number_of
 from pixcontrast._equation.masked import log_sum_of, positives_of
 from pixcontrast._equation.mined import MASKED_SIZE
 from pixcontrast._equation.partial import finite
@@ -26,7 +27,6 @@ from pixcontrast._keys import LARGEST_KEY
 from pixcontrast._ranks import Ranks, add_up
 from pixcontrast.mining import Thresholds
 
-DIGIT_BITS = 4
 _DIGITS = 1 << DIGIT_BITS
 
 
@@ -100,7 +100,7 @@ class MinedPasses:
             hardness = -part.logits if side.positive else part.logits
             if side.least is not None:
                 candidate = candidate & (hardness >= side.least[places])
-            image = _image_of_keys(part.keys) if side.by_key else _image_of(hardness)
+            image = _image_of_keys(part.keys) if side.by_key else image_of(hardness)
             above = shift + DIGIT_BITS
             if above < _bits_of(image):
                 candidate = candidate & (image >> above == prefix[places][:, None] >> above)
@@ -149,7 +149,8 @@ def find_thresholds(
             if asked.strategy != "random":
                 among = asked.pool_size(search.available(positive=positive)) if pooled else wanted
                 found, there = search.largest(Side(positive, False, None), among)
-                least = _hardness_of(found, least.dtype).masked_fill(~there, -torch.inf)[:, None]
+                image = found.to(image_of(least).dtype)
+                least = number_of(image).masked_fill(~there, -torch.inf)[:, None]
             if asked.strategy != "hardest":
                 side = Side(positive, True, least if pooled else None)
                 found, there = search.largest(side, wanted)
@@ -204,20 +205,6 @@ class _Search:
 
     def _of(self, side: Side) -> Side:
         return side if side.least is None else side._replace(least=side.least[self._mine])
-
-
-def _image_of(hardness: Tensor) -> Tensor:
-    """Integers of the same order and size; zero of either sign is one."""
-    dtype = torch.int64 if hardness.dtype == torch.float64 else torch.int32
-    bits = (hardness + 0.0).view(dtype)
-    return torch.where(bits < 0, bits ^ torch.iinfo(dtype).max, bits)
-
-
-def _hardness_of(image: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `_image_of` was made of, from int64."""
-    whole = torch.int64 if dtype == torch.float64 else torch.int32
-    image = image.to(whole)
-    return torch.where(image < 0, image ^ torch.iinfo(whole).max, image).view(dtype)
 
 
 def _image_of_keys(keys: Tensor | None) -> Tensor:
