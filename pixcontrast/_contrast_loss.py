@@ -221,11 +221,17 @@ class ContrastLoss(nn.Module):
         return (loss, sample) if return_anchors else loss
 
     def extra_repr(self) -> str:
+        return f"anchor_sampler={self.anchor_sampler!r}, {self._alike()}"
+
+    def _alike(self) -> str:
+        """The options that are the same on every rank: all but the sampler, which may be any.
+
+        One that says nothing of itself but its address is another text in each process.
+        """
         names = (
             "temperature",
             "base_temperature",
             "ignore_index",
-            "anchor_sampler",
             "negative_sampler",
             "contrast",
             "denominator",
@@ -255,7 +261,7 @@ class ContrastLoss(nn.Module):
         if ranks is None:
             return None
         num_entries = 0 if batch.entries is None else len(batch.entries)
-        what = f"{type(self).__name__}, {self.extra_repr()}"
+        what = f"{type(self).__name__}, {self._alike()}"
         return Across.agreed(ranks, what, anchors, num_entries, self.ignore_index)
 
     def _written(self, queues: Sequence[str]) -> tuple[Tensor, ...]:

@@ -352,3 +352,10 @@ def test_projection_of_nothing(shape):
     embedding = ProjectionHead(8, 6)(features)
     assert embedding.shape == (shape[0], 6, *shape[2:])
     embedding.sum().backward()
+
+
+def test_a_group_is_refused_by_a_pytorch_without_ranks(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    monkeypatch.delattr(torch.distributed, "GroupMember")
+    with pytest.raises(TypeError, match="process_group: expected a process group"):
+        PixelContrastLoss(process_group=3)

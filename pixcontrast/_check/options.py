@@ -133,13 +133,14 @@ def check_instance(name: str, value: object, kind: type, *, or_none: bool = True
 def check_process_group(value: object) -> None:
     if value is None:
         return
+    there = distributed.is_available()
     # What new_group gives to a process that is not in the group: a number.
-    if isinstance(value, int) and value == distributed.GroupMember.NON_GROUP_MEMBER:
+    if there and isinstance(value, int) and value == distributed.GroupMember.NON_GROUP_MEMBER:
         raise ValueError(
             "process_group: expected a group that this process is part of; got one that it is not "
             "(give each rank the group that it belongs to)"
         )
-    if not (distributed.is_available() and isinstance(value, distributed.ProcessGroup)):
+    if not (there and isinstance(value, distributed.ProcessGroup)):
         raise TypeError(
             f"process_group: expected a process group of torch.distributed, or None for the whole "
             f"world; got {kind_of(value)}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast import (
+    AnchorSample,
     HardNegativeSampler,
     MemoryBank,
     PixelContrastLoss,
@@ -154,3 +155,17 @@ def shares_of_step(step: int, seed: int, size: int) -> list[tuple[Tensor, Tensor
             labels[:] = step % CLASSES
         shares.append((emb, labels))
     return shares
+
+
+class OwnSampler:
+    """A sampler of a user's, which says nothing of itself but where it lies in memory."""
+
+    def __call__(self, labels: Tensor, preds: Tensor | None = None, **options: Any) -> AnchorSample:
+        return EVERY_PIXEL(labels, preds, **options)
+
+
+def own_sampler(group: Any, rank: int) -> Tensor:
+    keep = [OwnSampler() for _ in range(rank + 1)]  # so that it lies elsewhere on each rank
+    loss = PixelContrastLoss(anchor_sampler=keep[-1], gather=True, process_group=group)
+    emb, labels, _ = Batch(0, torch.float64).share([4, 2], rank)
+    return loss(emb, labels)

@@ -128,3 +128,9 @@ def test_a_loss_over_shards_without_its_batch(pool: Pool) -> None:
             answers[0]["gradient"], expected["gradient"], rtol=1e-10, atol=1e-12
         )
         assert all(float(loss.sum()) == 0 for loss in answers[1]["losses"])
+
+
+def test_any_callable_is_a_sampler_on_every_rank(pool: Pool) -> None:
+    losses = torch.stack(pool.run("jobs.own_sampler", 2))
+    (expected,) = jobs.loss_step(None, 0, "pixels", [6], torch.float64)["losses"]
+    torch.testing.assert_close(losses.mean(), expected, rtol=1e-10, atol=0.0)
