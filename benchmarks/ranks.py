@@ -81,16 +81,25 @@ class Case:
         return gradient
 
 
-def full_bank(step: Step) -> MemoryBank:
-    """A bank of random unit vectors, this rank's share of it where it is sharded."""
-    bank = MemoryBank(
+def bank_of(
+    step: Step, dtype: torch.dtype = torch.float32, process_group: Any = None
+) -> MemoryBank:
+    """The bank of a step, with nothing in it; this rank's share of it where it is sharded."""
+    return MemoryBank(
         step.num_classes,
         step.dim,
         pixel_slots=step.pixel_slots,
         region_slots=step.region_slots,
         pixels_per_image=step.pixels_per_image,
+        dtype=dtype,
         sharded=step.sharded,
+        process_group=process_group,
     )
+
+
+def full_bank(step: Step) -> MemoryBank:
+    """The same, full of random unit vectors."""
+    bank = bank_of(step)
     for of_class in bank.pixels:
         torch.nn.functional.normalize(torch.randn(of_class.shape), dim=1, out=of_class)
     bank.pixel_count.fill_(step.pixel_slots)

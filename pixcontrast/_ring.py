@@ -45,13 +45,6 @@ class RingWrite(NamedTuple):
     counted: tuple[Tensor, Tensor]
 
 
-def write_rings(
-    rings: Tensor, count: Tensor, next_place: Tensor, vectors: Tensor, available: Tensor
-) -> None:
-    """Append to each class's ring; `prepare_write` and `write_all` in one."""
-    write_all([prepare_write(rings, count, next_place, vectors, available)])
-
-
 def prepare_write(
     rings: Tensor,
     count: Tensor,

@@ -16,7 +16,7 @@ from pixcontrast import (
     RandomAnchorSampler,
     RegionContrastLoss,
 )
-from pixcontrast._ring import write_rings
+from pixcontrast._ring import prepare_write, write_all
 
 IGNORE = 255
 
@@ -56,7 +56,7 @@ def test_rings_are_first_in_first_out(slots, most, images, seed):
     for _ in range(6):
         vectors = torch.rand(images, 3, most, 2, generator=generator, dtype=torch.float64)
         available = torch.randint(0, most + 1, (images, 3), generator=generator)
-        write_rings(rings, count, next_slot, vectors, available)
+        write_all([prepare_write(rings, count, next_slot, vectors, available)])
         for image in range(images):
             for label in range(3):
                 for entry in vectors[image, label, : available[image, label]]:

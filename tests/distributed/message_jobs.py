@@ -8,7 +8,8 @@ import torch
 
 from benchmarks.costs import Step
 from benchmarks.rank_messages import counted_messages
-from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RandomAnchorSampler
+from benchmarks.ranks import bank_of
+from pixcontrast import HardNegativeSampler, PixelContrastLoss, RandomAnchorSampler
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
@@ -16,16 +17,7 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 def make_loss(
     group: Any, step: Step, negative_sampler: HardNegativeSampler | None = None
 ) -> PixelContrastLoss:
-    bank = MemoryBank(
-        step.num_classes,
-        step.dim,
-        pixel_slots=step.pixel_slots,
-        region_slots=step.region_slots,
-        pixels_per_image=step.pixels_per_image,
-        dtype=DTYPES[step.bank_bytes],
-        sharded=step.sharded,
-        process_group=group,
-    )
+    bank = bank_of(step, DTYPES[step.bank_bytes], group)
     sampler = RandomAnchorSampler(max_anchors=step.anchors)
     return PixelContrastLoss(
         anchor_sampler=sampler,
