@@ -81,8 +81,8 @@ def loss_step(
 
 def count_selected(
     group: Any, rank: int, strategy: Strategy, sizes: list[int]
-) -> tuple[Tensor, Tensor, int]:
-    """How many negatives all ranks' anchors have, how many were selected, and the limit."""
+) -> tuple[Tensor, Tensor, int, int]:
+    """How many negatives all ranks' anchors have, how many were selected, the limit; the seed."""
     ranks = ranks_of(group)
     assert ranks is not None
     asked = 5
@@ -91,6 +91,7 @@ def count_selected(
     )
     generator = torch.Generator().manual_seed(rank)
     found = []
+    seeds = []
 
     def thresholds(of_shard: MinedPasses, own: MinedPasses, problem: Problem, ranks: Ranks) -> Any:
         met = find_thresholds(of_shard, own, problem, ranks)
@@ -106,6 +107,8 @@ def count_selected(
         for total, part in zip(counts[0], counts[1], strict=True):
             total[mine] += part
         found.extend(add_up(ranks, total) for total in counts[0])
+        assert problem.seed is not None
+        seeds.append(int(problem.seed))
         return met
 
     sharded.find_thresholds = thresholds
@@ -123,7 +126,7 @@ def count_selected(
         loss(emb, labels, generator=generator)
     finally:
         sharded.find_thresholds = find_thresholds
-    return found[0], found[1], asked
+    return found[0], found[1], asked, seeds[0]
 
 
 def fill_banks(

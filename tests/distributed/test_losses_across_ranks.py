@@ -105,9 +105,11 @@ def test_the_textbook_formula_over_shards(pool: Pool) -> None:
 def test_chance_draws_as_many_over_shards(pool: Pool, strategy: str) -> None:
     """Of every anchor's candidates on all ranks, as many as asked for, or all there are."""
     answers = pool.run("jobs.count_selected", 3, strategy, SIZES[3])
-    for available, selected, asked in answers:
+    for available, selected, asked, seed in answers:
         assert torch.equal(selected, available.clamp(max=asked))
         assert int(available.max()) > asked
+        # Keys of one anchor differ over all ranks only where they are made of one seed.
+        assert seed == answers[0][3]
 
 
 def test_a_loss_over_shards_without_its_batch(pool: Pool) -> None:
