@@ -172,3 +172,43 @@ def own_sampler(group: Any, rank: int) -> Tensor:
     loss = PixelContrastLoss(anchor_sampler=keep[-1], gather=True, process_group=group)
     emb, labels, _ = Batch(0, torch.float64).share([4, 2], rank)
     return loss(emb, labels)
+
+
+def shaped_step(
+    group: Any,
+    rank: int,
+    sizes: list[int],
+    spatial: tuple[int, ...],
+    dtype: torch.dtype,
+    bank_dtype: torch.dtype | None,
+    *,
+    sharded: bool = False,
+) -> dict[str, Any]:
+    """Two steps with any shape, points where `spatial` is empty; `sizes` are images, or points."""
+    whole = MemoryBank(
+        CLASSES,
+        8,
+        pixel_slots=240 // (len(sizes) if sharded else 1),
+        region_slots=0,
+        pixels_per_image=100,
+        dtype=bank_dtype or torch.float32,
+        sharded=sharded,
+        process_group=group,
+    )
+    loss = PixelContrastLoss(
+        anchor_sampler=EVERY_PIXEL,
+        bank=None if bank_dtype is None else whole,
+        gather=True,
+        process_group=group,
+    )
+    start = sum(sizes[:rank])
+    part = slice(start, start + sizes[rank])
+    losses = []
+    for step in range(2):
+        generator = torch.Generator().manual_seed(step)
+        emb = torch.randn(sum(sizes), 8, *spatial, generator=generator).to(dtype)[part]
+        labels = torch.randint(-1, CLASSES, (sum(sizes), *spatial), generator=generator)[part]
+        value = loss(emb.requires_grad_(), labels)
+        (gradient,) = torch.autograd.grad(value, emb)
+        losses.append(value.detach().double())
+    return {"losses": losses, "gradient": gradient.double()}

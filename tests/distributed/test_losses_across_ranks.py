@@ -136,3 +136,32 @@ def test_any_callable_is_a_sampler_on_every_rank(pool: Pool) -> None:
     losses = torch.stack(pool.run("jobs.own_sampler", 2))
     (expected,) = jobs.loss_step(None, 0, "pixels", [6], torch.float64)["losses"]
     torch.testing.assert_close(losses.mean(), expected, rtol=1e-10, atol=0.0)
+
+
+SHAPES = {"points": (), "1d": (5,), "2d": (3, 4), "3d": (2, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    "bank_dtype", [None, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+def test_every_shape_and_dtype(
+    pool: Pool, dtype: torch.dtype, bank_dtype: torch.dtype | None
+) -> None:
+    for name, spatial in SHAPES.items():
+        sizes = [4, 0, 2] if spatial else [30, 0, 20]
+        arguments = (spatial, dtype, bank_dtype)
+        alone = over_ranks([jobs.shaped_step(None, 0, [sum(sizes)], *arguments)])
+        for sharded in [False] if bank_dtype is None else [False, True]:
+            answers = pool.run("jobs.shaped_step", 3, sizes, *arguments, sharded=sharded)
+            losses, gradient = over_ranks(answers)
+            # Losses and sums are float32 at the least. A gradient is rounded to its dtype, by half
+            # an eps each time: on one rank twice, as that of anchors and of the map; on W ranks by
+            # each rank that sends a part, once more as their sum, and where that meets its own.
+            roundings = 2 + (len(sizes) + 4)
+            exact = bank_dtype is None and dtype == torch.float64
+            torch.testing.assert_close(losses, alone[0], rtol=1e-10 if exact else 1e-5, atol=0.0)
+            error = float((gradient - alone[1]).abs().max() / alone[1].abs().max())
+            assert error <= max(1e-5, roundings * torch.finfo(dtype).eps / 2), name
