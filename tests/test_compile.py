@@ -28,6 +28,13 @@ def _compiled_anew():
     torch._dynamo.reset()
 
 
+not_by_the_compiler_of_2_7 = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8),
+    reason="2.7's default compiler draws otherwise, and fails on the sampler where nothing is "
+    "resized",
+)
+
+
 def draw(seed, rows=20, wants_gradient=True):
     generator = torch.Generator().manual_seed(seed)
     made = vectors(rows, 8, generator, torch.float32).requires_grad_(wants_gradient)
@@ -117,10 +124,7 @@ def test_modules(form, with_bank, mining):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of the compiler's own imports
 @pytest.mark.plain_empty
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
-@pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8),
-    reason="compiled by 2.7 a sampler draws otherwise, whatever fallback_random says",
-)
+@not_by_the_compiler_of_2_7
 def test_a_module_under_the_default_compiler():
     # Its random numbers are its own unless told otherwise.
     with torch._inductor.config.patch(fallback_random=True):
@@ -130,6 +134,7 @@ def test_a_module_under_the_default_compiler():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of the compiler's own imports
 @pytest.mark.plain_empty
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+@not_by_the_compiler_of_2_7
 @pytest.mark.parametrize("shape", [(2, 8, 6, 6), (2, 8, 3, 4, 5)], ids=["2d", "3d"])
 def test_a_small_map_under_the_default_compiler(shape):
     """All pixels are anchors, so that no draw matters, and the gradient of an index is full."""

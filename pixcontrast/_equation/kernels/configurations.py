@@ -3,7 +3,8 @@
 Shared memory decides: 227 KB a program on Hopper and data-centre Blackwell, 163 KB on A100,
 99 KB on consumer cards. Every row is compiled ahead of time by `tests/test_ahead_of_time.py`, which
 checks that it fits and that 16-bit and TF32 products spill no register. That is so with Triton 3.9
-and, but for the second pass in TF32 at D = 512 on Hopper and Blackwell (16 bytes), with 3.6.
+and 3.8 and, but for the second pass in TF32 at D = 512 on Hopper and Blackwell (16 bytes) and mining's
+selection in TF32 at D = 256 on Blackwell (8 bytes), with 3.6.
 `python -m benchmarks.tune` searches for better rows on a card and prints them as they stand here.
 """
 
@@ -53,7 +54,7 @@ _IEEE: Row = {
 _AMPERE: dict[str, Row] = {
     "16": {
         64: C(K(128, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 2), K(64, 32, 8, 2)),
-        128: C(K(128, 64, 8, 3), K(64, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 2)),
+        128: C(K(64, 64, 8, 3), K(64, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 2)),
         256: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
         512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 64, 8, 2), K(32, 32, 4, 2)),
     },
@@ -68,7 +69,7 @@ _AMPERE: dict[str, Row] = {
 _HOPPER: dict[str, Row] = {
     "16": {
         64: C(K(128, 64, 8, 3), K(64, 64, 8, 2), K(64, 64, 4, 3), K(128, 64, 8, 2)),
-        128: C(K(128, 64, 8, 3), K(64, 64, 8, 2), K(64, 64, 8, 3), K(128, 32, 8, 2)),
+        128: C(K(128, 64, 8, 3), K(64, 32, 8, 2), K(64, 64, 8, 3), K(128, 32, 8, 2)),
         256: C(K(128, 64, 8, 2), K(64, 32, 8, 2), K(64, 32, 8, 2), K(128, 32, 8, 2)),
         512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 64, 8, 2), K(32, 16, 4, 1)),
     },
@@ -85,7 +86,7 @@ _BLACKWELL: dict[str, Row] = {
         64: C(K(128, 64, 8, 3), K(64, 64, 8, 3), K(64, 64, 4, 3), K(128, 32, 8, 2)),
         128: C(K(128, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 3), K(128, 32, 8, 2)),
         256: C(K(128, 32, 8, 1), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
-        512: C(K(32, 32, 8, 2), K(64, 32, 8, 1), K(64, 32, 8, 2), K(32, 64, 8, 1)),
+        512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(64, 32, 8, 2), K(32, 64, 8, 1)),
     },
     "tf32": {
         64: C(K(128, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
@@ -98,7 +99,7 @@ _BLACKWELL: dict[str, Row] = {
 _CONSUMER: dict[str, Row] = {
     "16": {
         64: C(K(128, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 4, 2), K(64, 32, 8, 2)),
-        128: C(K(128, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(32, 32, 8, 1)),
+        128: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(32, 32, 8, 1)),
         256: C(K(64, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
         512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 16, 4, 1)),
     },
@@ -113,7 +114,11 @@ _CONSUMER: dict[str, Row] = {
 
 _LATEST_CONSUMER: dict[str, Row] = {
     **_CONSUMER,
-    "16": {**_CONSUMER["16"], 256: _CONSUMER["16"][256]._replace(mined=K(32, 32, 8, 2))},
+    "16": {**_CONSUMER["16"], 256: _CONSUMER["16"][256]._replace(mined=K(16, 32, 8, 2))},
+    "tf32": {
+        **_CONSUMER["tf32"],
+        256: _CONSUMER["tf32"][256]._replace(denominator=K(32, 32, 4, 2)),
+    },
 }
 
 # Compute capability, as ten times major and minor.
