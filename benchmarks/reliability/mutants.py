@@ -28,6 +28,7 @@ from benchmarks.reliability.reach import Chosen, Reach, find_reach
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("pixcontrast", "tests", "benchmarks", "docs", "README.md", "pyproject.toml")
+UNSEEN = ("survived", "not executed")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--most", type=int, help="faults of each file")
     parser.add_argument("--out", type=Path, required=True, help="a line for each fault")
     parser.add_argument("--reach", type=Path, help="a file for which test executes which line")
-    parser.add_argument("--again", action="store_true", help="those alone that survived before")
+    parser.add_argument("--again", action="store_true", help="those alone that no test saw before")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
@@ -51,22 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
                 found = sorted(Random(0).sample(found, options.most))
             for fault in found:
                 known = before.get((name, fault.line, fault.what))
-                if known != "survived" if options.again else known is not None:
+                if known not in UNSEEN if options.again else known is not None:
                     continue
-                survived += _try(name, fault, reach, options.out) == "survived"
+                survived += _try(name, fault, reach, options.out) in UNSEEN
     return 1 if survived else 0
 
 
 def _try(name: str, fault: Fault, reach: Reach, out: Path) -> str:
     tests = reach.of(name, fault.lines)
     start = time.monotonic()
-    status = run_tests(name, fault.source, tests, sum(reach.seconds[test] for test in tests))
+    seconds = sum(reach.seconds[test] for test in tests)
+    status = run_tests(name, fault.source, tests, seconds) if tests else "not executed"
     row = {"file": name, "line": fault.line, "what": fault.what, "status": status,
            "tests": len(tests), "seconds": round(time.monotonic() - start, 1)}  # fmt: skip
     with out.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    if status == "survived":
-        print(name, fault.line, fault.what, flush=True)
+    if status in UNSEEN:
+        print(name, fault.line, fault.what, status, flush=True)
     return status
 
 
@@ -79,7 +81,7 @@ def run_tests(name: str, source: str, tests: list[str], seconds: float) -> str:
         compiled.unlink()
     path.write_text(source)
     try:
-        return _in_fork(tests, 30 + 10 * seconds) if tests else "survived"
+        return _in_fork(tests, 30 + 10 * seconds)
     finally:
         path.write_text(original)
 

@@ -26,6 +26,10 @@ TESTS = tuple(
 """Those that run in one process, without a compiler, an interpreter of kernels or a renderer."""
 
 
+IMPORTED = ""
+"""The name that coverage gives to what runs outside of any test."""
+
+
 class Reach(NamedTuple):
     """What every test executes.
 
@@ -38,15 +42,14 @@ class Reach(NamedTuple):
     seconds: dict[str, float]
 
     def of(self, file: str, lines: Iterable[int]) -> list[str]:
-        """The tests that execute one of the lines, the shortest first.
+        """The tests that execute one of the lines, the shortest first; all, for what is imported.
 
-        What runs as the package is imported (defaults, constants) may matter to any test that
-        executes something of the file.
+        Defaults and constants are executed before any test, and may matter to each.
         """
         own = self.lines.get(file, {})
         tests = {test for line in lines for test in own.get(str(line), ())}
-        if not tests:
-            tests = {test for found in own.values() for test in found}
+        if IMPORTED in tests:
+            tests = set(self.seconds)
         return sorted(tests, key=lambda test: (self.seconds[test], test))
 
 
@@ -77,7 +80,7 @@ class _Contexts:
             return (yield)
         finally:
             self.seconds[item.nodeid] = round(time.monotonic() - start, 3)
-            self.coverage.switch_context("")
+            self.coverage.switch_context(IMPORTED)
 
 
 def _measure(path: Path) -> int:
@@ -94,7 +97,7 @@ def _measure(path: Path) -> int:
     for file in data.measured_files():
         by_line = data.contexts_by_lineno(file)
         lines[str(Path(file).relative_to(package))] = {
-            str(line): sorted(name for name in tests if name) for line, tests in by_line.items()
+            str(line): sorted(tests) for line, tests in by_line.items()
         }
     path.write_text(json.dumps(Reach(lines, contexts.seconds)._asdict()))
     return int(status)
