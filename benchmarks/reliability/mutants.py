@@ -20,8 +20,10 @@ import time
 from pathlib import Path
 from random import Random
 
+import hypothesis.stateful  # noqa: F401  here, once for all forks
 import pytest
 import torch
+import torch._dynamo
 
 from benchmarks.reliability.faults import Fault, faults_of
 from benchmarks.reliability.reach import Chosen, Reach, find_reach
@@ -41,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="those alone that no test saw before")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    # The first of these compiles for seconds.
+    torch.nested.nested_tensor([torch.ones(1, 1)] * 2, layout=torch.jagged)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         os.chdir(_copied(Path(folder)))
         reach = find_reach((options.reach or Path(folder) / "reach.json").absolute())
@@ -108,10 +112,10 @@ def _in_fork(tests: list[str], seconds: float) -> str:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
-        sys.dont_write_bytecode = False
         files = sorted({test.split("::")[0] for test in tests})
-        quiet = ["-x", "-q", "-p", "no:cacheprovider"]
-        os._exit(int(pytest.main([*quiet, *files], plugins=[Chosen(tests)])))
+        # Doctests are not among the tests, and nobody reads what an assertion says.
+        short = ["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--assert=plain"]
+        os._exit(int(pytest.main([*short, *files], plugins=[Chosen(tests)])))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pid, status = os.waitpid(child, os.WNOHANG)
