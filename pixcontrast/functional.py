@@ -17,6 +17,7 @@ from pixcontrast._equation.problem import (
     Piece,
     Problem,
     compute_dtype,
+    numbered,
 )
 from pixcontrast._equation.reduction import Reduction, reduce_losses
 from pixcontrast._labels import mark_absent
@@ -232,8 +233,7 @@ def _check_and_split(
     check.check_vectors("anchors", anchors)
     check.check_vector_labels("anchor_labels", anchor_labels, "anchors", anchors)
     check.check_ignore_index(ignore_index)
-    pieces: list[Piece] = []
-    first_column = 0
+    found: list[tuple[Tensor, Tensor, bool]] = []
     for name, entries, labels in _paired(contrast, contrast_labels):
         is_anchors = entries is None
         if entries is None:
@@ -251,9 +251,8 @@ def _check_and_split(
             check.check_same_width(name, entries, "anchors", anchors)
             check.check_same_device(name, entries, "anchors", anchors)
         assert labels is not None  # check_vector_labels has seen them
-        pieces.append(Piece(entries, mark_absent(labels, ignore_index), is_anchors, first_column))
-        first_column += labels.shape[0]
-    return tuple(pieces)
+        found.append((entries, mark_absent(labels, ignore_index), is_anchors))
+    return numbered(found)
 
 
 def _paired(

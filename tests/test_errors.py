@@ -107,6 +107,7 @@ CASES = {
     "labels of fewer points": (lambda: call(ANCHORS, THREE[:2]), ValueError, ["labels", "points", "3", "2"]),
     "labels on another device": (lambda: call(EMB, LABELS.to(META)), ValueError, ["labels", "cpu", "meta"]),
     "logits of one class": (lambda: call(EMB, LABELS, EMB[:, :1]), ValueError, ["preds", "2 classes", "(2, 1, 6, 5)", "(logit > 0).long()"]),
+    "logits of eight bits": (lambda: call(EMB, LABELS, EMB.to(torch.float8_e4m3fn)), TypeError, ["preds", "float32", "float8_e4m3fn"]),
     "logits of one class of points": (lambda: call(ANCHORS, THREE, ANCHORS[:, :1]), ValueError, ["preds", "(3, 1)"]),
     "classes as floats": (lambda: call(EMB, LABELS, LABELS.float()), TypeError, ["preds", "integer classes", "float32"]),
     "classes with a channel": (lambda: call(EMB, LABELS, LABELS[:, None]), ValueError, ["preds", "preds.squeeze(1)"]),

@@ -147,6 +147,7 @@ def check_predictions(value: object, emb: Tensor) -> None:
         raise TypeError(f"preds: expected a tensor or None; got {kind_of(value)}")
     check_is_dense("preds", value)
     if value.ndim == emb.ndim and value.is_floating_point():
+        _floating("preds", value)
         if value.shape[1] < 2:
             raise ValueError(
                 f"preds: expected logits of at least 2 classes; got {shape_of(value)}, over "
