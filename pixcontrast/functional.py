@@ -273,7 +273,7 @@ def _paired(
         )
     if contrast_labels is None and all(entries is None for entries in contrast):
         contrast_labels = [None] * len(contrast)
-    if isinstance(contrast_labels, Tensor) or not isinstance(contrast_labels, Sequence):
+    if not isinstance(contrast_labels, Sequence):
         kind = "None" if contrast_labels is None else f"a {type(contrast_labels).__name__}"
         raise TypeError(
             f"contrast_labels: expected a sequence of {len(contrast)} tensors and None, to match "

@@ -58,6 +58,8 @@ CASES = {
     "too few piece labels": (vectors(ANCHORS, THREE, [None, ANCHORS], [None, THREE[:2]]), ValueError, ["contrast_labels[1]", "(3,)", "(2,)"]),
     "fewer labels than pieces": (vectors(ANCHORS, THREE, [None, ANCHORS], [THREE]), ValueError, ["contrast_labels", "2", "1"]),
     "one label tensor for pieces": (vectors(ANCHORS, THREE, [ANCHORS], THREE), TypeError, ["contrast_labels", "sequence of 1", "Tensor"]),
+    "no labels for pieces": (vectors(ANCHORS, THREE, [None, ANCHORS]), TypeError, ["contrast_labels", "sequence of 2", "None"]),
+    "a number of labels for pieces": (vectors(ANCHORS, THREE, [ANCHORS], 3), TypeError, ["contrast_labels", "sequence of 1", "int"]),
     "a list of labels for one tensor": (vectors(ANCHORS, THREE, ANCHORS, [THREE]), TypeError, ["contrast_labels", "one tensor", "list"]),
     "contrast is a number": (vectors(ANCHORS, THREE, 3, THREE), TypeError, ["contrast", "tensor", "int"]),
     "temperature 0": (vectors(ANCHORS, THREE, temperature=0), ValueError, ["temperature", "above 0", "0"]),

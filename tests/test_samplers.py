@@ -207,3 +207,33 @@ def test_samplers_are_plain_immutable_objects():
         assert isinstance(sampler(torch.zeros(1, 3, dtype=torch.int64)), AnchorSample)
     with pytest.raises(TypeError):
         HardAnchorSampler(1024)
+
+
+def test_labels_beyond_the_sort_key_are_ignored_where_nobody_looks(monkeypatch):
+    monkeypatch.setattr("pixcontrast._check.values_can_be_seen", lambda tensor: False)
+    # A label too many of one image has the key of the first label of the next.
+    labels = torch.tensor([[MAX_LABEL + 1, 3], [MAX_LABEL, MAX_LABEL + 2]])
+    sample = RandomAnchorSampler()(labels)
+    assert sample.indices.tolist() == [1, 2, 0, 0]
+    assert sample.labels.tolist() == [3, MAX_LABEL, IGNORE, IGNORE]
+
+
+def test_a_group_that_draws_the_smallest_lot_is_there(monkeypatch):
+    monkeypatch.setattr(
+        torch, "randint", lambda high, size, **options: torch.zeros(size, dtype=torch.int64)
+    )
+    sample = RandomAnchorSampler(max_anchors=4)(torch.tensor([[4, 2, 4]]))
+    assert sample.labels.tolist() == [2, 4, 4]
+
+
+def test_groups_smaller_than_asked_for_give_nothing():
+    labels = torch.tensor([[0, 0, 1]])
+    for min_pixels, expected in ((2, [0, 0, IGNORE]), (3, [IGNORE] * 3), (9, [IGNORE] * 3)):
+        sampler = RandomAnchorSampler(min_pixels=min_pixels)
+        assert sampler(labels).labels.tolist() == expected
+
+
+def test_anchors_are_ordered_by_image_and_class():
+    labels = torch.tensor([[2, 0, 1, 0], [1, 0, 2, 2]])
+    sample = RandomAnchorSampler()(labels)
+    assert sample.labels.tolist() == [0, 0, 1, 2, 0, 1, 2, 2]
