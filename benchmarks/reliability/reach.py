@@ -29,6 +29,8 @@ TESTS = tuple(
 IMPORTED = ""
 """The name that coverage gives to what runs outside of any test."""
 
+SIGNATURES = "tests/test_public_api.py"
+
 
 class Reach(NamedTuple):
     """What every test executes.
@@ -42,14 +44,16 @@ class Reach(NamedTuple):
     seconds: dict[str, float]
 
     def of(self, file: str, lines: Iterable[int]) -> list[str]:
-        """The tests that execute one of the lines, the shortest first; all, for what is imported.
+        """The tests that execute one of the lines, the shortest first.
 
-        Defaults and constants are executed before any test, and may matter to each.
+        Defaults and constants are executed before any test: they are shown to the tests that
+        execute something of the file, and to those that read signatures.
         """
         own = self.lines.get(file, {})
         tests = {test for line in lines for test in own.get(str(line), ())}
         if IMPORTED in tests:
-            tests = set(self.seconds)
+            tests = {test for found in own.values() for test in found} - {IMPORTED}
+            tests |= {test for test in self.seconds if test.startswith(SIGNATURES)}
         return sorted(tests, key=lambda test: (self.seconds[test], test))
 
 
