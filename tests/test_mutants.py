@@ -40,6 +40,7 @@ def test_a_fault_is_shown_to_the_tests_that_execute_it():
     names = "tests/test_public_api.py::test_names"
     reach = Reach(lines, {"slow": 2.0, "quick": 0.1, "other": 1.0, names: 0.5})
     assert reach.of("a.py", [5]) == ["quick", "slow"]
+    assert reach.of("a.py", [5], seconds=1.0) == ["quick"]
     assert reach.of("a.py", [6]) == ["slow"]
     assert reach.of("a.py", [7]) == reach.of("b.py", [5]) == []
     assert reach.of("a.py", [1, 6]) == ["quick", names, "slow"]

@@ -4,7 +4,8 @@
 
 Each fault is written into a copy of the checkout, where a fork of this process runs the tests that
 execute the line (`reach.py`). What no test sees is printed, and is to be killed by a new test or
-explained in docs/reliability.md. `--again` tries those once more that no test saw before.
+explained in docs/reliability.md. `--again` tries those once more that no test saw before: after a
+first run that was cut short by `--seconds`, or with new tests.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 import torch._dynamo
 
 from benchmarks.reliability.faults import Fault, faults_of
-from benchmarks.reliability.reach import Chosen, Reach, find_reach
+from benchmarks.reliability.reach import Chosen, find_reach
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("pixcontrast", "tests", "benchmarks", "docs", "README.md", "pyproject.toml")
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--most", type=int, help="faults of each file")
     parser.add_argument("--out", type=Path, required=True, help="a line for each fault")
     parser.add_argument("--reach", type=Path, help="a file for which test executes which line")
+    parser.add_argument("--seconds", type=float, help="of tests for each fault, shortest first")
     parser.add_argument("--again", action="store_true", help="those alone that no test saw before")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -58,14 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
                 known = before.get((name, fault.line, fault.what))
                 if known not in UNSEEN if options.again else known is not None:
                     continue
-                survived += _try(name, fault, reach, options.out) in UNSEEN
+                tests = reach.of(name, fault.lines, options.seconds)
+                survived += _try(name, fault, tests, reach.seconds, options.out) in UNSEEN
     return 1 if survived else 0
 
 
-def _try(name: str, fault: Fault, reach: Reach, out: Path) -> str:
-    tests = reach.of(name, fault.lines)
+def _try(name: str, fault: Fault, tests: list[str], seconds_of: dict[str, float], out: Path) -> str:
     start = time.monotonic()
-    seconds = sum(reach.seconds[test] for test in tests)
+    seconds = sum(seconds_of[test] for test in tests)
     status = run_tests(name, fault.source, tests, seconds) if tests else "not executed"
     row = {"file": name, "line": fault.line, "what": fault.what, "status": status,
            "tests": len(tests), "seconds": round(time.monotonic() - start, 1)}  # fmt: skip

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,8 +44,8 @@ class Reach(NamedTuple):
     lines: dict[str, dict[str, list[str]]]
     seconds: dict[str, float]
 
-    def of(self, file: str, lines: Iterable[int]) -> list[str]:
-        """The tests that execute one of the lines, the shortest first.
+    def of(self, file: str, lines: Iterable[int], seconds: float | None = None) -> list[str]:
+        """The tests that execute one of the lines, the shortest first, for so long in all.
 
         Defaults and constants are executed before any test: they are shown to the tests that
         execute something of the file, and to those that read signatures.
@@ -54,7 +55,12 @@ class Reach(NamedTuple):
         if IMPORTED in tests:
             tests = {test for found in own.values() for test in found} - {IMPORTED}
             tests |= {test for test in self.seconds if test.startswith(SIGNATURES)}
-        return sorted(tests, key=lambda test: (self.seconds[test], test))
+        in_order = sorted(tests, key=lambda test: (self.seconds[test], test))
+        if seconds is None:
+            return in_order
+        until = accumulate(self.seconds[test] for test in in_order)
+        return [test for test, sum_so_far in zip(in_order, until, strict=True)
+                if sum_so_far <= seconds]  # fmt: skip
 
 
 def find_reach(path: Path) -> Reach:
