@@ -288,6 +288,15 @@ def test_vmap_runs_on_dense_and_raises_on_tiled():
         torch.func.vmap(lambda part: loss(part, "tiled"))(anchors)
 
 
+def test_ways_to_say_that_the_anchors_are_the_contrast():
+    generator = torch.Generator().manual_seed(5)
+    anchors, anchor_labels = vectors(9, 4, generator), labels(9, 3, generator)
+    expected = info_nce(anchors, anchor_labels)
+    for contrast in (([None],), ((None,), None), ([None], [None]), (None, None)):
+        assert torch.equal(info_nce(anchors, anchor_labels, *contrast), expected)
+    assert info_nce(anchors, anchor_labels, []) == info_nce(anchors, anchor_labels, [], []) == 0
+
+
 @pytest.mark.parametrize("name", ["SupConLoss", "NTXentLoss"])
 def test_other_libraries_agree(name):
     """For classes of equal size; they normalise inside, and loop over nothing but the batch."""

@@ -130,6 +130,10 @@ CASES = {
     "update of a channel": (lambda: bank().update(EMB, LABELS[:, None]), ValueError, ["labels", "labels.squeeze(1)"]),
     "update of integers": (lambda: bank().update(LABELS[:, None], LABELS), TypeError, ["emb", "int64"]),
     "update by a seed": (lambda: bank().update(EMB, LABELS, generator=1), TypeError, ["generator", "int"]),
+    # questions to a bank
+    "entries of no queue": (lambda: bank().entries("batch"), ValueError, ["queue", "'pixels'", "'batch'"]),
+    "slots of no queue": (lambda: bank().slots("region"), ValueError, ["queue", "'regions'", "'region'"]),
+    "count of no queue": (lambda: bank().count(None), ValueError, ["queue", "'pixels'", "None"]),
     # options
     "a factor beyond float32": (lambda: PixelContrastLoss(temperature=1e30, base_temperature=1e-30), ValueError, ["base_temperature", "float32", "1e+30"]),
     "sources in an array": (lambda: PixelContrastLoss(contrast=np.zeros(2)), TypeError, ["contrast", "'batch'", "array"]),
@@ -160,6 +164,7 @@ CASES = {
     "a flag that is none": (lambda: PixelContrastLoss(normalize=1), TypeError, ["normalize", "True or False", "1"]),
     "ignored of loss and bank": (lambda: PixelContrastLoss(bank=bank(ignore_index=-1)), ValueError, ["ignore_index", "-1", "255"]),
     "ignored is a class": (lambda: bank(ignore_index=2), ValueError, ["ignore_index", "num_classes = 3", "2"]),
+    "ignored by a bank": (lambda: bank(ignore_index=1.5), TypeError, ["ignore_index", "int", "1.5"]),
     "no class": (lambda: bank(num_classes=0), ValueError, ["num_classes", "at least 1", "0"]),
     "no width": (lambda: bank(dim=0), ValueError, ["dim", "at least 1", "0"]),
     "slots below 0": (lambda: bank(pixel_slots=-1), ValueError, ["pixel_slots", "at least 0", "-1"]),
