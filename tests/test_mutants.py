@@ -8,7 +8,7 @@ from benchmarks.reliability.reach import IMPORTED, Reach
 
 SOURCE = """
 LIMIT = 3
-def bounded(value, check):
+def bounded(value: int | str, check) -> int | float:
     check(value)
     if value < LIMIT and not value.odd:
         return -value.clamp(min=1)

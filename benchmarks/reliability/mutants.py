@@ -4,8 +4,9 @@
 
 Each fault is written into a copy of the checkout, where a fork of this process runs the tests that
 execute the line (`reach.py`). What no test sees is printed, and is to be killed by a new test or
-explained in docs/reliability.md. `--again` tries those once more that no test saw before: after a
-first run that was cut short by `--seconds`, or with new tests.
+explained. `--again` tries those once more that no test saw before: after a first run that was cut
+short by `--seconds`, with new tests, or with other files of tests than those of `reach.py`
+(`--tests`), as those that start several ranks or interpret kernels.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ import torch
 import torch._dynamo
 
 from benchmarks.reliability.faults import Fault, faults_of
-from benchmarks.reliability.reach import Chosen, find_reach
+from benchmarks.reliability.reach import Chosen, Reach, find_reach
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("pixcontrast", "tests", "benchmarks", "docs", "README.md", "pyproject.toml")
 UNSEEN = ("survived", "not executed")
+MOST_SECONDS = 60.0
+"""Of a file of tests whose time is not known."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="a line for each fault")
     parser.add_argument("--reach", type=Path, help="a file for which test executes which line")
     parser.add_argument("--seconds", type=float, help="of tests for each fault, shortest first")
+    parser.add_argument("--tests", nargs="+", help="files of tests, whole, in place of these")
     parser.add_argument("--again", action="store_true", help="those alone that no test saw before")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -49,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     torch.nested.nested_tensor([torch.ones(1, 1)] * 2, layout=torch.jagged)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         os.chdir(_copied(Path(folder)))
-        reach = find_reach((options.reach or Path(folder) / "reach.json").absolute())
+        reach = Reach({}, {})
+        if not options.tests:
+            reach = find_reach((options.reach or Path(folder) / "reach.json").absolute())
         before = _before(options.out)
         survived = 0
         for name in options.files:
@@ -60,14 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
                 known = before.get((name, fault.line, fault.what))
                 if known not in UNSEEN if options.again else known is not None:
                     continue
-                tests = reach.of(name, fault.lines, options.seconds)
+                tests = options.tests or reach.of(name, fault.lines, options.seconds)
                 survived += _try(name, fault, tests, reach.seconds, options.out) in UNSEEN
     return 1 if survived else 0
 
 
 def _try(name: str, fault: Fault, tests: list[str], seconds_of: dict[str, float], out: Path) -> str:
     start = time.monotonic()
-    seconds = sum(seconds_of[test] for test in tests)
+    seconds = sum(seconds_of.get(test, MOST_SECONDS) for test in tests)
     status = run_tests(name, fault.source, tests, seconds) if tests else "not executed"
     row = {"file": name, "line": fault.line, "what": fault.what, "status": status,
            "tests": len(tests), "seconds": round(time.monotonic() - start, 1)}  # fmt: skip
@@ -115,8 +121,9 @@ def _in_fork(tests: list[str], seconds: float) -> str:
         os.dup2(null, 1)
         os.dup2(null, 2)
         files = sorted({test.split("::")[0] for test in tests})
-        # Doctests are not among the tests, and nobody reads what an assertion says.
-        short = ["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--assert=plain"]
+        # Nobody reads what an assertion says, and `reach.py` knows no doctests.
+        short = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
+        short += ["-o", "addopts="] if all("::" in test for test in tests) else []
         os._exit(int(pytest.main([*short, *files], plugins=[Chosen(tests)])))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
