@@ -16,7 +16,7 @@ from pixcontrast import (
     RandomAnchorSampler,
     RegionContrastLoss,
 )
-from pixcontrast._ring import prepare_write, write_all
+from pixcontrast._ring import Shard, prepare_write, write_all
 
 IGNORE = 255
 
@@ -46,23 +46,30 @@ class PlainBank:
     slots=st.integers(1, 7),
     most=st.integers(1, 5),
     images=st.integers(1, 4),
+    num_shards=st.integers(1, 4),
     seed=st.integers(0, 10_000),
 )
-def test_rings_are_first_in_first_out(slots, most, images, seed):
+def test_rings_are_first_in_first_out(slots, most, images, num_shards, seed):
+    """Whole, and spread over shards, each of which is written by itself."""
     generator = torch.Generator().manual_seed(seed)
-    rings = torch.zeros(3, slots, 2, dtype=torch.float64)
-    count, next_slot = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
-    plain = PlainBank(3, slots)
+    places = slots * num_shards
+    # Rank first, so that place p is slot p // W of shard p mod W.
+    rings = torch.zeros(num_shards, 3, slots, 2, dtype=torch.float64)
+    counts, next_places = torch.zeros(2, num_shards, 3, dtype=torch.int64)
+    plain = PlainBank(3, places)
     for _ in range(6):
         vectors = torch.rand(images, 3, most, 2, generator=generator, dtype=torch.float64)
         available = torch.randint(0, most + 1, (images, 3), generator=generator)
-        write_all([prepare_write(rings, count, next_slot, vectors, available)])
+        for rank, of_shard in enumerate(zip(rings, counts, next_places, strict=True)):
+            shard = Shard(rank, num_shards)
+            write_all([prepare_write(*of_shard, vectors, available, shard)])
         for image in range(images):
             for label in range(3):
                 for entry in vectors[image, label, : available[image, label]]:
                     plain.append(label, entry)
-        plain.expect(rings, count)
-        assert next_slot.tolist() == [written % slots for written in plain.written]
+        plain.expect(rings.permute(1, 2, 0, 3).flatten(1, 2), counts.sum(dim=0))
+        expected = [written % places for written in plain.written]
+        assert next_places.tolist() == [expected] * num_shards
 
 
 def scene(seed=0, images=3, dim=4, size=(6, 5), classes=3):
@@ -297,14 +304,39 @@ def test_a_second_updater_warns_once():
     bank = MemoryBank(3, 4)
     pixels, regions = PixelContrastLoss(bank=bank), RegionContrastLoss(bank=bank)
     pixels(*scene())
-    with pytest.warns(UserWarning, match="two losses update the same MemoryBank"):
+    with pytest.warns(UserWarning, match="two losses update the same MemoryBank") as warned:
         regions(*scene())
+    assert warned[0].filename == __file__, "it points at the call of the loss"
     regions(*scene())
     pixels(*scene())
     bank = MemoryBank(3, 4)
     for _ in range(2):  # one after the other is gone
         PixelContrastLoss(bank=bank)(*scene())
     RegionContrastLoss(bank=bank, update_bank=False)(*scene())
+
+
+def test_a_sharded_bank_of_one_process_is_a_whole_one():
+    banks = [MemoryBank(3, 4, pixel_slots=5, region_slots=2, sharded=s) for s in (False, True)]
+    losses = [PixelContrastLoss(bank=bank) for bank in banks]
+    emb, labels = scene()
+    for _ in range(2):
+        generators = (torch.Generator().manual_seed(1) for _ in losses)
+        values = [
+            loss(emb, labels, generator=g) for loss, g in zip(losses, generators, strict=True)
+        ]
+        assert torch.equal(*values)
+    whole, sharded = (bank.state_dict() for bank in banks)
+    assert sharded.pop("shard").tolist() == [0, 1]
+    assert whole.keys() == sharded.keys()
+    assert all(torch.equal(whole[name], sharded[name]) for name in whole)
+    assert [bank.is_spread for bank in banks] == [False, False]
+
+
+def test_a_bank_says_what_it_is():
+    options = "3, 4, pixel_slots=5, region_slots=2, pixels_per_image=10, ignore_index=255"
+    for sharded, end in ((False, ""), (True, ", shard 0 of 1")):
+        bank = MemoryBank(3, 4, pixel_slots=5, region_slots=2, sharded=sharded)
+        assert repr(bank) == f"MemoryBank({options}, dtype=torch.float32{end})"
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
