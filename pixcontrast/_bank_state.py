@@ -64,6 +64,10 @@ def _fault(state: Mapping[str, Any], key: str, buffer: Tensor) -> str | None:
     value = state[key]
     if not isinstance(value, Tensor):
         return f"{key}: expected a tensor; got a {type(value).__name__}"
+    if value.layout != torch.strided:
+        return f"{key}: expected a dense tensor; got one of layout {value.layout}"
+    if value.is_meta and not buffer.is_meta:
+        return f"{key}: expected values; got a tensor on the meta device, which holds none"
     if value.shape != buffer.shape:
         return (
             f"{key}: the shape in the checkpoint is {list(value.shape)}, and that of the bank "

@@ -53,6 +53,8 @@ CASES = {
     "vectors as integers": (replace("regions", torch.Tensor.long), ["regions", "floating"]),
     "complex vectors": (replace("regions", lambda t: t + 0j), ["regions", "complex64"]),
     "a list": (replace("pixels", torch.Tensor.tolist), ["pixels", "tensor", "list"]),
+    "no values": (replace("region_next", lambda t: t.to("meta")), ["region_next", "values", "meta"]),
+    "sparse counts": (replace("pixel_count", torch.Tensor.to_sparse), ["pixel_count", "dense"]),
     "other slots": (replace("pixels", lambda t: t[:, :2]), ["pixels", "[3, 2, 2]", "[3, 4, 2]"]),
     "one entry less": (without("region_next"), ["region_next", "missing"]),
 }  # fmt: skip
@@ -69,6 +71,32 @@ def test_refused_before_anything_is_changed(tamper, words, strict, assign):
     for word in words:
         assert word in str(caught.value)
     assert all(not buffer.any() for buffer in bank.buffers())
+
+
+def test_a_queue_that_is_left_out_has_no_next_slot():
+    bank = MemoryBank(3, 2, pixel_slots=0, region_slots=3)
+    state = {name: value.clone() for name, value in bank.state_dict().items()}
+    state["pixel_next"][1] = 1
+    with pytest.raises(RuntimeError, match=r"pixel_next: expected the slot after .* below 1"):
+        bank.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("shard", "words"),
+    [
+        (torch.tensor([1, 2]), "got that of rank 1 of 2"),
+        (torch.tensor([0, 1, 2]), r"got \[0, 1, 2\]"),
+        (torch.tensor(0), "got 0"),
+    ],
+)
+def test_a_shard_of_others_is_refused(shard, words):
+    for sharded in (False, True):
+        bank = filled(sharded=sharded)
+        before = {name: value.clone() for name, value in bank.state_dict().items()}
+        state = {**MemoryBank(3, 2, pixel_slots=4, region_slots=3).state_dict(), "shard": shard}
+        with pytest.raises(RuntimeError, match=f"shard: expected that of rank 0 of 1; {words}"):
+            bank.load_state_dict(state, strict=sharded)
+        assert all(torch.equal(value, before[name]) for name, value in bank.state_dict().items())
 
 
 def test_the_message_names_the_bank_inside_of_a_loss():
@@ -104,6 +132,9 @@ def test_a_bank_on_the_meta_device_may_be_assigned_to():
     with torch.device("meta"):
         bank = MemoryBank(3, 2, pixel_slots=4, region_slots=3, pixels_per_image=2)
     bank.load_state_dict(bank.state_dict(), assign=True)
+    for name, value in filled().state_dict().items():  # some of it with values, some without
+        bank.load_state_dict({**bank.state_dict(), name: value}, assign=True)
+        bank.to("meta")
     bank.load_state_dict(filled().state_dict(), assign=True)
     assert bank.pixel_count.tolist() == [4, 4, 0]
 
