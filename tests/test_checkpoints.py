@@ -53,7 +53,7 @@ CASES = {
     "vectors as integers": (replace("regions", torch.Tensor.long), ["regions", "floating"]),
     "complex vectors": (replace("regions", lambda t: t + 0j), ["regions", "complex64"]),
     "a list": (replace("pixels", torch.Tensor.tolist), ["pixels", "tensor", "list"]),
-    "no values": (replace("region_next", lambda t: t.to("meta")), ["region_next", "values", "meta"]),
+    "no values": (replace("region_next", lambda t: t.to("meta")), ["region_next", "values"]),
     "sparse counts": (replace("pixel_count", torch.Tensor.to_sparse), ["pixel_count", "dense"]),
     "other slots": (replace("pixels", lambda t: t[:, :2]), ["pixels", "[3, 2, 2]", "[3, 4, 2]"]),
     "one entry less": (without("region_next"), ["region_next", "missing"]),
