@@ -77,15 +77,20 @@ def _gradients(result: Any, call: Call) -> dict[str, Tensor]:
     loss = result[0] if isinstance(result, tuple) and call.target == "loss" else result
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return {}
-    named = {
-        name: value
-        for name, value in call.arguments.items()
-        if isinstance(value, Tensor) and value.requires_grad
-    }
+    named = dict(_leaves(call.arguments))
     if not named:
         return {}
     found = torch.autograd.grad(loss.sum(), list(named.values()), allow_unused=True)
     return {name: g for name, g in zip(named, found, strict=True) if g is not None}
+
+
+def _leaves(arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that require a gradient, those in sequences as `contrast[1]`."""
+    for name, value in arguments.items():
+        if isinstance(value, (list, tuple)):
+            yield from _leaves({f"{name}[{number}]": one for number, one in enumerate(value)})
+        elif isinstance(value, Tensor) and value.requires_grad:
+            yield name, value
 
 
 @contextmanager
