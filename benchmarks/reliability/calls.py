@@ -54,11 +54,11 @@ def make_call(seed: int) -> Call:
         sorted(arguments), min(random.choice((0, 0, 1, 1, 2, 3)), len(arguments))
     )
     for name in spoiled:
-        arguments[name] = _spoil(random, arguments[name])
+        arguments[name] = spoil(random, arguments[name])
     return Call(target, function, arguments, tuple(spoiled))
 
 
-def _spoil(random: Random, value: Any) -> Any:
+def spoil(random: Random, value: Any) -> Any:
     """Something else: of the same kind mostly, so that checks are met one by one."""
     if isinstance(value, Tensor) and random.random() < 0.7:
         if random.random() < 0.5 and not value.is_nested:

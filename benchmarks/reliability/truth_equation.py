@@ -44,12 +44,14 @@ class Verdict(NamedTuple):
     Attributes:
         gradient: by the anchors, in float64; None where it was not made.
         allowed: how far a component of the package's own may be from that.
+        of_a_mean: how far a mean of losses may be from float64's.
     """
 
     wrong: str | None = None
     compared: bool = False
     gradient: Tensor | None = None
     allowed: float = math.inf
+    of_a_mean: float = math.inf
 
 
 def wrong_info_nce(
@@ -134,7 +136,7 @@ def judge(equation: Equation, loss: Tensor, gradients: Mapping[str, Tensor]) -> 
         off_by = f"the loss is off by {float(error.max()):.2e}, more than {each * count:.2e}"
         return Verdict(off_by, True)
     if delta > 0.05 or not bool(sure.all()) or not expected.requires_grad:
-        return Verdict(None, True)
+        return Verdict(None, True, of_a_mean=each)
     named = {"anchors": leaf, **leaves}
     found = torch.autograd.grad(expected.sum(), list(named.values()), allow_unused=True)
     slope = max(longest[0], wide) / tau * count * (len(anchors) if count > 1 else 1)
@@ -154,7 +156,7 @@ def judge(equation: Equation, loss: Tensor, gradients: Mapping[str, Tensor]) -> 
         if math.isfinite(off_by_most) and off_by_most > allowed:
             told = f"the gradient of {name} is off by {off_by_most:.2e}, more than {allowed:.2e}"
             return Verdict(told, True)
-    return Verdict(None, True, of_anchors, allowed_of_anchors)
+    return Verdict(None, True, of_anchors, allowed_of_anchors, each)
 
 
 def _in_double(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.reliability.calls import Call
 from benchmarks.reliability.truth_banks import wrong_writes
-from benchmarks.reliability.truth_equation import Equation, Verdict, copy_of, judge
+from benchmarks.reliability.truth_equation import Equation, copy_of, judge
 from benchmarks.reliability.truth_pixels import (
     directions,
     flat,
@@ -86,33 +86,26 @@ def _wrong_answer(
     if not (torch.equal(again.indices, sample.indices) and _same_bits(again.labels, sample.labels)):
         return "from the same state another sample is drawn"
 
-    taken = (sample.labels != ignore)[:, None]
-    vectors = pixels_of(emb).flatten(0, 1)[sample.indices]
-    vectors = torch.where(taken, vectors, 0.0)
-    anchors = module._call.anchors
+    anchors = plain(module._call.anchors)
+    vectors = sampled_vectors(emb, sample, ignore)
     if not bool(torch.isfinite(vectors).all()):
         return _wrong_written(given, known, module)
-    true = directions(vectors)[0] if module.normalize else vectors
-    finest = torch.finfo(torch.promote_types(emb.dtype, torch.float32)).eps
-    allowed = torch.finfo(emb.dtype).eps * true.abs() + (emb.shape[1] + 8) * finest
     if module.normalize:
         if bool(loss.isnan().any()):
             return "the loss is NaN"
         if gradient is not None and emb.dtype != torch.float16 and bool(gradient.isnan().any()):
             return "the gradient is NaN"
-        if not bool(((anchors.double() - true).abs() <= allowed + _tiny(emb.dtype)).all()):
-            return "the anchors are not of unit length, or of other pixels"
-    elif not torch.equal(anchors.double(), true):
-        return "the anchors are of other pixels"
+    if wrong := wrong_anchors(anchors, vectors, normalize=module.normalize):
+        return wrong
 
-    entries = _entries(given["emb"], marked, known, module)
+    entries = _entries(emb, marked, known, module)
     if entries is None:
         return _wrong_written(given, known, module)
     contrast, contrast_labels, off = entries
     factor = module.temperature / (module.base_temperature or module.temperature)
     weights = None if weight is None else flat(plain(weight), emb).flatten()[sample.indices]
     equation = Equation(
-        plain(anchors),
+        anchors,
         sample.labels,
         contrast,
         contrast_labels,
@@ -128,9 +121,12 @@ def _wrong_answer(
         off,
     )
     verdict = judge(equation, loss.double() / factor, {})
-    wrong = verdict.wrong or _wrong_gradient(
-        module, emb, sample, vectors, verdict, factor, gradient
-    )
+    wrong = verdict.wrong
+    if wrong is None and gradient is not None and verdict.gradient is not None:
+        by_anchors, allowed = verdict.gradient * factor, verdict.allowed * factor
+        wrong = wrong_gradient(
+            gradient, emb, sample, ignore, by_anchors, allowed, normalize=module.normalize
+        )
     return wrong or _wrong_written(given, known, module)
 
 
@@ -149,7 +145,8 @@ def _entries(
             contrast.append(held.flatten(0, 1))
             labels.append(torch.where(written, classes, module.ignore_index).flatten())
         elif isinstance(module, RegionContrastLoss):
-            means, own, off = batch_regions(plain(emb), marked, module)
+            num_classes = None if module.bank is None else module.bank.num_classes
+            means, own, off = batch_regions(emb, marked, module.ignore_index, num_classes)
             contrast.append(means)
             labels.append(own)
         else:
@@ -158,20 +155,22 @@ def _entries(
     return (contrast, labels, off) if off < 0.1 else None
 
 
-def batch_regions(emb: Tensor, marked: Tensor, module: Any) -> tuple[Tensor, Tensor, float]:
+def batch_regions(
+    emb: Tensor, marked: Tensor, ignore: int, num_classes: int | None
+) -> tuple[Tensor, Tensor, float]:
     """The regions of a batch, their labels, and how far they may be off.
 
     Of each image stand as many as the bank has classes, or, without one, as there may be labels:
     a random selection goes by their place.
     """
     images, pixels = marked.shape
-    slots = min(pixels, 256) if module.bank is None else module.bank.num_classes
+    slots = min(pixels, 256) if num_classes is None else num_classes
     means = torch.zeros(images, slots, emb.shape[1], dtype=torch.float64)
     labels = torch.full((images, slots), -1)
     off = 0.0
     places = [0] * images
-    for region in regions_of(emb, marked, module.ignore_index):
-        place = places[region.image] if module.bank is None else region.label
+    for region in regions_of(emb, marked, ignore):
+        place = places[region.image] if num_classes is None else region.label
         places[region.image] += 1
         # Rounded to the dtype of the embedding, of which each component is off by half an eps.
         off = max(off, region.off + torch.finfo(emb.dtype).eps)
@@ -181,25 +180,45 @@ def batch_regions(emb: Tensor, marked: Tensor, module: Any) -> tuple[Tensor, Ten
     return means.flatten(0, 1), labels.flatten(), off
 
 
-def _wrong_gradient(
-    module: Any,
+def sampled_vectors(emb: Tensor, sample: Any, ignore: int) -> Tensor:
+    """(K, D) float64 the pixels of a sample; zeros for padding."""
+    vectors = pixels_of(emb).flatten(0, 1)[sample.indices]
+    return torch.where((sample.labels != ignore)[:, None], vectors, 0.0)
+
+
+def wrong_anchors(anchors: Tensor, vectors: Tensor, *, normalize: bool) -> str | None:
+    """Whether anchors are these vectors, given unit length: but for rounding."""
+    if not normalize:
+        return None if torch.equal(anchors.double(), vectors) else "the anchors are other pixels"
+    true = directions(vectors)[0]
+    finest = torch.finfo(torch.promote_types(anchors.dtype, torch.float32)).eps
+    allowed = torch.finfo(anchors.dtype).eps * true.abs() + (anchors.shape[1] + 8) * finest
+    if not bool(((anchors.double() - true).abs() <= allowed + _tiny(anchors.dtype)).all()):
+        return "the anchors are not of unit length, or other pixels"
+    return None
+
+
+def wrong_gradient(
+    gradient: Tensor,
     emb: Tensor,
     sample: Any,
-    vectors: Tensor,
-    verdict: Verdict,
-    factor: float,
-    gradient: Tensor | None,
+    ignore: int,
+    by_anchors: Tensor,
+    allowed_by_anchors: float,
+    *,
+    normalize: bool,
 ) -> str | None:
-    """The gradient by the map: that of the anchors, turned back by what gave them unit length."""
-    if gradient is None or verdict.gradient is None or len(sample.indices) == 0:
+    """The gradient by the map: that by anchors, turned back by what gave them unit length.
+
+    `allowed_by_anchors` is how far a component of the gradient by the anchors may be off.
+    """
+    if len(sample.indices) == 0:
         return None
-    by_anchors = verdict.gradient * factor
-    taken = sample.labels != module.ignore_index
-    eps = torch.finfo(torch.promote_types(emb.dtype, torch.float32)).eps
-    dim = vectors.shape[1]
-    of_a_component = verdict.allowed * abs(factor)
-    error = torch.full((len(vectors), 1), of_a_component * math.sqrt(dim), dtype=torch.float64)
-    if module.normalize:
+    vectors = sampled_vectors(emb, sample, ignore)
+    taken = sample.labels != ignore
+    eps, dim = torch.finfo(torch.promote_types(emb.dtype, torch.float32)).eps, vectors.shape[1]
+    error = torch.full((len(vectors), 1), allowed_by_anchors * math.sqrt(dim)).double()
+    if normalize:
         unit, usable = directions(vectors)
         taken = taken & usable
         largest = vectors.abs().amax(dim=1, keepdim=True)
