@@ -89,7 +89,7 @@ def judge(equation: Equation, loss: Tensor, gradients: Mapping[str, Tensor]) -> 
     """NaN from finite similarities, or a value further from float64 than rounding explains."""
     anchors, labels, contrast, contrast_labels, options, mining, draw, off = equation
     ignore, tau = options["ignore_index"], float(options["temperature"])
-    rounded = [None if c is None else _rounded(c, anchors.dtype) for c in contrast]
+    rounded = [None if c is None else rounded_to(c, anchors.dtype) for c in contrast]
     taking_part = [_taking_part(anchors.double(), labels, ignore)]
     for entries, own in zip(rounded, contrast_labels, strict=True):
         if entries is not None and own is not None:
@@ -121,6 +121,8 @@ def judge(equation: Equation, loss: Tensor, gradients: Mapping[str, Tensor]) -> 
     similarity = longest[0] * wide / tau
     num_terms = sum(len(anchors) if c is None else len(c) for c in contrast) + len(anchors) + 20
     delta = (anchors.shape[1] + 8) * compute.eps * similarity + off * max(longest[0], wide) / tau
+    # A product below the smallest normal number may be none at all.
+    delta += (anchors.shape[1] + 8) * compute.smallest_normal * max(1.0, 1.0 / tau)
     each = 4 * (delta + num_terms * compute.eps * (1 + similarity + math.log(num_terms)))
     sure = torch.ones(len(anchors), dtype=torch.bool)
     if mining is not None:
@@ -202,7 +204,7 @@ def _largest(tensor: Tensor) -> Tensor:
     return tensor.abs().max() if tensor.numel() else tensor.new_zeros(())
 
 
-def _rounded(entries: Tensor, dtype: torch.dtype) -> Tensor:
+def rounded_to(entries: Tensor, dtype: torch.dtype) -> Tensor:
     """Entries as operands: in the anchors' dtype, where they saturate."""
     limit = torch.finfo(dtype).max
     if torch.finfo(entries.dtype).max > limit:
