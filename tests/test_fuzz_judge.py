@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.reliability.calls import Call
+from benchmarks.reliability.calls import Call, make_call
 from benchmarks.reliability.oracle import defect_of
+from benchmarks.reliability.placed import placed
 from pixcontrast import (
     HardNegativeSampler,
     MemoryBank,
@@ -252,3 +253,26 @@ def test_a_wrong_sample():
 
     assert defect_of(Call("sampler", sampler, given, ()))[1] is None
     assert defect_of(Call("sampler", Wrong(max_anchors=3), given, ()))[1] is not None
+
+
+def test_a_call_put_onto_another_backend():
+    made = [placed(make_call(number), "dense", "cpu") for number in range(200)]
+    fitting = [call for call in made if call is not None]
+    assert {call.target for call in fitting} == {"info_nce", "loss", "built loss"}
+    for call in fitting:
+        is_loss = call.target == "loss"
+        assert (call.function.backend if is_loss else call.arguments["backend"]) == "dense"
+        vectors = call.arguments.get("emb" if is_loss else "anchors")
+        assert not isinstance(vectors, torch.Tensor) or vectors.dtype != torch.float64
+
+
+def test_a_call_put_onto_another_device():
+    """Rehearsed where there is none: there and back again, with its gradient."""
+    seen = 0
+    for number in range(120):
+        torch.manual_seed(number)
+        call = placed(make_call(number), "tiled", "cpu:0")
+        if call is not None:
+            seen += 1
+            assert defect_of(call) == ("value", None), number
+    assert seen > 5

@@ -95,14 +95,14 @@ def _generator(random: Random) -> torch.Generator:
 
 def _data(random: Random, dtype: torch.dtype, requires_grad: bool) -> dict[str, Any]:
     """An embedding and its labels, of any size, lying in memory in any way."""
-    images = random.choice((0, 0, 1, 2, 3))
-    spatial = tuple(random.choice((1, 2, 3, 5)) for _ in range(random.choice((0, 1, 2, 2, 3))))
+    images = random.choice((0, 1, 2, 2, 3))
+    spatial = tuple(random.choice((1, 2, 3, 5, 5)) for _ in range(random.choice((0, 1, 2, 2, 3))))
     if not spatial:
         images = random.choice((0, 1, 7, 12))
     factor = random.choice((1, 2)) if spatial else 1
     shape = (images, *(size * factor for size in spatial))
     labels = torch.randint(0, CLASSES, shape, generator=_generator(random))
-    kind = random.choice(("any", "any", "any", "absent", "one class"))
+    kind = random.choice(("any", "any", "any", "any", "absent", "one class"))
     if kind == "one class":
         labels[:] = random.randrange(CLASSES)
     labels[torch.rand(shape, generator=_generator(random)) < 0.15] = IGNORE
@@ -147,7 +147,7 @@ def _loss_options(random: Random, kind: Any, bank: dict[str, Any] | None) -> dic
     if bank is not None and kind is PixelContrastLoss:
         contrast += [("pixels",), ("pixels", "regions"), ("regions", "batch", "pixels")]
     sampler = random.choice(SAMPLERS)(
-        max_anchors=random.choice((3, 20, 1024)),
+        max_anchors=random.choice((3, 20, 1024, 1024)),
         max_views=random.choice((1, 2, 100)),
         min_pixels=random.choice((1, 2)),
     )
@@ -182,11 +182,11 @@ def _mining(random: Random) -> HardNegativeSampler | None:
     )
 
 
-def perform(call: RankCall) -> dict[str, Any]:
-    """Make the call, together with all ranks; what came of it, as plain tensors."""
+def perform(call: RankCall, group: Any) -> dict[str, Any]:
+    """Make the call, together with all ranks of a group; what came of it, as plain tensors."""
     draw = torch.Generator().manual_seed(call.seed)
     torch.default_generator.manual_seed(call.seed)
-    bank = None if call.bank is None else MemoryBank(**call.bank)
+    bank = None if call.bank is None else MemoryBank(**call.bank, process_group=group)
     for fill in call.fills:
         if bank is not None:
             bank.update(**fill)
@@ -197,8 +197,8 @@ def perform(call: RankCall) -> dict[str, Any]:
         return {"before": before, "after": _state(bank)}
     if call.target == "checkpoint":
         assert bank is not None  # the same
-        return _checkpoint(bank, call, before)
-    loss = call.kind(**call.options, bank=bank).train(call.training)
+        return _checkpoint(bank, call, before, group)
+    loss = call.kind(**call.options, bank=bank, process_group=group).train(call.training)
     value, sample = loss(**call.arguments, generator=draw, return_anchors=True)
     emb = call.arguments["emb"]
     gradient = None
@@ -216,16 +216,19 @@ def perform(call: RankCall) -> dict[str, Any]:
     }
 
 
-def _checkpoint(bank: MemoryBank, call: RankCall, before: dict[str, Tensor]) -> dict[str, Any]:
+def _checkpoint(
+    bank: MemoryBank, call: RankCall, before: dict[str, Tensor], group: Any
+) -> dict[str, Any]:
     """A bank that is loaded goes on as the one that was saved; another rank's shard is refused."""
     assert call.bank is not None  # made for every call of a checkpoint
-    again = MemoryBank(**call.bank)
+    again = MemoryBank(**call.bank, process_group=group)
     again.load_state_dict(copy.deepcopy(before))
     loaded = _state(again)
     refused = True
     if "shard" in before:
         other = copy.deepcopy(before)
-        other["shard"][0] = 1 - int(other["shard"][0])
+        rank, size = other["shard"].tolist()
+        other["shard"][0] = (rank + 1) % size
         try:
             again.load_state_dict(other)
             refused = False

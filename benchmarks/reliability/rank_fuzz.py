@@ -71,7 +71,7 @@ def run_ranks(numbers: range, size: int) -> dict[str, Any]:
     ranks = Ranks(size)
     try:
         for number in numbers:
-            how, wrong, broken = _outcome(ranks, number)
+            how, wrong, broken = outcome(ranks, number)
             ended[how] += 1
             ended["calls"] += 1
             if wrong is not None:
@@ -84,7 +84,7 @@ def run_ranks(numbers: range, size: int) -> dict[str, Any]:
     return {"ended": dict(ended), "defects": defects}
 
 
-def _outcome(ranks: Ranks, number: int) -> tuple[str, str | None, bool]:
+def outcome(ranks: Ranks, number: int) -> tuple[str, str | None, bool]:
     """How a call ended, what is wrong, and whether its ranks are of no use any longer."""
     calls = [make_rank_call(number, rank) for rank in range(ranks.size)]
     try:
@@ -115,15 +115,21 @@ def _serve(rank: int, size: int, folder: str, pipe: Any) -> None:
                 number = pipe.recv()
             except EOFError:
                 break
-            pipe.send(_answer(number, rank))
+            pipe.send(_answer(number, rank, None))
 
 
-def _answer(number: int, rank: int) -> dict[str, Any]:
+def answers_of(group: Any, rank: int, numbers: range) -> list[dict[str, Any]]:
+    """What this rank of a group makes of some numbers."""
+    with limited_memory():
+        return [_answer(number, rank, group) for number in numbers]
+
+
+def _answer(number: int, rank: int, group: Any) -> dict[str, Any]:
     call = make_rank_call(number, rank)
     try:
         with time_limit(ANSWER // 2), warnings.catch_warnings():
             warnings.simplefilter("error")
-            return {"ended": "value", "wrong": None, **perform(call)}
+            return {"ended": "value", "wrong": None, **perform(call, group)}
     except Exception as error:
         ended, wrong = judge_error(error)
         return {"ended": ended, "wrong": wrong}
