@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.reliability.calls import CLASSES, IGNORE, LOSSES, SAMPLERS, spoil
+from benchmarks.reliability.arguments import CLASSES, IGNORE, LOSSES, SAMPLERS
+from benchmarks.reliability.calls import spoil
 from benchmarks.reliability.values import FLOATS, INTEGERS, Subclass, filled
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss
 from pixcontrast.mining import Strategy
