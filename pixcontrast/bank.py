@@ -109,8 +109,11 @@ class MemoryBank(OwnBuffers):
         check.check_process_group(process_group)
         if pixels_per_image == 0:
             pixel_slots = 0
-        for name, slots in (("pixel_slots", pixel_slots), ("region_slots", region_slots)):
-            sizes = (num_classes, max(slots, 1), dim)
+        lengths = {"pixel_slots": pixel_slots, "region_slots": region_slots}
+        if pixel_slots > 0:  # what an image gives is held for a while
+            lengths["pixels_per_image"] = pixels_per_image
+        for name, length in lengths.items():
+            sizes = (num_classes, max(length, 1), dim)
             check.check_addressable(f"num_classes, {name}, dim", sizes, dtype)
         self.num_classes = num_classes
         self.dim = dim

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from benchmarks.reliability.calls import Call, make_call
-from benchmarks.reliability.fuzz import limited_memory, run
+from benchmarks.reliability.fuzz import run
+from benchmarks.reliability.memory import limited_memory
 from benchmarks.reliability.oracle import defect_of
-from pixcontrast import MemoryBank, RandomAnchorSampler
 from pixcontrast.functional import info_nce
 
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -74,26 +74,3 @@ def test_the_judge_sees_a_wrong_gradient():
     anchors = torch.nn.functional.normalize(torch.randn(4, 3), dim=1).requires_grad_()
     assert judged(info_nce, anchors=anchors) is None
     assert "gradient" in judged(lambda **given: Doubled.apply(info_nce(**given)), anchors=anchors)
-
-
-def test_the_judge_sees_a_wrong_sample_and_a_wrong_bank():
-    sampler = RandomAnchorSampler(max_anchors=3)
-    given = {"labels": LABELS[None], "preds": None, "ignore_index": 255, "generator": None}
-
-    class Wrong(RandomAnchorSampler):
-        def __call__(self, *arguments, **options):
-            sample = super().__call__(*arguments, **options)
-            return sample._replace(indices=torch.zeros_like(sample.indices))
-
-    assert defect_of(Call("sampler", sampler, given, ()))[1] is None
-    assert defect_of(Call("sampler", Wrong(max_anchors=3), given, ()))[1] is not None
-
-    class Short(MemoryBank):
-        def update(self, *arguments, **options):
-            super().update(*arguments, **options)
-            self.pixel_count[0] = 0
-
-    emb = {"emb": torch.randn(1, 3, 4), "labels": LABELS[None], "generator": None}
-    for bank, expected in ((MemoryBank(2, 3), None), (Short(2, 3), "another number of pixels")):
-        wrong = defect_of(Call("bank.update", bank.update, emb, ()))[1]
-        assert wrong is expected or expected in wrong

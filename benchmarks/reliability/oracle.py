@@ -37,12 +37,12 @@ def defect_of(call: Call) -> tuple[str, str | None]:
     before = snapshots(call.arguments.values())
     known = truth.before(call)
     try:
-        with _time_limit(SECONDS), warnings.catch_warnings():
+        with time_limit(SECONDS), warnings.catch_warnings():
             warnings.simplefilter("error")
             result = call.function(**call.arguments)
             gradients = _gradients(result, call)
     except Exception as error:
-        ended, wrong = _judge_error(error)
+        ended, wrong = judge_error(error)
     else:
         # A judge that stumbles has not judged.
         ended, wrong = "value", "not judged"
@@ -55,7 +55,8 @@ def defect_of(call: Call) -> tuple[str, str | None]:
     return ended, wrong
 
 
-def _judge_error(error: Exception) -> tuple[str, str | None]:
+def judge_error(error: Exception) -> tuple[str, str | None]:
+    """How a call ended that raised, and what is wrong with the error, or None."""
     frames = traceback.extract_tb(error.__traceback__)
     message = str(error)
     ours = frames[-1].filename.startswith(PACKAGE) and NAMED.match(message) is not None
@@ -77,19 +78,26 @@ def _gradients(result: Any, call: Call) -> dict[str, Tensor]:
     loss = result[0] if isinstance(result, tuple) and call.target == "loss" else result
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return {}
-    named = {
-        name: value
-        for name, value in call.arguments.items()
-        if isinstance(value, Tensor) and value.requires_grad
-    }
+    named = dict(_leaves(call.arguments))
     if not named:
         return {}
     found = torch.autograd.grad(loss.sum(), list(named.values()), allow_unused=True)
     return {name: g for name, g in zip(named, found, strict=True) if g is not None}
 
 
+def _leaves(arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that require a gradient, those in sequences as `contrast[1]`."""
+    for name, value in arguments.items():
+        if isinstance(value, (list, tuple)):
+            yield from _leaves({f"{name}[{number}]": one for number, one in enumerate(value)})
+        elif isinstance(value, Tensor) and value.requires_grad:
+            yield name, value
+
+
 @contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
+def time_limit(seconds: int) -> Iterator[None]:
+    """What takes longer, in Python, ends in a `HangError`."""
+
     def stop(number: int, frame: FrameType | None) -> None:
         raise HangError(f"longer than {seconds} s")
 

@@ -33,15 +33,16 @@ class Snapshot(NamedTuple):
 
 def snapshots(values: Iterable[Any]) -> list[Snapshot]:
     """Of every tensor among values and sequences of values."""
-    return [Snapshot.of(tensor) for tensor in _tensors(values)]
+    return [Snapshot.of(tensor) for tensor in tensors_in(values)]
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Every tensor among values and sequences of values."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
 def _content(tensor: Tensor) -> bytes | None:

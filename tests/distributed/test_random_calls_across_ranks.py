@@ -1,0 +1,141 @@
+"""A short run of the random calls of ranks, and the judge of them judged."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from pool import Pool
+
+from benchmarks.reliability.rank_calls import RankCall, make_rank_call
+from benchmarks.reliability.rank_fuzz import outcome
+from benchmarks.reliability.rank_truth import wrong_across
+
+NUMBERS = range(120)
+Made = list[tuple[list[RankCall], list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def made(pool: Pool) -> Made:
+    """Calls of two ranks, and what they answered."""
+    job = "benchmarks.reliability.rank_fuzz.answers_of"
+    answers = pool.run(job, 2, NUMBERS)
+    calls = [[make_rank_call(number, rank) for rank in range(2)] for number in NUMBERS]
+    return [
+        (one, list(other)) for one, other in zip(calls, zip(*answers, strict=True), strict=True)
+    ]
+
+
+@pytest.mark.plain_empty
+def test_random_calls_of_two_ranks(made: Made) -> None:
+    defects = {
+        n: wrong for n, one in zip(NUMBERS, made, strict=True) if (wrong := wrong_across(*one))
+    }
+    assert defects == {}
+    ended = [answers[0]["ended"] for _, answers in made]
+    assert min(ended.count("value"), ended.count("refused")) > 25
+
+
+@pytest.mark.plain_empty
+def test_random_calls_of_three_ranks(pool: Pool) -> None:
+    numbers = range(1000, 1040)
+    answers = pool.run("benchmarks.reliability.rank_fuzz.answers_of", 3, numbers)
+    for number, answer in zip(numbers, zip(*answers, strict=True), strict=True):
+        assert wrong_across([make_rank_call(number, rank) for rank in range(3)], answer) is None
+
+
+def share(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+    """What one rank has more another has less: the mean is right."""
+    if "loss" in answers[0] and calls[0].options["gather"]:
+        for answer, more in zip(answers, (0.1, -0.1), strict=True):
+            answer["loss"] = answer["loss"] + more
+
+
+def loss(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+    if "loss" in answers[1]:
+        answers[1]["loss"] = 1.1 * answers[1]["loss"] + 0.1
+
+
+def gradient(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+    if answers[1].get("gradient") is not None:
+        answers[1]["gradient"] = 1.5 * answers[1]["gradient"]
+
+
+def anchors(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+    if "anchors" in answers[0]:
+        answers[0]["anchors"] = -answers[0]["anchors"]
+
+
+def sample(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+    if "labels" in answers[1]:
+        answers[1]["labels"] = (answers[1]["labels"].long() + 1).clamp(max=255)
+
+
+def bank(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+    """A region of one rank's bank is another."""
+    if "regions" in answers[1].get("after", {}):
+        answers[1]["after"]["regions"] *= -1
+
+
+def shards(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+    if calls[0].bank is not None and calls[0].bank["sharded"] is True and "after" in answers[0]:
+        states = [answer["after"] for answer in answers]
+        answers[0]["after"], answers[1]["after"] = states[1], states[0]
+
+
+def loaded(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+    if "again" in answers[0]:
+        answers[0]["again"]["pixel_next"] += 1
+
+
+def refused(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+    if "refused" in answers[0]:
+        answers[0]["refused"] = False
+
+
+def one_rank_alone(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+    answers[1] = {"ended": "refused", "wrong": None}
+
+
+def an_error(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+    answers[1]["wrong"] = "IndexError"
+
+
+@pytest.mark.parametrize(
+    ("tamper", "words", "least"),
+    [
+        (share, "its share of the loss is off", 15),
+        (loss, "off by", 20),
+        (gradient, "the gradient of emb is off", 5),
+        (anchors, "the anchors are", 20),
+        (sample, "sample", 20),
+        (bank, "bank", 10),
+        (shards, "bank", 5),
+        (loaded, "does not go on", 3),
+        (refused, "another rank was loaded", 3),
+        (one_rank_alone, "different ways", 25),
+        (an_error, "IndexError", 100),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_the_judge_sees_what_is_wrong(made: Made, tamper: Any, words: str, least: int) -> None:
+    seen = 0
+    for calls, answers in made:
+        changed = copy.deepcopy(answers)
+        tamper(calls, changed)
+        seen += words in (wrong_across(calls, changed) or "")
+    assert seen >= least
+
+
+def test_a_hang_is_a_defect() -> None:
+    class Silent:
+        size = 2
+
+        def answers(self, number: int) -> Any:
+            raise TimeoutError("rank 1 does not answer")
+
+    how, wrong, broken = outcome(Silent(), 0)  # type: ignore[arg-type]
+    assert (how, broken) == ("hang", True)
+    assert wrong is not None
+    assert "rank 1 does not answer" in wrong
+    assert not torch.distributed.is_initialized()
