@@ -17,7 +17,8 @@ from pixcontrast._regions import Regions, region_means, usable_pixels
 class NewEntries(NamedTuple):
     """What there is for each queue, or None where there is no such queue, or nothing at all.
 
-    Each is (B, C, E, D) unit vectors, and (B, C) int64 how many of each E there are.
+    Each is (B, C, E, D) unit vectors, and (B, C) int64 how many of each E there are; no image has
+    more than its number of pixels.
     """
 
     regions: tuple[Tensor, Tensor] | None
@@ -49,13 +50,9 @@ def new_entries(
     """
     if labels.numel() == 0:
         nothing = labels.new_empty(0, num_classes)
-        shape = (0, num_classes, pixels_per_image, images.shape[1])
-        return NewEntries(
-            (images.new_empty(0, num_classes, 1, shape[3], dtype=dtype), nothing)
-            if with_regions
-            else None,
-            (images.new_empty(shape, dtype=dtype), nothing) if pixels_per_image else None,
-        )
+        vectors = images.new_empty(0, num_classes, 1, images.shape[1], dtype=dtype)
+        there = with_regions, pixels_per_image > 0
+        return NewEntries(*((vectors, nothing) if queue else None for queue in there))
     found_regions = found_pixels = None
     if with_regions:
         if regions is None:
@@ -64,9 +61,8 @@ def new_entries(
     if pixels_per_image:
         usable = usable_pixels(images) if regions is None else regions.usable
         labels = labels.masked_fill(~usable, ABSENT)
-        vectors, available = _sample_pixels(
-            images, labels, num_classes, pixels_per_image, generator
-        )
+        most = min(pixels_per_image, labels.shape[1])
+        vectors, available = _sample_pixels(images, labels, num_classes, most, generator)
         found_pixels = (vectors.to(dtype), available)
     return NewEntries(found_regions, found_pixels)
 
@@ -74,15 +70,19 @@ def new_entries(
 def of_all_ranks(new: NewEntries, ranks: Ranks, options: str) -> NewEntries:
     """What the batches of all ranks have, in rank order, by one message.
 
-    Batches are made as long as the longest by images that have nothing. `options` are those of
-    the bank, which have to be the same on every rank.
+    Batches are made as long as the longest by images that have nothing, and images as rich as
+    those of the largest maps. `options` are those of the bank, which have to be the same on every
+    rank.
     """
     tensors = [tensor for queue in new if queue is not None for tensor in queue]
-    sizes = agree(ranks, f"MemoryBank.update, {options}", [len(tensors[0])])
-    most = max(size for (size,) in sizes)
-    if most == 0:
+    of_image = 1 if new.pixels is None else new.pixels[0].shape[2]
+    sizes = agree(ranks, f"MemoryBank.update, {options}", [len(tensors[0]), of_image])
+    most_images, most_of_image = (max(column) for column in zip(*sizes, strict=True))
+    if most_images == 0:
         return NewEntries(None, None)
-    gathered = gather(ranks, [pad(tensor, most) for tensor in tensors])
+    if new.pixels is not None:
+        tensors[-2] = pad(tensors[-2], most_of_image, dim=2)
+    gathered = gather(ranks, [pad(tensor, most_images) for tensor in tensors])
     of_all = iter([tensor.flatten(0, 1) for tensor in gathered])
     return NewEntries(*(None if queue is None else (next(of_all), next(of_all)) for queue in new))
 

@@ -151,12 +151,13 @@ def _sum_in_order(parts: Tensor) -> Tensor:
     return total.to(parts.dtype)
 
 
-def pad(tensor: Tensor, length: int, value: float | int = 0) -> Tensor:
-    """The tensor, its first dimension made as long as that, which is no less than it is."""
-    missing = length - tensor.shape[0]
+def pad(tensor: Tensor, length: int, value: float | int = 0, *, dim: int = 0) -> Tensor:
+    """The tensor, one dimension made as long as that, which is no less than it is."""
+    missing = length - tensor.shape[dim]
     if missing == 0:
         return tensor
-    return torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), value)])
+    shape = (*tensor.shape[:dim], missing, *tensor.shape[dim + 1 :])
+    return torch.cat([tensor, tensor.new_full(shape, value)], dim=dim)
 
 
 def _pack(tensors: Sequence[Tensor], batched: int) -> Tensor:

@@ -44,8 +44,8 @@ class MemoryBank(OwnBuffers):
         dim: D, the size of the embeddings, at least 1.
         pixel_slots: the length of each class's pixel ring; 0 leaves that queue out.
         region_slots: the length of each class's region ring; 0 leaves that queue out.
-        pixels_per_image: the most pixels that an image gives to a class; 0 leaves the pixel
-            queue out.
+        pixels_per_image: the most pixels that an image gives to a class, all of them where it has
+            fewer; 0 leaves the pixel queue out.
         ignore_index: the label that takes no part; no class.
         dtype: of the stored vectors: float32, bfloat16, float16 or float64.
         sharded: spread the bank over the ranks: slots are per rank, and the ring is W times as
@@ -109,11 +109,8 @@ class MemoryBank(OwnBuffers):
         check.check_process_group(process_group)
         if pixels_per_image == 0:
             pixel_slots = 0
-        lengths = {"pixel_slots": pixel_slots, "region_slots": region_slots}
-        if pixel_slots > 0:  # what an image gives is held for a while
-            lengths["pixels_per_image"] = pixels_per_image
-        for name, length in lengths.items():
-            sizes = (num_classes, max(length, 1), dim)
+        for name, slots in (("pixel_slots", pixel_slots), ("region_slots", region_slots)):
+            sizes = (num_classes, max(slots, 1), dim)
             check.check_addressable(f"num_classes, {name}, dim", sizes, dtype)
         self.num_classes = num_classes
         self.dim = dim

@@ -119,6 +119,20 @@ def test_pixels_are_of_their_class_and_image_without_replacement():
         assert int(bank.pixel_count[label]) == place
 
 
+@pytest.mark.parametrize("pixels_per_image", [30, 31, 10**9, 2**62])
+def test_an_image_may_give_all_of_its_pixels(pixels_per_image):
+    """However many are allowed: what is held in between is no more than the map has."""
+    emb, labels = scene()
+    bank = MemoryBank(3, 4, pixel_slots=90, region_slots=0, pixels_per_image=pixels_per_image)
+    bank.update(emb, labels)
+    unit = F.normalize(emb.flatten(2).transpose(1, 2).flatten(0, 1), dim=1)
+    for label in range(3):
+        expected = unit[labels.flatten() == label]
+        assert int(bank.pixel_count[label]) == len(expected)
+        held = bank.pixels[label, : len(expected)]
+        torch.testing.assert_close(sorted(held.tolist()), sorted(expected.tolist()))
+
+
 def test_pixels_are_drawn_alike():
     bank = MemoryBank(1, 8, pixel_slots=2, region_slots=0, pixels_per_image=2)
     emb, labels = torch.eye(8)[None], torch.zeros(1, 8, dtype=torch.int64)

@@ -140,7 +140,6 @@ CASES = {
     "dtype in an array": (lambda: bank(dtype=np.zeros(2)), TypeError, ["dtype", "float32", "array"]),
     "slots beyond 64 bits": (lambda: bank(pixel_slots=2**63), ValueError, ["pixel_slots", "64-bit", str(2**63)]),
     "a bank beyond 64 bits": (lambda: bank(region_slots=2**60), ValueError, ["num_classes, region_slots, dim", "2**63 bytes", str(2**60)]),
-    "pixels of an image beyond 64 bits": (lambda: bank(pixels_per_image=2**60), ValueError, ["num_classes, pixels_per_image, dim", "2**63 bytes", str(2**60)]),
     "a head beyond 64 bits": (lambda: ProjectionHead(2**31, 2**31), ValueError, ["in_channels, hidden", "2**63 bytes", str(2**31)]),
     "views beyond 64 bits": (lambda: HardAnchorSampler(max_views=2**63), ValueError, ["max_views", "64-bit", str(2**63)]),
     "base temperature": (lambda: PixelContrastLoss(base_temperature=-1), ValueError, ["base_temperature", "above 0", "-1"]),

@@ -49,6 +49,22 @@ def make_bank(group: Any, dtype: torch.dtype, **options: Any) -> MemoryBank:
     return MemoryBank(CLASSES, 8, pixels_per_image=12, dtype=dtype, process_group=group, **options)
 
 
+def fill_from_maps_of_any_size(group: Any, rank: int, *, sharded: bool) -> dict[str, Tensor]:
+    """A bank that takes all pixels of maps of another size on each rank; the second has none."""
+    bank = MemoryBank(
+        CLASSES, 8, pixel_slots=40, pixels_per_image=10**9, process_group=group, sharded=sharded
+    )
+    bank.update(*maps_of_any_size(rank))
+    return bank.state_dict()
+
+
+def maps_of_any_size(rank: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    images, size = (0, 3) if rank == 1 else (1, 2 + 2 * rank)
+    emb = torch.randn(images, 8, size, size, generator=generator)
+    return emb, torch.randint(0, CLASSES, (images, size, size), generator=generator)
+
+
 def loss_step(
     group: Any,
     rank: int,

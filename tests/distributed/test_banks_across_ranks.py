@@ -72,6 +72,21 @@ def test_shards_hold_every_entry_where_it_lives(pool: Pool, size: int) -> None:
                     torch.testing.assert_close(state["regions"][c, slot], vector)
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_maps_of_another_size_on_each_rank(pool: Pool, sharded: bool) -> None:
+    """Images give all of their pixels, and those of the largest maps have the most."""
+    states = pool.run("jobs.fill_from_maps_of_any_size", 3, sharded=sharded)
+    maps = [jobs.maps_of_any_size(rank) for rank in range(3)]
+    pixels = torch.cat([unit_length(emb.transpose(0, 1).flatten(1).T) for emb, _ in maps])
+    labels = torch.cat([labels.flatten() for _, labels in maps])
+    for c in range(jobs.CLASSES):
+        expected = sorted(pixels[labels == c].tolist())
+        counts = [int(state["pixel_count"][c]) for state in states]
+        held = [state["pixels"][c, :count] for state, count in zip(states, counts, strict=True)]
+        for found in [torch.cat(held)] if sharded else held:
+            torch.testing.assert_close(sorted(found.tolist()), expected)
+
+
 def test_another_shard_is_refused(pool: Pool) -> None:
     (_, state) = (answers[-1] for answers in pool.run("jobs.fill_banks", 2, 10, 0, 2, sharded=True))
     alone = MemoryBank(jobs.CLASSES, 8, pixel_slots=13, region_slots=5, sharded=True)
