@@ -174,6 +174,17 @@ def test_classes_beyond_the_dtype_of_the_labels():
         MemoryBank(255, 4, ignore_index=511).update(emb, labels.to(torch.uint8))
 
 
+def test_classes_that_a_bank_has_not_are_ignored_where_nobody_looks(monkeypatch):
+    monkeypatch.setattr("pixcontrast._check.values_can_be_seen", lambda tensor: False)
+    bank = MemoryBank(3, 4)
+    emb, labels = torch.randn(1, 4, 5), torch.tensor([[0, 3, 4, 2, 3]])
+    bank.update(emb, labels)
+    loss, sample = PixelContrastLoss(bank=bank)(emb, labels, return_anchors=True)
+    assert bank.pixel_count.tolist() == [2, 0, 2]
+    assert sample.labels.tolist() == [0, 2, IGNORE, IGNORE, IGNORE]
+    assert torch.isfinite(loss)
+
+
 def test_entries_are_a_view_and_unwritten_slots_are_ignored():
     bank = MemoryBank(3, 4, pixel_slots=7, region_slots=2, pixels_per_image=2)
     emb, labels = scene()
