@@ -217,7 +217,9 @@ def wrong_gradient(
     vectors = sampled_vectors(emb, sample, ignore)
     taken = sample.labels != ignore
     eps, dim = torch.finfo(torch.promote_types(emb.dtype, torch.float32)).eps, vectors.shape[1]
-    error = torch.full((len(vectors), 1), allowed_by_anchors * math.sqrt(dim)).double()
+    # In float64 from the start: what is allowed may be less than float32 can hold.
+    allowed_norm = allowed_by_anchors * math.sqrt(dim)
+    error = torch.full((len(vectors), 1), allowed_norm, dtype=torch.float64)
     if normalize:
         unit, usable = directions(vectors)
         taken = taken & usable
