@@ -288,6 +288,23 @@ def test_vmap_runs_on_dense_and_raises_on_tiled():
         torch.func.vmap(lambda part: loss(part, "tiled"))(anchors)
 
 
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_a_single_anchor(denominator):
+    """Of which the other entries are of its class, or not."""
+    generator = torch.Generator().manual_seed(6)
+    anchor, one_label = vectors(1, 4, generator), torch.tensor([2])
+    entries = vectors(5, 4, generator)
+    for entry_labels in ([2, 1, 2, 0, IGNORE], [2, 2, 2, 2, 2], [0, 1, 0, 1, 0]):
+        options = {"temperature": 0.3, "denominator": denominator}
+        tiled, dense = (
+            loss_and_gradients(
+                backend, anchor, one_label, [entries], [torch.tensor(entry_labels)], **options
+            )
+            for backend in ("tiled", "dense")
+        )
+        assert worst_error(tiled, dense) < BOUND
+
+
 def test_ways_to_say_that_the_anchors_are_the_contrast():
     generator = torch.Generator().manual_seed(5)
     anchors, anchor_labels = vectors(9, 4, generator), labels(9, 3, generator)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pixcontrast import (
+    AnchorSample,
     HardAnchorSampler,
     HardNegativeSampler,
     MemoryBank,
@@ -23,6 +24,10 @@ LABELS = torch.zeros(2, 6, 5, dtype=torch.int64)
 ANCHORS = torch.randn(3, 4)
 THREE = torch.zeros(3, dtype=torch.int64)
 META = torch.device("meta")
+
+
+def every_pixel(labels, preds, *, ignore_index, generator):
+    return AnchorSample(torch.arange(labels.numel()), labels.flatten())
 
 
 def bank(**options):
@@ -119,6 +124,7 @@ CASES = {
     "weights of anchors": (lambda: call(EMB, LABELS, weight=torch.ones(7)), ValueError, ["weight", "(B, H, W)", "(7,)"]),
     "weights below 0": (lambda: call(EMB, LABELS, weight=LABELS - 1.0), ValueError, ["weight", "at least 0", "-1.0"]),
     "generator of the loss": (lambda: call(EMB, LABELS, generator=1), TypeError, ["generator", "int"]),
+    "generator beside a sampler of one's own": (lambda: call(EMB, LABELS, generator=1, loss=PixelContrastLoss(anchor_sampler=every_pixel)), TypeError, ["generator", "int"]),
     "emb of another width": (lambda: call(EMB, LABELS, loss=PixelContrastLoss(bank=bank(dim=5))), ValueError, ["emb", "D = 5", "D = 4"]),
     "bank on another device": (lambda: call(EMB, LABELS, loss=PixelContrastLoss(bank=bank().to(META))), ValueError, ["bank", "cpu", "meta"]),
     "labels beyond the bank": (lambda: call(EMB, LABELS + 3, loss=PixelContrastLoss(bank=bank())), ValueError, ["labels", "num_classes = 3", "3"]),
@@ -142,6 +148,7 @@ CASES = {
     "a bank beyond 64 bits": (lambda: bank(region_slots=2**60), ValueError, ["num_classes, region_slots, dim", "2**63 bytes", str(2**60)]),
     "a head beyond 64 bits": (lambda: ProjectionHead(2**31, 2**31), ValueError, ["in_channels, hidden", "2**63 bytes", str(2**31)]),
     "views beyond 64 bits": (lambda: HardAnchorSampler(max_views=2**63), ValueError, ["max_views", "64-bit", str(2**63)]),
+    "temperature of a loss": (lambda: PixelContrastLoss(temperature=0), ValueError, ["temperature", "above 0", "0"]),
     "base temperature": (lambda: PixelContrastLoss(base_temperature=-1), ValueError, ["base_temperature", "above 0", "-1"]),
     "sampler is a class": (lambda: PixelContrastLoss(anchor_sampler=HardAnchorSampler), TypeError, ["anchor_sampler", "HardAnchorSampler(...)"]),
     "sampler is a name": (lambda: PixelContrastLoss(anchor_sampler="hard"), TypeError, ["anchor_sampler", "callable", "'hard'"]),

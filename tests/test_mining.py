@@ -187,3 +187,42 @@ def test_a_pool_of_nearly_every_entry(entries, ratio):
     loss = info_nce(torch.ones(1, 1).double(), torch.tensor([0]), contrast, contrast_labels,
                     mining=mining)  # fmt: skip
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_the_smallest_pool_is_the_hardest_one(backend):
+    generator = torch.Generator().manual_seed(3)
+    anchors, anchor_labels = vectors(40, 6, generator), labels(40, 3, generator)
+    count = {"num_negatives": 1, "num_positives": 1}
+    hardest, pool = (
+        info_nce(anchors, anchor_labels, mining=mining, reduction="none", backend=backend)
+        for mining in (
+            HardNegativeSampler(strategy="hardest", **count),
+            HardNegativeSampler(strategy="semi-hard", ratio=1e-3, **count),
+        )
+    )
+    assert torch.equal(hardest, pool)
+
+
+@pytest.mark.parametrize("strategy", ["hardest", "semi-hard", "random"])
+def test_a_single_anchor(strategy):
+    """Against several entries, and against one."""
+    generator = torch.Generator().manual_seed(4)
+    anchor, one_label = vectors(1, 6, generator), torch.tensor([1])
+    mining = HardNegativeSampler(strategy=strategy, ratio=0.5, num_negatives=2, num_positives=1)
+    for num_entries in (30, 1):
+        entries, entry_labels = (
+            vectors(num_entries, 6, generator),
+            labels(num_entries, 2, generator),
+        )
+        entry_labels[0] = 1
+        found = []
+        for backend in ("dense", "tiled"):
+            leaves = [anchor.clone().requires_grad_(), entries.clone().requires_grad_()]
+            loss = info_nce(
+                leaves[0], one_label, leaves[1], entry_labels, mining=mining, denominator="all",
+                backend=backend, generator=torch.Generator().manual_seed(5),
+            )  # fmt: skip
+            found.append([loss, *torch.autograd.grad(loss, leaves)])
+        torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+        assert bool(found[0][0] > 0) == (num_entries > 1)

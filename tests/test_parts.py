@@ -5,7 +5,7 @@ import torch
 from problems import DENOMINATORS, IGNORE, labels, vectors, worst_error
 
 from pixcontrast._equation.dense import dense_losses
-from pixcontrast._equation.parts import complete, merge_denominators, merge_positives
+from pixcontrast._equation.parts import PositivesPart, complete, merge_denominators, merge_positives
 from pixcontrast._equation.problem import Piece, Problem
 from pixcontrast._equation.tiled import TiledPasses
 from pixcontrast._labels import mark_absent
@@ -89,3 +89,13 @@ def test_any_split_merges_to_the_same(split, denominator, small_tiles):
     assert torch.equal(found.has_positive, has_positive)
     assert has_positive.any()
     assert not has_positive.all()
+
+
+def test_a_single_positive_is_its_own_mean():
+    """However many parts have nothing to say of it."""
+    row, nothing = torch.tensor([2.0]), torch.zeros(1)
+    one = PositivesPart(torch.tensor([1]), row, 3 * row, row[:, None])
+    none = PositivesPart(torch.tensor([0]), nothing, nothing, nothing[:, None])
+    for parts in ([one], [none, one], [one, none, none]):
+        for found, expected in zip(merge_positives(parts), one, strict=True):
+            assert torch.equal(found, expected)

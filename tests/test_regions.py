@@ -136,6 +136,14 @@ def test_a_usual_map_takes_the_short_way(monkeypatch):
         region_means(emb, slots, 3)
 
 
+def test_without_a_bank_the_256_lowest_classes_of_an_image_have_regions():
+    emb, labels = torch.randn(2, 4, 258), torch.arange(258).repeat(2, 1)
+    loss = RegionContrastLoss(ignore_index=-1, reduction="none")
+    losses, sample = loss(emb, labels, return_anchors=True)
+    assert len(losses) == 2 * 258
+    assert torch.equal(losses > 0, sample.labels < 256)
+
+
 def test_a_bank_takes_the_regions_that_its_loss_has_made(monkeypatch):
     emb, labels = torch.randn(2, 4, 5, 6), torch.randint(0, 3, (2, 10, 12))
     bank, expected = MemoryBank(3, 4), MemoryBank(3, 4)

@@ -156,3 +156,19 @@ def test_finite_embeddings_never_make_them_nan():
         loss = PixelContrastLoss(normalize=False)
         loss((emb * scale).half() if scale == 0 else emb * scale, labels, preds)
         assert all(torch.isfinite(number) for number in loss.stats)
+
+
+def test_one_sampled_pixel():
+    emb, labels = torch.randn(1, 8, 2), torch.tensor([[3, IGNORE]])
+    for predicted in (3, 1):
+        loss = PixelContrastLoss()
+        loss(emb, labels, torch.tensor([[predicted, 0]]))
+        assert loss.stats.hard_share == float(predicted != 3)
+        assert loss.stats.positive_similarity == loss.stats.negative_similarity == 0
+
+
+def test_without_a_bank_the_classes_below_256_are_told_of():
+    emb, labels = torch.randn(2, 8, 258), torch.arange(258).repeat(2, 1)
+    loss = PixelContrastLoss(ignore_index=-1)
+    loss(emb, labels)
+    assert loss.stats.groups == 2 * 256

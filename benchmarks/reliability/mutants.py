@@ -137,11 +137,17 @@ def _in_fork(tests: list[str], seconds: float) -> str:
 
 
 def _before(path: Path) -> dict[tuple[str, int, str], str]:
-    """How each fault ended that was tried already, the last time counting."""
+    """How each fault ended that was tried already, the last time counting.
+
+    A row with a `why` is explained: there is nothing to be seen.
+    """
     if not path.exists():
         return {}
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return {(row["file"], row["line"], row["what"]): row["status"] for row in rows}
+    return {
+        (row["file"], row["line"], row["what"]): "explained" if "why" in row else row["status"]
+        for row in rows
+    }
 
 
 if __name__ == "__main__":
