@@ -172,3 +172,16 @@ def test_without_a_bank_the_classes_below_256_are_told_of():
     loss = PixelContrastLoss(ignore_index=-1)
     loss(emb, labels)
     assert loss.stats.groups == 2 * 256
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+def test_anchors_of_a_bank_with_one_slot(backend):
+    bank = MemoryBank(1, 8, pixel_slots=0, region_slots=1)
+    emb, labels = torch.randn(1, 8, 3), torch.zeros(1, 3, dtype=torch.int64)
+    bank.update(emb, labels)
+    mining = HardNegativeSampler(strategy="hardest")
+    loss = PixelContrastLoss(
+        bank=bank, contrast=("regions",), negative_sampler=mining, backend=backend
+    )
+    assert loss(emb, labels) == 0
+    assert loss.stats.anchors == 3
