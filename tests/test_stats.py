@@ -185,3 +185,11 @@ def test_anchors_of_a_bank_with_one_slot(backend):
     )
     assert loss(emb, labels) == 0
     assert loss.stats.anchors == 3
+
+
+def test_images_of_one_pixel():
+    emb, labels = torch.randn(4, 8, 1), torch.tensor([[0], [1], [0], [2]])
+    loss = PixelContrastLoss()
+    loss(emb, labels)
+    assert loss.stats.groups == 4
+    assert loss.stats.groups_skipped == 0
