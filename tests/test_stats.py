@@ -185,6 +185,7 @@ def test_anchors_of_a_bank_with_one_slot(backend):
     )
     assert loss(emb, labels) == 0
     assert loss.stats.anchors == 3
+    assert loss.stats.bank_occupancy == 1
 
 
 def test_images_of_one_pixel():
