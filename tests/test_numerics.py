@@ -97,6 +97,25 @@ def test_similarities_beyond_float32_saturate(backend, denominator, length):
 
 
 @each_backend
+@each_denominator
+@pytest.mark.parametrize("seed", range(5))
+def test_similarities_whose_last_digit_is_beyond_exp(backend, denominator, seed):
+    """Made in another tile they differ by thousands: no likelihood is above 1 for that."""
+    generator = torch.Generator().manual_seed(seed)
+    anchors, entries = torch.randn(39, 9, generator=generator).split((30, 9))
+    anchor_labels = torch.randint(0, 4, (30,), generator=generator)
+    entry_labels = torch.arange(9) % 3
+    for count in (1, 9):
+        found = loss_and_gradients(
+            backend, anchors, anchor_labels, 1e20 * entries[:count], entry_labels[:count],
+            denominator=denominator, temperature=0.5,
+        )  # fmt: skip
+        assert all(bool(torch.isfinite(one).all()) for one in found)
+        if count == 1:  # each anchor has a positive or a negative, and none has both
+            assert not any(bool(one.any()) for one in found)
+
+
+@each_backend
 @pytest.mark.parametrize("size", [65504.0, 255.0, 2.0**-14, 2.0**-24])
 def test_float16_at_its_limits(backend, size):
     """The largest number, the smallest normal one and the smallest there is."""

@@ -48,7 +48,9 @@ def coefficients(
 ) -> Tensor:
     """(R, T) ∂L/∂s of a tile. Without masks every entry of the tile is a negative."""
     log_sum, weight, share = statistics
-    pushed = torch.exp(logits - log_sum).mul_(weight)
+    # No likelihood is above 1. Of similarities whose last digit is worth more than the range of
+    # exp, made anew in another tile, the exponential might overflow, and inf · 0 is NaN.
+    pushed = (logits - log_sum).clamp_(max=0.0).exp_().mul_(weight)
     if positive is None or negative is None:
         return pushed
     if denominator == "negatives":
