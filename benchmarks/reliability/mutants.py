@@ -28,7 +28,7 @@ import torch
 import torch._dynamo
 
 from benchmarks.reliability.faults import Fault, faults_of
-from benchmarks.reliability.reach import Chosen, Reach, find_reach
+from benchmarks.reliability.reach import PLAIN, Chosen, Reach, find_reach
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("pixcontrast", "tests", "benchmarks", "docs", "README.md", "pyproject.toml")
@@ -121,10 +121,9 @@ def _in_fork(tests: list[str], seconds: float) -> str:
         os.dup2(null, 1)
         os.dup2(null, 2)
         files = sorted({test.split("::")[0] for test in tests})
-        # Nobody reads what an assertion says, and `reach.py` knows no doctests.
-        short = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
-        short += ["-o", "addopts="] if all("::" in test for test in tests) else []
-        os._exit(int(pytest.main([*short, *files], plugins=[Chosen(tests)])))
+        # `reach.py` knows no doctests.
+        few = ("-o", "addopts=") if all("::" in test for test in tests) else ()
+        os._exit(int(pytest.main([*PLAIN, *few, *files], plugins=[Chosen(tests)])))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pid, status = os.waitpid(child, os.WNOHANG)

@@ -27,6 +27,8 @@ TESTS = tuple(
 """Those that run in one process, without a compiler, an interpreter of kernels or a renderer."""
 
 
+PLAIN = ("-x", "-q", "-p", "no:cacheprovider", "--assert=plain")
+"""Nobody reads what an assertion says; and modules that are there already need not be rewritten."""
 IMPORTED = ""
 """The name that coverage gives to what runs outside of any test."""
 
@@ -99,7 +101,7 @@ def _measure(path: Path) -> int:
     coverage = Coverage(data_file=None, branch=False, source=["pixcontrast"], config_file=False)
     contexts = _Contexts(coverage)
     coverage.start()
-    status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *TESTS], plugins=[contexts])
+    status = pytest.main([*PLAIN, *TESTS], plugins=[contexts])
     coverage.stop()
     data = coverage.get_data()
     package = Path.cwd() / "pixcontrast"
