@@ -115,3 +115,12 @@ def test_the_gradient_of_no_pixels():
     taken = TakenPixels.apply(emb, torch.zeros(0, dtype=torch.int64))
     (gradient,) = torch.autograd.grad(taken.sum(), emb)
     assert torch.equal(gradient, torch.zeros(2, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((2, 8, 10), (0, 5)), ((2, 8, 10), (4, 0)), ((0, 8, 10), (4, 5))]
+)
+def test_an_embedding_without_pixels(shape, size):
+    resized = resize_nearest(torch.ones(shape, dtype=torch.int64), size)
+    assert resized.shape == (shape[0], *size)
+    assert resized.dtype == torch.int64
