@@ -7,7 +7,7 @@ import torch
 from problems import DENOMINATORS, labels, loss_and_gradients, vectors
 from torch.nn import functional as F
 
-from pixcontrast import PixelContrastLoss, RandomAnchorSampler
+from pixcontrast import HardNegativeSampler, PixelContrastLoss, RandomAnchorSampler
 from pixcontrast.functional import info_nce
 
 each_backend = pytest.mark.parametrize("backend", ["dense", "tiled"])
@@ -86,11 +86,12 @@ def test_vectors_as_they_are(backend, length):
 @each_backend
 @each_denominator
 @pytest.mark.parametrize("length", [1e20, 3e38])
-def test_similarities_beyond_float32_saturate(backend, denominator, length):
+@pytest.mark.parametrize("mining", [None, HardNegativeSampler(strategy="hardest")])
+def test_similarities_beyond_float32_saturate(backend, denominator, length, mining):
     anchors = torch.tensor([[length], [-length], [length], [0.0]])
     loss = info_nce(
         anchors, torch.tensor([0, 0, 1, 1]), denominator=denominator, reduction="none",
-        backend=backend,
+        backend=backend, mining=mining,
     )  # fmt: skip
     assert torch.isfinite(loss).all()
     assert loss.max() > 1e37
