@@ -288,6 +288,25 @@ def test_vmap_runs_on_dense_and_raises_on_tiled():
         torch.func.vmap(lambda part: loss(part, "tiled"))(anchors)
 
 
+@pytest.mark.usefixtures("unseen_values")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("mining", [None, MININGS["hardest"]], ids=["everything", "hardest"])
+def test_what_takes_no_part_is_not_read_where_values_must_not_be_seen(value, mining):
+    generator = torch.Generator().manual_seed(7)
+    anchors, anchor_labels = vectors(30, 4, generator), labels(30, 3, generator)
+    entries, entry_labels = vectors(50, 4, generator), labels(50, 3, generator)
+    given = anchor_labels, [entries, None], [entry_labels, None]
+    expected = loss_and_gradients("tiled", anchors, *given, mining=mining)
+    for tensor, absent in ((anchors, anchor_labels), (entries, entry_labels)):
+        is_absent = (absent < 0) | (absent == IGNORE)
+        assert is_absent.any()
+        tensor[is_absent] = value
+    for found, same in zip(
+        loss_and_gradients("tiled", anchors, *given, mining=mining), expected, strict=True
+    ):
+        assert torch.equal(found, same)
+
+
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 def test_a_single_anchor(denominator):
     """Of which the other entries are of its class, or not."""

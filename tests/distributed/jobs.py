@@ -49,13 +49,24 @@ def make_bank(group: Any, dtype: torch.dtype, **options: Any) -> MemoryBank:
     return MemoryBank(CLASSES, 8, pixels_per_image=12, dtype=dtype, process_group=group, **options)
 
 
-def fill_from_maps_of_any_size(group: Any, rank: int, *, sharded: bool) -> dict[str, Tensor]:
+def fill_from_maps_of_any_size(group: Any, rank: int, **options: Any) -> dict[str, Tensor]:
     """A bank that takes all pixels of maps of another size on each rank; the second has none."""
-    bank = MemoryBank(
-        CLASSES, 8, pixel_slots=40, pixels_per_image=10**9, process_group=group, sharded=sharded
-    )
+    slots = {"pixel_slots": 40, "region_slots": 5}
+    bank = MemoryBank(CLASSES, 8, pixels_per_image=10**9, process_group=group, **slots | options)
     bank.update(*maps_of_any_size(rank))
     return bank.state_dict()
+
+
+def loss_that_asks_no_rank(group: Any, rank: int) -> tuple[float, float]:
+    """A loss beside a sharded bank that it does not look at, called by the first rank alone."""
+    bank = make_bank(group, torch.float64, pixel_slots=4, region_slots=4, sharded=True)
+    emb, labels, _ = Batch(0, torch.float64).share([6], 0)
+    values = []
+    for beside in (bank, None):
+        loss = PixelContrastLoss(bank=beside, contrast=("batch",), process_group=group).eval()
+        generator = torch.Generator().manual_seed(0)
+        values.append(float(loss(emb, labels, generator=generator)) if rank == 0 else 0.0)
+    return values[0], values[1]
 
 
 def maps_of_any_size(rank: int) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,23 @@ def test_maps_of_another_size_on_each_rank(pool: Pool, sharded: bool) -> None:
             torch.testing.assert_close(sorted(found.tolist()), expected)
 
 
+@pytest.mark.parametrize("left_out", ["pixel_slots", "region_slots"])
+def test_one_queue_alone_and_a_rank_without_images(pool: Pool, left_out: str) -> None:
+    states = pool.run("jobs.fill_from_maps_of_any_size", 3, **{left_out: 0})
+    assert all(same(state, states[0]) for state in states)
+    both = pool.run("jobs.fill_from_maps_of_any_size", 3)
+    kept = "region" if left_out == "pixel_slots" else "pixel"
+    for name in (f"{kept}s", f"{kept}_count", f"{kept}_next"):
+        assert states[0][name].shape == both[0][name].shape
+    assert torch.equal(states[0][f"{kept}_count"], both[0][f"{kept}_count"])
+    assert int(states[0][f"{kept}_count"].sum()) > 0
+
+
+def test_a_loss_that_does_not_look_at_its_sharded_bank_asks_no_rank(pool: Pool) -> None:
+    (beside, alone), _ = pool.run("jobs.loss_that_asks_no_rank", 2)
+    assert beside == alone > 0
+
+
 def test_another_shard_is_refused(pool: Pool) -> None:
     (_, state) = (answers[-1] for answers in pool.run("jobs.fill_banks", 2, 10, 0, 2, sharded=True))
     alone = MemoryBank(jobs.CLASSES, 8, pixel_slots=13, region_slots=5, sharded=True)
