@@ -197,6 +197,30 @@ def test_long_classes_of_the_anchors_themselves(denominator):
     assert worst_error(*results) < BOUND
 
 
+STRIDES = {
+    "in rows": lambda made: made,
+    "in columns": lambda made: made.T.contiguous().T,
+    "every other component": lambda made: made.repeat_interleave(2, dim=1)[:, ::2],
+    "every other row": lambda made: made.repeat_interleave(2, dim=0)[::2],
+    "one row": lambda made: made[:1].expand(made.shape),
+    "rows that overlap": lambda made: made.flatten().as_strided(made.shape, (1, 1)),
+}
+
+
+@pytest.mark.parametrize("stride", STRIDES.values(), ids=STRIDES.keys())
+def test_attention_of_entries_however_they_lie(stride):
+    generator = torch.Generator().manual_seed(8)
+    rows, entries = vectors(5, 4, generator), stride(vectors(40, 4, generator))
+    if not attention.can_attend(rows):
+        pytest.skip("a PyTorch without attention for processors")
+    log_sums, means = zip(*attention.attend(rows, entries, 3.0), strict=True)
+    log_sum = torch.stack(log_sums).logsumexp(dim=0)
+    mean = (torch.stack(means) * (torch.stack(log_sums) - log_sum).exp()[..., None]).sum(dim=0)
+    logits = 3.0 * rows @ entries.T
+    torch.testing.assert_close(log_sum, logits.logsumexp(dim=1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(mean, logits.softmax(dim=1) @ entries, rtol=1e-12, atol=1e-14)
+
+
 def test_attention_leaves_alone_what_saturates():
     """It has no limit of its own: ∞ − ∞ would be NaN."""
     generator = torch.Generator().manual_seed(5)
