@@ -51,8 +51,8 @@ def make_bank(group: Any, dtype: torch.dtype, **options: Any) -> MemoryBank:
 
 def fill_from_maps_of_any_size(group: Any, rank: int, **options: Any) -> dict[str, Tensor]:
     """A bank that takes all pixels of maps of another size on each rank; the second has none."""
-    slots = {"pixel_slots": 40, "region_slots": 5}
-    bank = MemoryBank(CLASSES, 8, pixels_per_image=10**9, process_group=group, **slots | options)
+    options = {"pixel_slots": 40, "region_slots": 5, "pixels_per_image": 10**9, **options}
+    bank = MemoryBank(CLASSES, 8, process_group=group, **options)
     bank.update(*maps_of_any_size(rank))
     return bank.state_dict()
 

@@ -99,6 +99,14 @@ def test_one_queue_alone_and_a_rank_without_images(pool: Pool, left_out: str) ->
     assert int(states[0][f"{kept}_count"].sum()) > 0
 
 
+def test_one_pixel_an_image_and_a_rank_without_images(pool: Pool) -> None:
+    states = pool.run("jobs.fill_from_maps_of_any_size", 3, pixels_per_image=1)
+    assert all(same(state, states[0]) for state in states)
+    there = [jobs.maps_of_any_size(rank)[1].unique().tolist() for rank in range(3)]
+    expected = [sum(c in classes for classes in there) for c in range(jobs.CLASSES)]
+    assert states[0]["pixel_count"].tolist() == expected
+
+
 def test_a_loss_that_does_not_look_at_its_sharded_bank_asks_no_rank(pool: Pool) -> None:
     (beside, alone), _ = pool.run("jobs.loss_that_asks_no_rank", 2)
     assert beside == alone > 0
