@@ -223,14 +223,16 @@ def wrong_gradient(
     if normalize:
         unit, usable = directions(vectors)
         taken = taken & usable
-        largest = vectors.abs().amax(dim=1, keepdim=True)
-        length = largest * (vectors / largest.clamp(min=1e-300)).norm(dim=1, keepdim=True)
-        length = torch.where(usable[:, None], length, 1.0)
+        # In two steps: a length may be more than float64 can hold.
+        largest = torch.where(usable[:, None], vectors.abs().amax(dim=1, keepdim=True), 1.0)
+        of_largest = torch.where(
+            usable[:, None], (vectors / largest).norm(dim=1, keepdim=True), 1.0
+        )
         # Two operations of D terms each, and one rounding more where anchors are of 16 bits.
         rounding = 4 * (dim + 8) * eps + 2 * torch.finfo(emb.dtype).eps
-        error = (error + rounding * by_anchors.norm(dim=1, keepdim=True)) / length
+        error = (error + rounding * by_anchors.norm(dim=1, keepdim=True)) / of_largest / largest
         along = (by_anchors * unit).sum(dim=1, keepdim=True)
-        by_anchors = (by_anchors - along * unit) / length
+        by_anchors = (by_anchors - along * unit) / of_largest / largest
     expected = torch.zeros_like(pixels_of(emb)).flatten(0, 1)
     allowed = torch.zeros(len(expected), 1, dtype=torch.float64)
     expected[sample.indices[taken]] = by_anchors[taken]
