@@ -15,7 +15,7 @@ FILES = {
     "test_fused_behaviour.py": 40,
     "test_fused_parts.py": 17,
     "test_fused_steps.py": 30,
-    "test_region_kernel.py": 25,
+    "test_region_kernel.py": 26,
     "test_selection_by_kernels.py": 11,
     "test_tune.py": 4,
 }

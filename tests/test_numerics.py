@@ -99,6 +99,21 @@ def test_similarities_beyond_float32_saturate(backend, denominator, length, mini
 
 @each_backend
 @each_denominator
+def test_a_mean_whose_sum_is_beyond_float32(backend, denominator):
+    """Ten positives lie opposite, each of them as far as a similarity can be."""
+    anchors = torch.full((1, 4), 1e20)
+    entries = torch.cat([-anchors.repeat(10, 1), anchors]).requires_grad_()
+    entry_labels = torch.tensor([0] * 10 + [1])
+    found = loss_and_gradients(
+        backend, anchors, torch.tensor([0]), entries, entry_labels, denominator=denominator
+    )
+    largest = torch.finfo(torch.float32).max / 2
+    torch.testing.assert_close(float(found[0]), largest, rtol=1e-5, atol=0)
+    assert all(bool(torch.isfinite(one).all()) for one in found)
+
+
+@each_backend
+@each_denominator
 @pytest.mark.parametrize("seed", range(5))
 def test_similarities_whose_last_digit_is_beyond_exp(backend, denominator, seed):
     """Made in another tile they differ by thousands: no likelihood is above 1 for that."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pixcontrast import MemoryBank, _region_sums, _regions
-from pixcontrast._regions import sums_in_parts, sums_operator
+from pixcontrast._regions import sums_in_parts, sums_operator, usable_pixels
 
 ABSENT = -1
 
@@ -92,3 +92,14 @@ def test_a_bank_takes_in_the_same(region_slots, monkeypatch):
 
 def test_opcheck():
     torch.library.opcheck(sums_operator, scene(dim=6, pixels=40))
+
+
+def test_usable_pixels_are_told_by_the_kernel(monkeypatch):
+    flat, _, _ = scene()
+    flat[0, :, 3] = 0
+    flat[1, 2, 5] = float("nan")
+    flat[1, 0, 7] = float("inf")
+    expected = usable_pixels(flat)
+    assert expected.sum() == expected.numel() - 3
+    monkeypatch.setattr(_regions, "_is_fused", lambda flat: True)
+    assert torch.equal(usable_pixels(flat), expected)
