@@ -16,6 +16,7 @@ from pixcontrast import (
     RegionContrastLoss,
 )
 from pixcontrast._equation import sharded
+from pixcontrast._equation.operators import sharded_losses_operator
 from pixcontrast._equation.problem import Problem
 from pixcontrast._equation.sharded_mining import MinedPasses, find_thresholds
 from pixcontrast._ranks import Ranks, add_up, ranks_of
@@ -55,6 +56,22 @@ def fill_from_maps_of_any_size(group: Any, rank: int, **options: Any) -> dict[st
     bank = MemoryBank(CLASSES, 8, process_group=group, **options)
     bank.update(*maps_of_any_size(rank))
     return bank.state_dict()
+
+
+def opcheck_of_shards(group: Any, rank: int, mined: bool) -> None:
+    """PyTorch's own checks: what a compiler is told of the operator's results is what they are."""
+    ranks = ranks_of(group)
+    assert ranks is not None
+    generator = torch.Generator().manual_seed(rank)
+    anchors, entries = torch.randn(13, 4, generator=generator).split((6, 7))
+    options = ("hardest", 1.0, 3, 2) if mined else (None, 1.0, None, None)
+    arguments = (
+        *([entries], [torch.arange(7) % 3], ranks.name),
+        *(anchors.clone().requires_grad_(), torch.arange(6) % 3, [], [], [True], True, None),
+        *(0.1, "negatives", torch.float32, True, False, *options, 6 * rank),
+    )
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(sharded_losses_operator, arguments, test_utils=checks)
 
 
 def loss_that_asks_no_rank(group: Any, rank: int) -> tuple[float, float]:

@@ -165,3 +165,8 @@ def test_every_shape_and_dtype(
             torch.testing.assert_close(losses, alone[0], rtol=1e-10 if exact else 1e-5, atol=0.0)
             error = float((gradient - alone[1]).abs().max() / alone[1].abs().max())
             assert error <= max(1e-5, roundings * torch.finfo(dtype).eps / 2), name
+
+
+@pytest.mark.parametrize("mined", [False, True])
+def test_opcheck_of_shards(pool: Pool, mined: bool) -> None:
+    assert pool.run("jobs.opcheck_of_shards", 2, mined) == [None, None]
