@@ -16,6 +16,7 @@ from problems import (
 )
 
 from pixcontrast._equation import attention
+from pixcontrast._equation.autograd import sharded_losses
 from pixcontrast.functional import info_nce
 
 BOUND = 1e-10  # relative, float64
@@ -310,6 +311,9 @@ def test_vmap_runs_on_dense_and_raises_on_tiled():
     torch.testing.assert_close(mapped, each)
     with pytest.raises(RuntimeError, match=r'torch\.func need backend="dense"'):
         torch.func.vmap(lambda part: loss(part, "tiled"))(anchors)
+    with pytest.raises(RuntimeError, match=r'torch\.func need backend="dense"'):
+        # Before anything is asked of the problem, or of other ranks.
+        torch.func.vmap(lambda part: sharded_losses(part, None, [], [], fused=False))(anchors)
 
 
 @pytest.mark.usefixtures("unseen_values")

@@ -1,0 +1,30 @@
+"""Numbers as integers of the same order, by which kernels and ranks search for thresholds."""
+
+import pytest
+import torch
+
+from pixcontrast._equation import images
+
+INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_images_have_the_order_of_their_numbers(dtype):
+    finite = torch.finfo(dtype)
+    ascending = torch.tensor(
+        [-torch.inf, finite.min, -1.5, -1.0, -finite.tiny, 0.0, finite.tiny, 1.0, finite.max]
+        + [torch.inf],
+        dtype=dtype,
+    )
+    made = images.image_of(ascending)
+    assert made.dtype == INTEGERS[dtype]
+    assert (made.diff() > 0).all()
+    back = images.number_of(made)
+    assert back.dtype == dtype
+    assert torch.equal(back, ascending)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_both_zeros_have_one_image(dtype):
+    zero = torch.zeros(1, dtype=dtype)
+    assert torch.equal(images.image_of(-zero), images.image_of(zero))
