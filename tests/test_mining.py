@@ -226,3 +226,22 @@ def test_a_single_anchor(strategy):
             found.append([loss, *torch.autograd.grad(loss, leaves)])
         torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
         assert bool(found[0][0] > 0) == (num_entries > 1)
+
+
+@pytest.mark.parametrize("strategy", ["hardest", "semi-hard", "random"])
+def test_the_gradient_of_entries_beside_some_that_want_none(strategy):
+    """The selection is made again in the backward, among all entries."""
+    generator = torch.Generator().manual_seed(6)
+    anchors, bank, entries = vectors(47, 4, generator).split((12, 20, 15))
+    anchor_labels, *of_entries = labels(47, 3, generator).split((12, 20, 15))
+    entries.requires_grad_()
+    mining = HardNegativeSampler(strategy=strategy, ratio=0.5, num_negatives=3, num_positives=2)
+    found = []
+    for backend in ("dense", "tiled"):
+        loss = info_nce(
+            anchors, anchor_labels, [bank, entries], of_entries, mining=mining, backend=backend,
+            generator=torch.Generator().manual_seed(1),
+        )  # fmt: skip
+        found.append(torch.autograd.grad(loss, entries)[0])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+    assert found[0].any()
