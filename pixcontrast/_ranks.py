@@ -181,10 +181,9 @@ def _unpack(packed: Tensor, like: Sequence[Tensor], batched: int) -> list[Tensor
     for number in _in_packed_order(like):
         shape, dtype = like[number].shape[batched:], like[number].dtype
         stop = start + shape.numel() * dtype.itemsize
-        part = packed[:, start:stop].contiguous()
-        if part.numel() == 0:  # its strides fit no dtype but that of bytes
-            part = part.new_empty(packed.shape[0], 0, dtype=dtype)
-        found[number] = part.view(dtype).view(packed.shape[0], *shape)
+        # Flat: the strides of rows without an element fit no dtype but that of bytes.
+        part = packed[:, start:stop].flatten().view(dtype)
+        found[number] = part.view(packed.shape[0], *shape)
         start = stop
     return [tensor for tensor in found if tensor is not None]
 
