@@ -33,16 +33,21 @@ def on_ranks(size: int, job: Job, *arguments: Any) -> list[Any]:
         return [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(size)]
 
 
-def _serve(rank: int, size: int, folder: str, job: Job, arguments: tuple[Any, ...]) -> None:
+def join_ranks(rank: int, size: int, folder: str, seconds: float) -> None:
+    """Meet the others in a folder; `seconds` is what a collective may take. One thread each."""
     torch.set_num_threads(1)
-    torch.manual_seed(rank)
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=TIME_LIMIT),
+        timeout=timedelta(seconds=seconds),
     )
+
+
+def _serve(rank: int, size: int, folder: str, job: Job, arguments: tuple[Any, ...]) -> None:
+    join_ranks(rank, size, folder, TIME_LIMIT)
+    torch.manual_seed(rank)
     answer = json.dumps(job(rank, *arguments))
     (Path(folder) / str(rank)).write_text(answer)
     distributed.barrier()

@@ -7,12 +7,11 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from datetime import timedelta
 from typing import Any
 
-import torch
-from torch import distributed, multiprocessing
+from torch import multiprocessing
 
+from benchmarks.rank_processes import join_ranks
 from benchmarks.reliability.memory import limited_memory
 from benchmarks.reliability.oracle import judge_error, time_limit
 from benchmarks.reliability.rank_calls import make_rank_call, perform
@@ -101,14 +100,7 @@ def outcome(ranks: Ranks, number: int) -> tuple[str, str | None, bool]:
 
 
 def _serve(rank: int, size: int, folder: str, pipe: Any) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=COLLECTIVE),
-    )
+    join_ranks(rank, size, folder, COLLECTIVE)
     with limited_memory():
         while True:
             try:

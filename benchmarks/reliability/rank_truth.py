@@ -17,7 +17,7 @@ from benchmarks.reliability.truth_losses import (
     wrong_anchors,
     wrong_gradient,
 )
-from benchmarks.reliability.truth_pixels import flat, flat_predictions, plain
+from benchmarks.reliability.truth_pixels import flat, flat_predictions, is_present, plain
 from benchmarks.reliability.truth_samples import wrong_sample
 from pixcontrast import AnchorSample, MemoryBank, RegionContrastLoss
 from pixcontrast.functional import info_nce
@@ -250,9 +250,10 @@ def _has_positive(equation: Equation) -> Tensor:
     found = torch.zeros(len(labels), dtype=torch.int64)
     for own in equation.contrast_labels:
         columns = labels if own is None else own.to(torch.int64)
-        present = (columns >= 0) & (columns != ignore)
-        found += ((labels[:, None] == columns) & present).sum(dim=1) - int(own is None)
-    counted: Tensor = (found > 0) & (labels >= 0) & (labels != ignore)
+        found += ((labels[:, None] == columns) & is_present(columns, ignore)).sum(dim=1) - int(
+            own is None
+        )
+    counted: Tensor = (found > 0) & is_present(labels, ignore)
     return counted
 
 

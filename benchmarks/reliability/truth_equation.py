@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reliability.truth_mining import sure_rows
-from benchmarks.reliability.truth_pixels import plain, seen
+from benchmarks.reliability.truth_pixels import is_present, plain, seen
 from pixcontrast import HardNegativeSampler
 from pixcontrast.functional import info_nce
 
@@ -213,5 +213,4 @@ def rounded_to(entries: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _taking_part(vectors: Tensor, labels: Tensor, ignore: int) -> Tensor:
-    wide = labels.to(torch.int64)
-    return vectors[(wide >= 0) & (wide != ignore)]
+    return vectors[is_present(labels, ignore)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from benchmarks.reliability.truth_pixels import is_present
 from pixcontrast import HardNegativeSampler
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def sure_rows(
         return torch.ones(num_anchors, dtype=torch.bool)
     similarities = torch.cat(products, dim=1) / float(equation.options["temperature"])
     columns = torch.cat(classes)
-    present = _is_present(labels, ignore)[:, None] & _is_present(columns, ignore)
+    present = is_present(labels, ignore)[:, None] & is_present(columns, ignore)
     same = labels[:, None] == columns
     positive = present & same & ~torch.cat(is_self, dim=1)
     negatives_sure = _side(mining, similarities, present & ~same, mining.num_negatives, delta)
@@ -71,9 +72,5 @@ def _side(
     return (taken >= available) | (last - following > 3 * delta)
 
 
-def _is_present(labels: Tensor, ignore: int) -> Tensor:
-    return (labels >= 0) & (labels != ignore)
-
-
 def _or_zero(vectors: Tensor, labels: Tensor, ignore: int) -> Tensor:
-    return torch.where(_is_present(labels, ignore)[:, None], vectors, 0.0)
+    return torch.where(is_present(labels, ignore)[:, None], vectors, 0.0)

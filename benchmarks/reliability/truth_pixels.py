@@ -22,6 +22,12 @@ def seen(*values: Any) -> bool:
     return all(v.device.type == "cpu" for v in values if isinstance(v, Tensor))
 
 
+def is_present(labels: Tensor, ignore: int) -> Tensor:
+    """Which labels take part; of unsigned ones too, in the dtype that holds any."""
+    wide = labels.to(torch.int64)
+    return (wide >= 0) & (wide != ignore)
+
+
 def pixels_of(emb: Tensor) -> Tensor:
     """(B, P, D) float64 of (B, D, *S), or (1, N, D) of points (N, D)."""
     maps = emb.T[None] if emb.ndim == 2 else emb
