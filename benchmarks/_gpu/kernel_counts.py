@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
     counts = KernelCounts()
     config.pluginmanager.register(counts, "kernel-counts")
     config.addinivalue_line("filterwarnings", "ignore")
+    # Triton 3.9 warns where this is unset; the value is its default.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     triton.runtime.driver.set_active(_Driver())
     triton.knobs.runtime.jit_cache_hook = counts.record
     # Kernels leave memory unwritten; indices read from it must stay within bounds.

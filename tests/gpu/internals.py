@@ -10,9 +10,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from pixcontrast._agreement import matmul_precision
 from pixcontrast._equation import backends
 from pixcontrast._equation import dense as dense_form
+from pixcontrast._self_check import matmul_precision
 
 __all__ = [
     "configuration_table",
