@@ -175,7 +175,7 @@ def test_a_bank_may_be_written_to_between_forward_and_backward():
 @pytest.mark.ungated("training")
 @pytest.mark.parametrize("bank_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_steps_with_a_bank_are_those_of_the_cpu(bank_dtype):
-    """Every pixel becomes an anchor and enters the bank, so that sampling changes only the order."""
+    """Every pixel becomes an anchor and enters the bank: sampling changes only the order."""
 
     def train(device, backend):
         torch.manual_seed(0)
