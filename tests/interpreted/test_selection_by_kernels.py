@@ -11,7 +11,7 @@ from pixcontrast._equation.fused_layout import lay_out
 from pixcontrast._equation.fused_selection import select_thresholds
 from pixcontrast._equation.problem import LOG2_E, Piece, Problem
 from pixcontrast._keys import PairKeys
-from pixcontrast._labels import mark_absent
+from pixcontrast._labels import mark_ignored
 
 SIDES = [(1, 5), (7, None), (60, 500)]
 STRATEGIES = [("hardest", 0.1), ("semi-hard", 0.1), ("semi-hard", 0.6), ("random", 0.1)]
@@ -32,9 +32,9 @@ def whole_numbers(rows, generator, scale):
 
 def problem(mining, seed=0, scale=1.0, num_anchors=33, classes=4):
     generator = torch.Generator().manual_seed(seed)
-    anchor_labels = mark_absent(labels(num_anchors, classes, generator), IGNORE)
+    anchor_labels = mark_ignored(labels(num_anchors, classes, generator), IGNORE)
     anchors = whole_numbers(num_anchors, generator, scale)
-    other_labels = mark_absent(labels(17, classes + 2, generator), IGNORE)
+    other_labels = mark_ignored(labels(17, classes + 2, generator), IGNORE)
     bank_labels = torch.arange(65) // 13
     bank_labels[10:13] = bank_labels[20:35] = -1  # not yet written
     pieces = [
