@@ -6,17 +6,17 @@ import pytest
 import torch
 from problems import DENOMINATORS, IGNORE, labels, vectors, worst_error
 
-from pixcontrast._equation.dense import dense_losses
-from pixcontrast._equation.partial import Partial
-from pixcontrast._equation.parts import (
+from pixcontrast._info_nce.dense import dense_losses
+from pixcontrast._info_nce.merge import Partial
+from pixcontrast._info_nce.problem import Piece, Problem
+from pixcontrast._info_nce.results import (
     DenominatorPart,
     PositivesPart,
     complete,
     merge_denominators,
     merge_positives,
 )
-from pixcontrast._equation.problem import Piece, Problem
-from pixcontrast._equation.tiled import TiledPasses
+from pixcontrast._info_nce.tiled.passes import TiledPasses
 from pixcontrast._labels import mark_ignored
 
 CLASSES = 4
