@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 import pixcontrast
-from pixcontrast._equation.backends import Form, choose, import_failure, why_not_fused
 from pixcontrast._self_check import TOLERANCES, compare_with_reference
+from pixcontrast._triton import Form, choose, import_failure, why_not_fused
 
 FORMS: tuple[Form, ...] = ("dense", "tiled", "triton")
 ROW = "  {:<8} {:<7} {:<9} {:>8} {:>9}  {}"

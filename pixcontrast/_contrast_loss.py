@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from pixcontrast import _check as check
 from pixcontrast._distributed import GroupReference, pad, ranks_of
 from pixcontrast._entries import BatchPiece, entries_of_call
-from pixcontrast._equation.backends import Backend
-from pixcontrast._equation.problem import Denominator
-from pixcontrast._equation.reduction import Reduction
+from pixcontrast._info_nce.problem import Denominator
+from pixcontrast._info_nce.reduction import Reduction
 from pixcontrast._labels import mark_ignored
 from pixcontrast._loss.gather import Across
 from pixcontrast._pixels import (
@@ -24,6 +23,7 @@ from pixcontrast._pixels import (
     unit_length,
 )
 from pixcontrast._stats import MOST_CLASSES, Call, Stats, describe
+from pixcontrast._triton import Backend
 from pixcontrast.bank import QUEUES, MemoryBank
 from pixcontrast.functional import (
     DENOMINATORS,

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._equation.backends import choose
 from pixcontrast._labels import IGNORED
 from pixcontrast._pixels import SMALLEST, largest_component, sum_of_squares, unit_length
+from pixcontrast._triton import choose
 
 # Components that are worked on at a time: on the CPU, 4 MB of float32, so that they are read
 # from memory once; elsewhere, what keeps operations few and copies small beside the map.

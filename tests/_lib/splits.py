@@ -3,9 +3,9 @@
 import torch
 from problems import IGNORE, labels, vectors
 
-from pixcontrast._equation.dense import dense_losses
-from pixcontrast._equation.parts import complete, merge_denominators, merge_positives
-from pixcontrast._equation.problem import Piece, Problem
+from pixcontrast._info_nce.dense import dense_losses
+from pixcontrast._info_nce.problem import Piece, Problem
+from pixcontrast._info_nce.results import complete, merge_denominators, merge_positives
 from pixcontrast._labels import mark_ignored
 
 CLASSES = 4

@@ -13,7 +13,8 @@ import torch
 import pixcontrast
 from pixcontrast import __main__ as report
 from pixcontrast import _self_check as agreement
-from pixcontrast._equation import autograd, backends
+from pixcontrast import _triton
+from pixcontrast._info_nce import autograd
 
 CPU = torch.device("cpu")
 
@@ -58,7 +59,7 @@ def test_as_a_command():
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("pixcontrast._equation.fused") is None
+    importlib.util.find_spec("pixcontrast._info_nce.fused.forward") is None
     or importlib.util.find_spec("triton") is None,
     reason="needs the fused kernels and Triton",
 )
@@ -72,8 +73,8 @@ def test_as_a_command_with_interpreted_kernels():
 @pytest.fixture
 def interpreted(monkeypatch):
     """Kernels that run on the CPU: the tiled form stands in for them."""
-    monkeypatch.setattr(backends, "import_failure", lambda: None)
-    monkeypatch.setattr(backends, "interpreted", lambda: True)
+    monkeypatch.setattr(_triton, "import_failure", lambda: None)
+    monkeypatch.setattr(_triton, "interpreted", lambda: True)
     monkeypatch.setattr(autograd, "fused_losses", autograd.tiled_losses, raising=False)
 
 

@@ -7,10 +7,10 @@ import torch
 from problems import IGNORE, labels
 
 from pixcontrast import HardNegativeSampler
-from pixcontrast._equation.fused_layout import lay_out
-from pixcontrast._equation.fused_selection import select_thresholds
-from pixcontrast._equation.problem import LOG2_E, Piece, Problem
-from pixcontrast._keys import PairKeys
+from pixcontrast._info_nce.fused.layout import lay_out
+from pixcontrast._info_nce.fused.thresholds import select_thresholds
+from pixcontrast._info_nce.problem import LOG2_E, Piece, Problem
+from pixcontrast._info_nce.random_keys import PairKeys
 from pixcontrast._labels import mark_ignored
 
 SIDES = [(1, 5), (7, None), (60, 500)]
