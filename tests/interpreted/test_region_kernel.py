@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pixcontrast import MemoryBank, _region_sums, _regions
-from pixcontrast._regions import sums_in_parts, sums_operator, usable_pixels
+from pixcontrast._pixels.regions import sums_in_chunks, sums_operator, usable_pixels
 
 IGNORED = -1
 
@@ -23,7 +23,7 @@ def scene(dtype=torch.float32, images=2, dim=5, pixels=150, slots=3):
 
 def check(flat, slots, num_slots):
     sums, usable = sums_operator(flat, slots, num_slots)
-    expected, expected_usable = sums_in_parts(flat.double(), slots, num_slots)
+    expected, expected_usable = sums_in_chunks(flat.double(), slots, num_slots)
     assert sums.dtype == torch.float32
     assert torch.equal(usable, expected_usable)
     torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=2e-6)
@@ -51,7 +51,7 @@ def test_vectors_of_any_length(length):
     flat[0, :, 3] *= length
     flat[1] *= length
     sums, usable = sums_operator(flat, slots, count)
-    expected, expected_usable = sums_in_parts(flat, slots, count)
+    expected, expected_usable = sums_in_chunks(flat, slots, count)
     assert torch.equal(usable, expected_usable)
     torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
 
