@@ -187,7 +187,7 @@ class ContrastLoss(nn.Module):
             temperature=self.temperature,
             denominator=self.denominator,
             weight=weight,
-            mining=self.negative_sampler,
+            negative_sampler=self.negative_sampler,
             generator=generator,
             reduction=self.reduction,
             ignore_index=self.ignore_index,
@@ -199,8 +199,8 @@ class ContrastLoss(nn.Module):
         loss, has_positive = result.loss, result.has_positive[: len(sample.labels)]
         if self.reduction == "none":
             loss = loss[: len(sample.labels)]
-        if result.held is not None:
-            entries_of_bank = (result.held,)
+        if result.num_shard_entries is not None:
+            entries_of_bank = (result.num_shard_entries,)
         if self.base_temperature is not None:
             loss = loss * (self.temperature / self.base_temperature)
         if updated is not None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pixcontrast._info_nce.dispatch import Shards
+from pixcontrast._info_nce.problem import Shards
 from pixcontrast._labels import mark_ignored
 from pixcontrast._loss.gather import Across
 from pixcontrast._regions import Regions
