@@ -7,10 +7,10 @@ import torch
 from problems import IGNORE, labels
 
 from pixcontrast import HardNegativeSampler
+from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.fused.layout import lay_out
 from pixcontrast._info_nce.fused.thresholds import select_thresholds
 from pixcontrast._info_nce.problem import LOG2_E, Problem, contrast_tensors
-from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.random_keys import PairKeys
 from pixcontrast._info_nce.thresholds import thresholds_of_rows
 from pixcontrast._labels import mark_ignored

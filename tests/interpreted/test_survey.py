@@ -49,4 +49,3 @@ def test_splits_fill_a_card_of_132_processors(anchors, entries, expected, monkey
     monkeypatch.setattr(splits, "SPLIT_COST", 5.0)
     found = splits.num_splits_for(132, -(-anchors // 128), -(-entries // 64))
     assert found == expected
-

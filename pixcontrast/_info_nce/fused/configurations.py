@@ -1,10 +1,10 @@
 """The tiles of each kernel: fixed for each card, kind of product and D, so that no run searches.
 
 The limit is shared memory: 227 KB a program on Hopper and data-centre Blackwell, 163 KB on A100,
-99 KB on consumer cards. `tests/interpreted/test_ahead_of_time.py` compiles every row and checks that
-it fits, and that no kernel with 16-bit or TF32 products spills registers, under Triton 3.6 and 3.9.
-`python -m benchmarks.tune` searches for better rows on a card and prints them as they are written
-here.
+99 KB on consumer cards. `tests/info_nce/test_ahead_of_time.py` compiles every row and checks that
+it fits and that 16-bit and TF32 products do not spill registers; `tests/info_nce/test_spills.py`
+does so for every variant that a loss launches on Hopper. `python -m benchmarks.tune` searches for
+better rows on a card and prints them as they are written here.
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ _AMPERE: dict[str, Row] = {
         256: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
         512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 64, 8, 2), K(32, 32, 4, 2)),
     },
+    "mixed": {
+        64: C(K(128, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 2), K(64, 32, 8, 2)),
+        128: C(K(64, 64, 8, 3), K(64, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 2)),
+        256: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
+        512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 64, 8, 2), K(32, 32, 4, 2)),
+    },
     "tf32": {
         64: C(K(128, 64, 8, 1), K(64, 32, 8, 3), K(64, 32, 4, 3), K(64, 32, 8, 2)),
         128: C(K(64, 64, 8, 1), K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
@@ -67,10 +73,16 @@ _AMPERE: dict[str, Row] = {
 }
 _HOPPER: dict[str, Row] = {
     "16": {
-        64: C(K(128, 64, 8, 3), K(64, 64, 8, 2), K(64, 64, 4, 3), K(128, 64, 8, 2)),
-        128: C(K(128, 64, 8, 3), K(64, 32, 8, 2), K(64, 64, 8, 3), K(128, 32, 8, 2)),
-        256: C(K(128, 64, 8, 2), K(64, 32, 8, 2), K(64, 32, 8, 2), K(128, 32, 8, 2)),
+        64: C(K(128, 128, 8, 3), K(64, 64, 8, 2), K(64, 64, 4, 3), K(128, 64, 8, 2)),
+        128: C(K(128, 128, 8, 3), K(64, 32, 8, 2), K(64, 64, 8, 3), K(128, 32, 8, 2)),
+        256: C(K(128, 64, 8, 3), K(64, 32, 8, 2), K(64, 32, 8, 2), K(128, 32, 8, 2)),
         512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 64, 8, 2), K(32, 16, 4, 1)),
+    },
+    "mixed": {
+        64: C(K(128, 128, 8, 3), K(64, 32, 8, 2), K(64, 64, 4, 3), K(128, 64, 8, 2)),
+        128: C(K(128, 128, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 3), K(128, 32, 8, 2)),
+        256: C(K(128, 32, 8, 3), K(64, 32, 8, 1), K(64, 32, 8, 2), K(128, 32, 8, 2)),
+        512: C(K(32, 32, 8, 1), K(32, 32, 8, 1), K(32, 64, 8, 2), K(32, 16, 4, 1)),
     },
     "tf32": {
         64: C(K(128, 64, 8, 2), K(64, 32, 8, 3), K(64, 32, 4, 2), K(128, 64, 8, 2)),
@@ -82,6 +94,12 @@ _HOPPER: dict[str, Row] = {
 }
 _BLACKWELL: dict[str, Row] = {
     "16": {
+        64: C(K(128, 64, 8, 3), K(64, 64, 8, 3), K(64, 64, 4, 3), K(128, 32, 8, 2)),
+        128: C(K(128, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 3), K(128, 32, 8, 2)),
+        256: C(K(128, 32, 8, 1), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
+        512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(64, 32, 8, 2), K(32, 64, 8, 1)),
+    },
+    "mixed": {
         64: C(K(128, 64, 8, 3), K(64, 64, 8, 3), K(64, 64, 4, 3), K(128, 32, 8, 2)),
         128: C(K(128, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 3), K(128, 32, 8, 2)),
         256: C(K(128, 32, 8, 1), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
@@ -102,6 +120,12 @@ _CONSUMER: dict[str, Row] = {
         256: C(K(64, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
         512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 16, 4, 1)),
     },
+    "mixed": {
+        64: C(K(128, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 4, 2), K(64, 32, 8, 2)),
+        128: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(32, 32, 8, 1)),
+        256: C(K(64, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
+        512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 16, 4, 1)),
+    },
     "tf32": {
         64: C(K(128, 64, 8, 1), K(64, 32, 8, 3), K(64, 32, 4, 2), K(32, 32, 8, 1)),
         128: C(K(64, 64, 8, 1), K(64, 64, 8, 1), K(64, 64, 8, 2), K(64, 32, 8, 2)),
@@ -114,6 +138,7 @@ _CONSUMER: dict[str, Row] = {
 _LATEST_CONSUMER: dict[str, Row] = {
     **_CONSUMER,
     "16": {**_CONSUMER["16"], 256: _CONSUMER["16"][256]._replace(mined=K(16, 32, 8, 2))},
+    "mixed": {**_CONSUMER["mixed"], 256: _CONSUMER["mixed"][256]._replace(mined=K(16, 32, 8, 2))},
     "tf32": {
         **_CONSUMER["tf32"],
         256: _CONSUMER["tf32"][256]._replace(denominator=K(32, 32, 4, 2)),

@@ -39,7 +39,7 @@ class Splits(NamedTuple):
 
 
 def has_both_roles(layout: Layout, tensor: SurveyedTensor) -> bool:
-    """Return whether the backward computes a tensor's gradient as anchors and as entries at once."""
+    """Return whether the backward computes the gradient of both roles of the anchors at once."""
     return tensor.is_anchors and layout.problem.negative_sampler is None
 
 

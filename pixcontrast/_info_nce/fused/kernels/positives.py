@@ -1,7 +1,7 @@
 """The pass over the positives: the loss, w, |P| and the positive part of the gradient.
 
-Each program takes a block of anchors and a split of the blocks that may hold their positives. If the
-entries are sorted by class, these are few.
+Each program takes a block of anchors and a split of the blocks that may hold their positives, which
+are few if the entries are sorted by class.
 """
 
 from __future__ import annotations

@@ -44,9 +44,7 @@ def load_vectors(
 
 
 @triton.jit
-def store_vectors(
-    vectors, ids, inside, values, D: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def store_vectors(vectors, ids, inside, values, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Store (n, BLOCK_D) values as contiguous vectors of D components at 64-bit ids."""
     components = tl.arange(0, BLOCK_D)
     pointers = vectors + ids[:, None] * D + components[None, :]
