@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report. Return 1 if a check failed, else 0."""
     argparse.ArgumentParser(
         prog="python -m pixcontrast",
-        description="Print versions, devices and the backend that each device uses, and check every "
-        "backend that runs here against the dense formula in float64.",
+        description="Print versions, devices and the backend of each device. Check every backend "
+        "that runs here against the dense formula in float64.",
     ).parse_args(arguments)
     devices = find_devices()
     print("Versions")
