@@ -11,17 +11,17 @@ from torch import Tensor
 from pixcontrast import _check as check
 from pixcontrast._distributed import Ranks
 from pixcontrast._dtypes import product_dtype, without_autocast
-from pixcontrast._equation.backends import Backend, check_triton_imports, choose
-from pixcontrast._equation.forms import Shards, run_form
-from pixcontrast._equation.problem import (
+from pixcontrast._info_nce.dispatch import Shards, run_form
+from pixcontrast._info_nce.problem import (
     Denominator,
     Piece,
     Problem,
     compute_dtype,
     numbered,
 )
-from pixcontrast._equation.reduction import Reduction, reduce_losses
+from pixcontrast._info_nce.reduction import Reduction, reduce_losses
 from pixcontrast._labels import mark_ignored
+from pixcontrast._triton import Backend, check_triton_imports, choose
 from pixcontrast.mining import HardNegativeSampler
 
 __all__ = ["info_nce"]

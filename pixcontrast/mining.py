@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixcontrast._check import check_choice, check_count, check_fraction
 from pixcontrast._dtypes import widest_float
-from pixcontrast._keys import LARGEST_KEY, PairKeys
+from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
 
 Strategy = Literal["hardest", "semi-hard", "random"]
 

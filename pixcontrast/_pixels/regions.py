@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._equation.backends import choose
 from pixcontrast._labels import IGNORED
 from pixcontrast._pixels.unit_length import (
     SMALLEST,
@@ -22,6 +21,7 @@ from pixcontrast._pixels.unit_length import (
     unit_factors,
     unit_length,
 )
+from pixcontrast._triton import choose
 
 # Components per chunk. On the CPU, 4 MB of float32, which stay in the cache. On other devices,
 # enough for few launches, and few compared with the map.
