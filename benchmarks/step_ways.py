@@ -107,7 +107,7 @@ class Case:
                 entries,
                 entry_labels,
                 temperature=TEMPERATURE,
-                mining=criterion.negative_sampler,
+                negative_sampler=criterion.negative_sampler,
                 ignore_index=IGNORE_INDEX,
             )
             return torch.autograd.grad(loss, anchors)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 import pixcontrast
-from pixcontrast._equation.backends import Form, choose, import_failure, why_not_fused
 from pixcontrast._self_check import TOLERANCES, compare_with_reference
+from pixcontrast._triton import Form, choose, import_failure, why_not_fused
 
 FORMS: tuple[Form, ...] = ("dense", "tiled", "triton")
 ROW = "  {:<8} {:<7} {:<9} {:>8} {:>9}  {}"
@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the report. Return 1 if a check failed, else 0."""
     argparse.ArgumentParser(
         prog="python -m pixcontrast",
-        description="Print versions, devices and the backend of each device. Check every backend "
-        "that runs here against the dense formula in float64.",
+        description="Print versions, devices and the backend of each device. Check the backends "
+        "that run here against the dense formula in float64.",
     ).parse_args(arguments)
     devices = find_devices()
     print("Versions")

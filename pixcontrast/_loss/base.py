@@ -212,7 +212,7 @@ class ContrastLoss(nn.Module):
             temperature=self.temperature,
             denominator=self.denominator,
             weight=anchors.weight,
-            mining=self.negative_sampler,
+            negative_sampler=self.negative_sampler,
             generator=generator,
             reduction=self.reduction,
             ignore_index=IGNORED,
@@ -269,7 +269,9 @@ class ContrastLoss(nn.Module):
             anchors=anchors.vectors.detach(),
             has_positive=result.has_positive[: len(anchors.labels)],
             batch_labels=contrast.batch_labels,
-            bank_entries=contrast.bank_entries if result.held is None else (result.held,),
+            bank_entries=contrast.bank_entries
+            if result.num_shard_entries is None
+            else (result.num_shard_entries,),
             written=() if bank is None else tuple(bank.count(queue).sum() for queue in QUEUES),
             slots=0 if bank is None else bank.num_classes * sum(map(bank.slots, QUEUES)),
             num_classes=MAX_CLASSES if bank is None else bank.num_classes,

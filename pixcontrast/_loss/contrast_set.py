@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._bank.ring import QUEUES
-from pixcontrast._info_nce.dispatch import Shards
+from pixcontrast._info_nce.problem import Shards
 from pixcontrast._labels import IGNORED
 from pixcontrast._loss.batch import Anchors
 from pixcontrast._loss.gather import JointCall, Labelled

@@ -78,7 +78,7 @@ CASES = {
     "triton elsewhere": (vectors(ANCHORS.to(META), THREE.to(META), backend="triton"), RuntimeError, ["backend", "triton", '"auto"']),
     "triton in float64": (vectors(ANCHORS.double(), THREE, backend="triton"), ValueError, ["backend", "float32, bfloat16, float16", "float64", '"auto"']),
     "triton of a great width": (vectors(torch.ones(3, 513), THREE, backend="triton"), ValueError, ["backend", "D up to 512", "D = 513", '"tiled"']),
-    "mining is a string": (vectors(ANCHORS, THREE, mining="hardest"), TypeError, ["mining", "HardNegativeSampler", "str"]),
+    "negative_sampler is a string": (vectors(ANCHORS, THREE, negative_sampler="hardest"), TypeError, ["negative_sampler", "HardNegativeSampler", "str"]),
     "weight of another length": (vectors(ANCHORS, THREE, weight=torch.ones(4)), ValueError, ["weight", "(3,)", "(4,)"]),
     "weight below 0": (vectors(ANCHORS, THREE, weight=-torch.ones(3)), ValueError, ["weight", "at least 0", "-1.0"]),
     "weight infinite": (vectors(ANCHORS, THREE, weight=torch.ones(3) / 0), ValueError, ["weight", "finite", "inf"]),
@@ -231,7 +231,7 @@ def test_fractions_may_be_any_real_number():
     mining = HardNegativeSampler(ratio=Fraction(1, 2), num_negatives=3)
     assert mining == HardNegativeSampler(ratio=0.5, num_negatives=3)
     for backend in ("dense", "tiled"):
-        assert torch.isfinite(info_nce(ANCHORS, THREE, mining=mining, backend=backend))
+        assert torch.isfinite(info_nce(ANCHORS, THREE, negative_sampler=mining, backend=backend))
 
 
 def test_a_head_under_autocast_takes_other_dtypes():
