@@ -25,17 +25,17 @@ from typing import Any
 import torch
 
 from benchmarks import gpu_checks
-from benchmarks.device import describe_device
-from benchmarks.environment import describe_environment
-from benchmarks.gpu_cases import DEVICE_LOST, HEADLINES, NO_DEVICE, REFUSED
+from benchmarks._measure.command import DEVICE_LOST, NO_DEVICE, REFUSED, write_record
+from benchmarks._measure.environment import describe_device, describe_environment
+from benchmarks._measure.tables import hot_path_head, hot_path_lines
+from benchmarks._ways.cases import HEADLINES
 from benchmarks.gpu_checks import Verdict
-from benchmarks.gpu_hot_path import RECORD
-from benchmarks.gpu_table import row_lines, table_head
 from benchmarks.processes import TIMED_OUT, Command, Ended, run_together
-from benchmarks.script import write_record
 
+RECORD = "hot_path_gpu.json"
 RED, BROKEN = 1, 3
-STEPS_IN_REHEARSAL = ("--device", "cpu", "--shapes", "small", "--repeats", "2")
+ON_CUDA = ("--device", "cuda")
+STEPS_IN_REHEARSAL = ("--rehearse", "--shapes", "small", "--repeats", "2")
 MOST_PROCESSES = 10
 """Each has a context of half a gigabyte on the card, and its largest tests need memory."""
 SHARE_OF_CHECKS = 0.5
@@ -93,9 +93,9 @@ def _measure_steps(options: argparse.Namespace, end: float) -> str:
     seconds = min(SECONDS_OF_STEPS, end - time.monotonic() - FINISHING_SECONDS)
     if seconds <= 0:
         return "no time left"
-    given = [] if options.rehearse is None else [*STEPS_IN_REHEARSAL]
+    given = ON_CUDA if options.rehearse is None else STEPS_IN_REHEARSAL
     name = "steps"
-    ended = _run_script("benchmarks.gpu_step", name, seconds, given, options)
+    ended = _run_script("benchmarks.step", name, seconds, given, options)
     gpu_checks.join_logs([options.out / "parts" / f"{name}.log"], options.out / "steps.log")
     return _in_words(ended, "measured")
 
@@ -110,8 +110,8 @@ def _measure(options: argparse.Namespace, end: float) -> str:
         if left <= 0:
             break
         name = f"speed-{number}"
-        given = ["--resume", *(options.rehearse or [])]
-        ended = _run_script("benchmarks.gpu_hot_path", name, left, given, options)
+        given = ["--resume", *(options.rehearse or ON_CUDA)]
+        ended = _run_script("benchmarks.hot_path", name, left, given, options)
         logs.append(options.out / "parts" / f"{name}.log")
         words = _in_words(
             ended, "measured" if number == 0 else f"measured, after {number} fresh starts"
@@ -148,10 +148,10 @@ def _in_words(ended: Ended, measured: str) -> str:
 def _draw(folder: Path) -> str:
     """The picture, or in words why there is none."""
     try:
-        from benchmarks.gpu_curves import save_gpu_curves
+        from benchmarks._plots.hot_path import save_curves
 
         rows = json.loads((folder / RECORD).read_text())["rows"]
-        save_gpu_curves((folder / RECORD).with_suffix(".png"), rows)
+        save_curves((folder / RECORD).with_suffix(".png"), rows)
     except Exception as error:  # a picture is not worth the figures
         return f"not drawn: {type(error).__name__}: {error}"
     return "drawn"
@@ -177,9 +177,9 @@ def _speed_lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:
         record = json.loads((folder / RECORD).read_text())
         rows = record["rows"]
         lines.append(f"copying: {record['copy_gb_per_second']} GB/s; {len(rows)} cases recorded")
-        lines += table_head()
+        lines.append(hot_path_head())
         for row in rows[: len(HEADLINES)]:
-            lines += row_lines(row)
+            lines += hot_path_lines(row)
     return lines
 
 
