@@ -10,8 +10,8 @@ from matplotlib import pyplot
 from torch.nn import functional as F
 
 from benchmarks import curves, hot_path, sampler_loop, script, step, timing
-from benchmarks.authors_step import AuthorsStep, Queues, queue_entries
-from benchmarks.batches import SHAPES, SHARE_WRONG, Batch, draw_noise, draw_patches
+from benchmarks._ways.authors_step import AuthorsStep, Queues, queue_entries
+from benchmarks._ways.batches import SHAPES, SHARE_WRONG, Batch, draw_noise, draw_patches
 from benchmarks.sampler_timing import sampler_runs
 from benchmarks.step_ways import BASE_TEMPERATURE, PARTS, TEMPERATURE, Case
 from benchmarks.variants import Problem, Shape, variants

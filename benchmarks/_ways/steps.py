@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from benchmarks.authors_step import IGNORE_INDEX, AuthorsStep, Queues
-from benchmarks.batches import Batch, BatchShape, draw_bank
-from benchmarks.timing import now
+from benchmarks._measure.graphs import replayed
+from benchmarks._measure.timers import Run
+from benchmarks._ways.authors_step import IGNORE_INDEX, AuthorsStep, Queues
+from benchmarks._ways.batches import Batch, BatchShape, draw_bank
+from benchmarks._ways.formulas import unit_length_loss
+from benchmarks._ways.problem import TEMPERATURE
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, PixelContrastLoss
-from pixcontrast.functional import info_nce
 
-TEMPERATURE = 0.1
+T = TypeVar("T")
 BASE_TEMPERATURE = 0.07
 PIXELS_PER_IMAGE = 10
 """The authors' settings; temperatures are those of their configuration without memory."""
 
-CASES = ("batch", "bank", "mining")
-WAYS = ("step", "loss", "authors", "unmined")
+CASES = ("bank", "batch", "mining")
+WAYS = ("step", "replayed", "loss", "authors", "authors autocast", "unmined")
 PARTS = ("labels and predictions", "sampler", "anchors and loss", "bank update", "backward")
-Run = Callable[[], object]
 
 
-class Case:
-    """One case on one shape: what each of its ways is, and how many anchors it takes."""
+class StepCase:
+    """One case on one shape: each of its implementations, and how many anchors it has.
+
+    Args:
+        shape: of the batch and the bank.
+        case: contrast with the "batch", with the "bank", or with the bank under "mining".
+        device: where it runs.
+        as_on_gpu: with the bank in bfloat16, logits of the size of the image, and ours under
+            autocast to bfloat16. Default: all in float32, logits of the size of the embedding.
+    """
 
     def __init__(
         self,
@@ -36,36 +46,43 @@ class Case:
         case: str,
         device: torch.device,
         *,
-        bank_dtype: torch.dtype = torch.float32,
-        full_logits: bool = False,
+        as_on_gpu: bool = False,
     ) -> None:
         self.shape = shape
         self.case = case
         self.device = device
-        self.bank_dtype = bank_dtype
+        self.as_on_gpu = as_on_gpu
         self.batch = Batch.draw(shape, device)
         self.logits = self.batch.logits
-        if full_logits:
-            # Of the size of the image; the authors' code cannot take these.
+        if as_on_gpu:
+            # The authors' code cannot take logits of this size.
             for dim in (2, 3):
                 self.logits = self.logits.repeat_interleave(shape.stride, dim=dim)
 
     def ways(self) -> tuple[str, ...]:
-        """What is compared: the authors' released code has no mining to compare with."""
-        other = "unmined" if self.case == "mining" else "authors"
-        return ("step", "loss", other)
+        """Return what is compared. The authors' released code has no mining."""
+        replays = ("replayed",) if self.as_on_gpu else ()
+        if self.case == "mining":
+            return ("step", *replays, "loss", "unmined")
+        return ("step", *replays, "loss", "authors", *(("authors autocast",) * self.as_on_gpu))
 
     def way(self, name: str) -> Run:
-        """One run of a way, from what the network gives to the gradient of the embeddings."""
-        if name == "loss":
-            return self.own_loss()
+        """Return one implementation, from the network's outputs to the embeddings' gradient."""
+        if name == "replayed":
+            return replayed(self.way("step"), self.device)
         if name == "authors":
             return self.authors_step()
-        return self.our_step(self.criterion(mined=self.case == "mining" and name == "step"))
+        if name == "authors autocast":
+            return self._under_autocast(self.authors_step())
+        run = (
+            self.own_loss() if name == "loss" else self.our_step(self.criterion(name != "unmined"))
+        )
+        return self._under_autocast(run) if self.as_on_gpu else run
 
-    def criterion(self, mined: bool) -> PixelContrastLoss:
-        """Our loss; with a bank, its entries are all there is to contrast with, as the authors'."""
+    def criterion(self, may_mine: bool = True) -> PixelContrastLoss:
+        """Return our loss; with a bank, it contrasts with the bank's entries alone, as theirs."""
         bank = None if self.case == "batch" else self.full_bank()
+        mined = may_mine and self.case == "mining"
         return PixelContrastLoss(
             temperature=TEMPERATURE,
             base_temperature=BASE_TEMPERATURE,
@@ -79,33 +96,33 @@ class Case:
         )
 
     def our_step(self, criterion: PixelContrastLoss) -> Run:
-        """Labels, sampling, loss, bank update, and backward to the embedding map."""
+        """Return labels, sampling, loss, bank update, and backward to the embedding map."""
         batch = self.batch
         return lambda: torch.autograd.grad(
             criterion(batch.emb, batch.labels, self.logits), batch.emb
         )
 
     def own_loss(self) -> Run:
-        """`info_nce` forward and backward alone, of anchors and entries as the step has them."""
-        criterion = self.criterion(mined=self.case == "mining")
+        """Return the loss alone, forward and backward, of the step's anchors and entries."""
+        criterion = self.criterion()
         batch = self.batch
         with torch.no_grad():
             _, sample = criterion(batch.emb, batch.labels, self.logits, return_anchors=True)
         rows = batch.emb.detach().movedim(1, -1).flatten(0, -2)[sample.indices]
         anchors = rows.requires_grad_()
         bank = criterion.bank
-        pieces = [(None, None)] if bank is None else [bank.entries(q) for q in criterion.contrast]
-        entries: list[Tensor | None] = [vectors for vectors, _ in pieces]
-        entry_labels: list[Tensor | None] = [labels for _, labels in pieces]
+        queues = [(None, None)] if bank is None else [bank.entries(q) for q in criterion.contrast]
+        entries: list[Tensor | None] = [vectors for vectors, _ in queues]
+        entry_labels: list[Tensor | None] = [labels for _, labels in queues]
 
         def run() -> object:
-            loss = info_nce(
+            loss = unit_length_loss(
                 anchors,
                 sample.labels,
                 entries,
                 entry_labels,
-                temperature=TEMPERATURE,
-                mining=criterion.negative_sampler,
+                backend="auto",
+                negative_sampler=criterion.negative_sampler,
                 ignore_index=IGNORE_INDEX,
             )
             return torch.autograd.grad(loss, anchors)
@@ -113,7 +130,7 @@ class Case:
         return run
 
     def authors_step(self) -> Run:
-        """The same of the released code. Its enqueuing stands before the backward pass, as ours."""
+        """Return the same of the released code; it enqueues before the backward, as ours does."""
         step = self.authors()
         batch = self.batch
         queues = None
@@ -130,7 +147,7 @@ class Case:
         return run
 
     def authors(self) -> AuthorsStep:
-        """The authors' step with the options of ours."""
+        """Return the authors' step with the options of ours."""
         return AuthorsStep(
             temperature=TEMPERATURE,
             base_temperature=BASE_TEMPERATURE,
@@ -140,7 +157,7 @@ class Case:
         )
 
     def full_bank(self) -> MemoryBank:
-        """A bank whose every slot is written: what every step after the first epoch meets."""
+        """Return a bank whose every slot is written, as after the first epochs."""
         shape = self.shape
         bank = MemoryBank(
             shape.num_classes,
@@ -149,7 +166,7 @@ class Case:
             region_slots=shape.slots,
             pixels_per_image=PIXELS_PER_IMAGE,
             ignore_index=IGNORE_INDEX,
-            dtype=self.bank_dtype,
+            dtype=torch.bfloat16 if self.as_on_gpu else torch.float32,
         ).to(self.device)
         pixels, regions = draw_bank(shape, self.device)
         bank.pixels.copy_(pixels)
@@ -159,10 +176,10 @@ class Case:
         return bank
 
     def anchors(self) -> dict[str, int]:
-        """How many anchors each step takes: the authors leave small groups out."""
+        """Return how many anchors each step takes: the authors leave small groups out."""
         batch, shape = self.batch, self.shape
         with torch.no_grad():
-            _, sample = self.criterion(mined=False)(
+            _, sample = self.criterion(may_mine=False)(
                 batch.emb, batch.labels, self.logits, return_anchors=True
             )
         labels = batch.labels[:, :: shape.stride, :: shape.stride].flatten(1)
@@ -173,21 +190,21 @@ class Case:
         return {"step": ours, "authors": views.shape[0] * views.shape[1]}
 
     def clock_parts(self) -> Callable[[], dict[str, float]]:
-        """One step of ours a call, to the seconds of each of `PARTS`.
+        """Return a function that makes one step of ours and returns the seconds of each part.
 
-        It is cut where the loss calls its sampler and its bank. Checks of arguments count to what
-        they stand before; sampled pixels are gathered and normalised in "anchors and loss".
+        The step is cut where the loss calls its sampler and its bank. Checks of arguments count to
+        the part they precede; sampled pixels are gathered in "anchors and loss".
         """
-        criterion = self.criterion(mined=self.case == "mining")
-        bank, batch, device = criterion.bank, self.batch, self.device
+        criterion = self.criterion()
+        bank, batch = criterion.bank, self.batch
 
         def run() -> dict[str, float]:
             seconds = dict.fromkeys(PARTS, 0.0)
-            last = now(device)
+            last = self._clock()
 
             def mark(ended: str) -> None:
                 nonlocal last
-                this = now(device)
+                this = self._clock()
                 seconds[ended] += this - last
                 last = this
 
@@ -212,4 +229,22 @@ class Case:
             mark("backward")
             return seconds
 
-        return run
+        return self._as_trained(run)
+
+    def _clock(self) -> float:
+        """Return the host's time once the device has finished its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _as_trained(self, run: Callable[[], T]) -> Callable[[], T]:
+        """Return a run of ours as training runs it: under autocast on a GPU."""
+        return self._under_autocast(run) if self.as_on_gpu else run
+
+    def _under_autocast(self, run: Callable[[], T]) -> Callable[[], T]:
+        def under_autocast() -> T:
+            # A cached conversion must not outlive the capture of a CUDA graph.
+            with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+                return run()
+
+        return under_autocast

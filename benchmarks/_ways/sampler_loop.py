@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.authors_step import IGNORE_INDEX
+from benchmarks._ways.authors_step import IGNORE_INDEX
 from pixcontrast import AnchorSample, HardAnchorSampler
 
 Groups = Iterator[tuple[Tensor, Tensor]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.authors_step import IGNORE_INDEX
+from benchmarks._ways.authors_step import IGNORE_INDEX
 
 SHARE_WRONG = 0.15
 SHARE_IGNORED = 0.04
@@ -51,6 +51,8 @@ SHAPES = {
     "coco-stuff": BatchShape(4, 256, 130, 130, 4, 171, (8, 20), 500),
     "small": BatchShape(2, 16, 16, 24, 4, 5, (3, 4), 20, max_anchors=64, max_views=8),
 }
+STEP_SHAPES = ("cityscapes", "coco-stuff")
+"""The shapes that a step is measured on."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.authors_step import IGNORE_INDEX
-from benchmarks.batches import SHAPES, BatchShape, draw_noise, draw_patches
-from benchmarks.sampler_loop import sample_in_a_loop, scanned_groups, sorted_groups
-from benchmarks.timing import alternate, summarise
+from benchmarks._measure.timers import measure
+from benchmarks._ways.authors_step import IGNORE_INDEX
+from benchmarks._ways.batches import SHAPES, BatchShape, draw_noise, draw_patches
+from benchmarks._ways.sampler_loop import sample_in_a_loop, scanned_groups, sorted_groups
 from pixcontrast import HardAnchorSampler
 
 
@@ -32,7 +32,7 @@ def measure_samplers(name: str, repeats: int, device: torch.device) -> list[dict
                 "pixels": labels.shape[1],
                 "classes": shape.num_classes,
                 "groups": len(list(scanned_groups(labels, preds))),
-                "measured": summarise(alternate(runs, repeats, device), ("sampler",)),
+                "measured": measure(runs, repeats, device, references=("sampler",), strict=True),
             }
         )
     return rows
