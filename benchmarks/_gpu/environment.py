@@ -11,10 +11,8 @@ from pathlib import Path
 import torch
 
 from benchmarks._gpu.records import write_record
-from benchmarks.device import describe_device
-from benchmarks.environment import describe_environment
-
-REFUSED = 2
+from benchmarks._measure.command import REFUSED
+from benchmarks._measure.environment import describe_device, describe_environment
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,10 +11,10 @@ Record = dict[str, Any]
 
 
 class Verdict(NamedTuple):
-    """What the stages that check results have found.
+    """Whether the results of a run are right.
 
     Attributes:
-        correct: False where any result is wrong, None where a check did not finish, else True.
+        correct: False where any result is wrong, None where a check is missing, else True.
         failed: the names of the cases that are wrong, each after the name of its stage.
     """
 
@@ -44,16 +44,24 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(_without_nan(record), indent=2) + "\n").encode())
 
 
-def judge(records: Mapping[str, Record | None], finished: Mapping[str, bool]) -> Verdict:
-    """The verdict over the records of all stages that check results, by the stage's name."""
+def judge(records: Mapping[str, Record | None], checks: Mapping[str, bool]) -> Verdict:
+    """The verdict over all records.
+
+    Args:
+        records: of every stage, by its name. Any of them may say that something is wrong.
+        checks: the stages that the results are right by, and whether each of them is done: what
+            a stopped one wrote so far says only what is wrong.
+    """
     failed: list[str] = []
     answers: list[bool | None] = []
     for name, record in records.items():
         said = None if record is None else record.get("correct")
         wrong = [] if record is None else [f"{name}: {case}" for case in record.get("failed", [])]
-        failed += wrong or ([f"{name}: correct is false"] if said is False else [])
-        # A stage that was stopped has not seen everything, whatever it wrote so far.
-        answers.append(False if said is False or wrong else said if finished[name] else None)
+        if wrong or said is False:
+            failed += wrong or [f"{name}: correct is false"]
+            answers.append(False)
+        elif name in checks:
+            answers.append(said if checks[name] else None)
     if False in answers:
         return Verdict(False, failed)
     return Verdict(True if answers and all(answers) else None, failed)

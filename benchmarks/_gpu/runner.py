@@ -24,8 +24,8 @@ DONE, FAILED, TIMED_OUT, NO_TIME = "done", "failed", "timed out", "no time left"
 SUMMARY, LOG = "summary.json", "gpu.log"
 LEAST_SECONDS = 1.0
 """A stage with less time than that is not started."""
-FINISHING_SHARE, MOST_FINISHING_SECONDS = 0.2, 10.0
-"""Of a stage's time, what it has after its own budget to complete the case that it is in."""
+FINISHING_SHARE, MOST_FINISHING_SECONDS = 0.2, 3.0
+"""Of a stage's time, what it has after its own budget to end in order."""
 TAIL = 2000
 MOST_LOGGED = 100_000
 """Characters of the output of a stage, in the summary where it is not done, and in the log."""
@@ -119,10 +119,10 @@ class Runner:
 
     def verdict(self) -> Verdict:
         """Whether the results are right, by the stages that check them."""
-        judges = [stage for stage in self.stages if stage.judges]
+        first = {stage.record: stage for stage in reversed(self.stages)}
         return judge(
-            {stage.name: self.record_of(stage) for stage in judges},
-            {stage.name: self._status(stage) == DONE for stage in judges},
+            {stage.name: self.record_of(stage) for stage in self.stages if stage in first.values()},
+            {stage.name: self._status(stage) == DONE for stage in self.stages if stage.judges},
         )
 
     def complete(self) -> bool:
@@ -189,15 +189,18 @@ class Runner:
         record = self.record_of(stage)
         if record is None:
             return  # It is being written at this moment; what is published stays.
-        own = {} if stage.judges else {"correct": correct, "failed": failed}
         sharing = [other for other in self.stages if other.record == stage.record]
-        environment = {**self.environment, **_known(record.get("environment") or {})}
-        stamp = {
-            **own,
-            "stages": {other.name: self._status(other) for other in sharing},
-            "environment": environment,
+        stamped = {
+            "correct": correct,  # unless the record says so of its own figures
+            **record,
+            "environment": {**self.environment, **_known(record.get("environment") or {})},
+            "run": {
+                "correct": correct,
+                "failed": failed,
+                "stages": {other.name: self._status(other) for other in sharing},
+            },
         }
-        write_record(self.out / stage.record, {**record, **stamp})
+        write_record(self.out / stage.record, stamped)
 
     def _summary(self, correct: bool | None, failed: list[str]) -> Record:
         stages: Record = {}

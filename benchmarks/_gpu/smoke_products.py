@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks._measure.command import matmul_precision
+from benchmarks._ways.formulas import public_loss, unit_length_loss
+from benchmarks._ways.problem import TEMPERATURE
 from pixcontrast import HardNegativeSampler
-from pixcontrast._agreement import matmul_precision
-from pixcontrast.functional import info_nce
 
-TEMPERATURE = 0.1
 MINING = HardNegativeSampler(strategy="hardest", num_negatives=64, num_positives=16)
-CLASSES = 19
-KINDS = ("bank", "entries", "itself")
-"""A bank in order of its classes, entries in no order that want a gradient, the anchors."""
+KINDS = ("bank", "unit length", "entries", "itself")
+"""A bank in order of its classes, by `info_nce` and in the form that the losses call; entries in no
+order that require a gradient; the anchors themselves."""
 
 
 class CheckError(AssertionError):
@@ -97,51 +97,44 @@ class Drawn:
     anchor_labels: Tensor
     entries: Tensor | None
     entry_labels: Tensor | None
-    entries_want_gradient: bool
+    kind: str
 
     @classmethod
     def draw(cls, setting: Setting, mode: str, dim: int, kind: str, entries: int) -> Drawn:
         """Unit vectors, some of them ignored; the same ones for the same arguments."""
-        generator = torch.Generator().manual_seed(0)
+        # On the device: a bank is large, and the processors have other work.
+        device = setting.device
+        generator = torch.Generator(device).manual_seed(0)
 
         def vectors(rows: int) -> tuple[Tensor, Tensor]:
-            labels = torch.randint(CLASSES, (rows,), generator=generator)
-            labels[torch.rand(rows, generator=generator) < 0.1] = 255
-            made = F.normalize(torch.randn(rows, dim, generator=generator), dim=1)
-            return made.to(setting.device, MODES[mode].dtype), labels.to(setting.device)
+            labels = torch.randint(setting.classes, (rows,), generator=generator, device=device)
+            labels[torch.rand(rows, generator=generator, device=device) < 0.1] = 255
+            made = torch.randn(rows, dim, generator=generator, device=device)
+            return F.normalize(made, dim=1).to(MODES[mode].dtype), labels
 
         anchors, anchor_labels = vectors(setting.anchors)
         if kind == "itself":
-            return cls(anchors, anchor_labels, None, None, False)
+            return cls(anchors, anchor_labels, None, None, kind)
         made, labels = vectors(entries)
-        ordered = labels.sort().values if kind == "bank" else labels
-        return cls(anchors, anchor_labels, made, ordered, kind == "entries")
+        ordered = labels if kind == "entries" else labels.sort().values
+        return cls(anchors, anchor_labels, made, ordered, kind)
 
     def in_float64(self) -> Drawn:
         """The same numbers in float64."""
         entries = None if self.entries is None else self.entries.double()
-        return Drawn(self.anchors.double(), self.anchor_labels, entries, self.entry_labels,
-                     self.entries_want_gradient)  # fmt: skip
+        return replace(self, anchors=self.anchors.double(), entries=entries)
 
     def run(self, backend: str, mining: HardNegativeSampler | None = None) -> list[Tensor]:
-        """The loss of each anchor, and the gradients of their sum."""
+        """The loss and its gradients."""
         anchors = self.anchors.clone().requires_grad_()
         entries = self.entries
         leaves = [anchors]
-        if entries is not None and self.entries_want_gradient:
+        if entries is not None and self.kind == "entries":
             entries = entries.clone().requires_grad_()
             leaves.append(entries)
-        losses = info_nce(
-            anchors,
-            self.anchor_labels,
-            entries,
-            self.entry_labels,
-            temperature=TEMPERATURE,
-            mining=mining,
-            reduction="none",
-            backend=backend,  # type: ignore[arg-type]
-        )
-        return [losses.detach(), *torch.autograd.grad(losses.sum(), leaves)]
+        function = unit_length_loss if self.kind == "unit length" else public_loss
+        loss = function(anchors, self.anchor_labels, entries, self.entry_labels, backend, mining)
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
 
 Check = Callable[[], dict[str, float]]

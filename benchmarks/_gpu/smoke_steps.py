@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks._gpu.smoke_products import Check, CheckError, Setting, compare, require_same_bits
+from benchmarks._measure.command import matmul_precision
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss
-from pixcontrast._agreement import matmul_precision
 
 DIM = 64
 MINING = HardNegativeSampler(strategy="semi-hard", ratio=0.3, num_negatives=64, num_positives=16)

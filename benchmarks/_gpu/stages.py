@@ -51,7 +51,7 @@ def choose_stages(names: Sequence[str] | None, rehearse: bool) -> tuple[Stage, .
         return tuple(chosen)
     small = ("--rehearse",)
     return tuple(
-        stage if stage.name == "picture" else replace(stage, command=stage.command + small)
+        stage if stage.name == PICTURE else replace(stage, command=stage.command + small)
         for stage in chosen
     )
 
@@ -63,14 +63,15 @@ def _python(module: str, *arguments: str) -> tuple[str, ...]:
 _WRITES = ("--out", "{folder}", "--budget", "{budget}")
 _HOT_PATH = "hot_path_gpu.json"
 _TIMES_LOSS = _python("benchmarks.hot_path", "--device", "cuda", *_WRITES, "--record", _HOT_PATH)
-_TIMES_STEPS = _python("benchmarks.step", "--device", "cuda", *_WRITES)
+_TIMES_STEPS = _python("benchmarks.step", "--device", "cuda", *_WRITES, "--record")
+PICTURE = "picture"
 SECONDS = 540.0
 """The budget that the ends below are made for."""
 
 STAGES = (
     Stage(
         name="precompile",
-        end=50 / SECONDS,
+        end=60 / SECONDS,
         command=_python("benchmarks._gpu.precompile", *_WRITES, "--processes", "{processes}"),
         record="precompile.json",
         folder="precompile",
@@ -79,7 +80,7 @@ STAGES = (
     ),
     Stage(
         name="smoke",
-        end=85 / SECONDS,
+        end=95 / SECONDS,
         command=_python("benchmarks._gpu.smoke", *_WRITES),
         record="smoke.json",
         folder="smoke",
@@ -88,7 +89,7 @@ STAGES = (
     ),
     Stage(
         name="headlines",
-        end=215 / SECONDS,
+        end=220 / SECONDS,
         command=(*_TIMES_LOSS, "--stage", "headlines"),
         record=_HOT_PATH,
         folder="hot_path",
@@ -99,7 +100,7 @@ STAGES = (
     Stage(
         name="steps",
         end=285 / SECONDS,
-        command=_TIMES_STEPS,
+        command=(*_TIMES_STEPS, "step_gpu.json"),
         record="step_gpu.json",
         folder="steps",
         shown=2200,
@@ -107,8 +108,8 @@ STAGES = (
     # Profilers may disturb what they look at, so nothing is timed in these processes.
     Stage(
         name="launches",
-        end=315 / SECONDS,
-        command=(*_TIMES_STEPS, "--profile"),
+        end=320 / SECONDS,
+        command=(*_TIMES_STEPS, "launches_gpu.json", "--profile"),
         record="launches_gpu.json",
         folder="launches",
         shown=1200,
@@ -135,9 +136,9 @@ STAGES = (
         restarts=3,
     ),
     Stage(
-        name="picture",
-        end=533 / SECONDS,
-        command=_python("benchmarks._gpu.picture", f"{{folder}}/{_HOT_PATH}"),
+        name=PICTURE,
+        end=532 / SECONDS,
+        command=_python("benchmarks.hot_path", "--redraw", f"{{folder}}/{_HOT_PATH}"),
         record="hot_path_gpu.png",
         folder="hot_path",
         required=False,
