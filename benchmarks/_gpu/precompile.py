@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks import STARTED
 from benchmarks._gpu.process import run_limited
 from benchmarks._gpu.records import read_record, write_record
 
@@ -28,12 +29,11 @@ ENDING_SECONDS = 2.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Make every call, the most important ones first, in processes of their own."""
-    began = time.monotonic()
     options = _parser().parse_args(arguments)
     if options.part is not None:
         return _run_part(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    seconds = options.budget - (time.monotonic() - began) - ENDING_SECONDS
+    seconds = options.budget - (time.perf_counter() - STARTED) - ENDING_SECONDS
     parts = range(options.processes)
     with ThreadPoolExecutor(options.processes) as pool:
         list(pool.map(lambda part: _start_part(options, part, seconds), parts))
@@ -59,7 +59,7 @@ def _run_part(options: argparse.Namespace) -> int:
     """Make every so many-th call, in this process, and write down each."""
     if options.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"  # Before the kernels are imported.
-    deadline = time.monotonic() + options.budget
+    deadline = STARTED + options.budget
     # The process that keeps the time has no need of PyTorch, which takes seconds to import.
     import torch
 
@@ -69,7 +69,7 @@ def _run_part(options: argparse.Namespace) -> int:
     results: dict[str, Any] = dict.fromkeys((name for name, _ in calls), NOT_FINISHED)
     for name, call in calls:
         write_record(_part_path(options.out, options.part), results)
-        start = time.monotonic()
+        start = time.perf_counter()
         if start > deadline:
             break
         try:
@@ -77,7 +77,7 @@ def _run_part(options: argparse.Namespace) -> int:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
                 torch.cuda.empty_cache()  # All these processes share the memory of the card.
-            results[name] = time.monotonic() - start
+            results[name] = time.perf_counter() - start
         except Exception as error:  # What it means, the stage that makes this call will tell.
             results[name] = f"{type(error).__name__}: {str(error)[:300]}"
     write_record(_part_path(options.out, options.part), results)

@@ -113,10 +113,6 @@ class Runner:
         """What the stage has written so far."""
         return read_record(self.work / stage.folder / stage.record)
 
-    def output_of(self, stage: Stage) -> str:
-        """What the stage has printed to standard output so far."""
-        return _read(self._log(stage, "out"))
-
     def verdict(self) -> Verdict:
         """Whether the results are right, by the stages that check them."""
         first = {stage.record: stage for stage in reversed(self.stages)}

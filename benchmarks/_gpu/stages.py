@@ -23,7 +23,6 @@ class Stage:
         resume: added to the command where the stage starts again after a crash.
         restarts: how often it may start again.
         required: whether the run is incomplete without it.
-        shown: how many characters of its standard output the report repeats, from the end.
     """
 
     name: str
@@ -36,7 +35,6 @@ class Stage:
     resume: tuple[str, ...] = ()
     restarts: int = 0
     required: bool = True
-    shown: int = 0
 
     def arguments(self, values: Mapping[str, object], is_restart: bool) -> list[str]:
         """The command line; a restart continues the record that exists."""
@@ -95,7 +93,6 @@ STAGES = (
         folder="hot_path",
         resume=("--resume",),
         restarts=3,
-        shown=4500,
     ),
     Stage(
         name="steps",
@@ -103,7 +100,6 @@ STAGES = (
         command=(*_TIMES_STEPS, "step_gpu.json"),
         record="step_gpu.json",
         folder="steps",
-        shown=2200,
     ),
     # Profilers may disturb what they look at, so nothing is timed in these processes.
     Stage(
@@ -112,7 +108,6 @@ STAGES = (
         command=(*_TIMES_STEPS, "launches_gpu.json", "--profile"),
         record="launches_gpu.json",
         folder="launches",
-        shown=1200,
     ),
     Stage(
         name="tests",
@@ -125,7 +120,6 @@ STAGES = (
         record="tests_gpu.json",
         folder="tests",
         judges=True,
-        shown=600,
     ),
     Stage(
         name="rest",

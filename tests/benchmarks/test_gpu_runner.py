@@ -13,7 +13,7 @@ import pytest
 from benchmarks import gpu
 from benchmarks._gpu.process import run_limited
 from benchmarks._gpu.records import judge, write_record
-from benchmarks._gpu.report import last_lines, report
+from benchmarks._gpu.report import first_lines, report
 from benchmarks._gpu.runner import DONE, FAILED, NO_TIME, TIMED_OUT, Runner
 from benchmarks._gpu.stages import STAGES, Stage, choose_stages
 
@@ -24,7 +24,7 @@ def write(**record):
     with open({path!r}, "w") as file:
         json.dump(record, file)
 """
-MEASURES = "write(seconds=0.5); print('a figure')"
+MEASURES = "write(seconds=0.5)"
 CHECKS = "write(correct=True, failed=[])"
 HANGS = "write(seconds=0.25); print('begun', flush=True); time.sleep(60)"
 CLINGS = f"signal.signal(signal.SIGTERM, signal.SIG_IGN); {HANGS}"
@@ -35,7 +35,7 @@ def stage(name, end, program, *, record=None, **options):
     record = record or f"{name}.json"
     lines = WRITES.replace("{path!r}", f"os.path.join(sys.argv[1], {record!r})") + program
     command = (sys.executable, "-S", "-c", lines.replace("{", "{{").replace("}", "}}"))
-    return Stage(name, end, (*command, "{folder}", "{budget}"), record, name, shown=50, **options)
+    return Stage(name, end, (*command, "{folder}", "{budget}"), record, name, **options)
 
 
 def run(tmp_path, *stages, budget=20.0, **options):
@@ -88,21 +88,20 @@ def test_a_stage_that_fails_hangs_or_overruns_takes_nothing_else_with_it(tmp_pat
         assert record["seconds"] == seconds
         assert record["correct"] is True
         assert record["environment"] == {"card": "a card"}
-        assert record["stages"] == {name: summary["stages"][name]["status"]}
+        assert record["run"]["stages"] == {name: summary["stages"][name]["status"]}
     assert names_in(tmp_path / "out") == [
         "checks.json", "fails.json", "gpu.log", "hangs.json", "last.json", "measures.json",
         "overruns.json", "summary.json",
     ]  # fmt: skip
     printed = report(runner)
     assert "fails: failed; broken" in printed
-    assert "a figure" in printed
 
 
 def test_the_budget_is_kept_where_every_stage_hangs(tmp_path):
     start = time.monotonic()
-    hanging = [stage(name, end, CLINGS) for name, end in (("first", 0.3), ("last", 1.0))]
-    _, summary = run(tmp_path, *hanging, budget=5.0)
-    assert time.monotonic() - start < 5.0 + 5.0
+    hanging = [stage(name, end, CLINGS) for name, end in (("first", 0.35), ("last", 1.0))]
+    _, summary = run(tmp_path, *hanging, budget=4.0)
+    assert time.monotonic() - start < 4.0 + 5.0
     assert [one["status"] for one in summary["stages"].values()] == [TIMED_OUT, TIMED_OUT]
 
 
@@ -116,9 +115,9 @@ def test_a_stage_without_time_is_not_started(tmp_path):
 def test_time_that_is_left_over_goes_to_the_next_stage(tmp_path):
     tells = "write(budget=float(sys.argv[2]))"
     run(tmp_path, stage("first", 0.5, tells), stage("second", 1.0, tells), budget=40.0)
-    # Of 20 seconds 4 are for the case in which the budget ends; of nearly 40 no more than 8.
-    assert 14.0 < published(tmp_path, "first")["budget"] <= 16.0
-    assert 29.0 < published(tmp_path, "second")["budget"] <= 32.0
+    # Of 20 seconds and of nearly 40, but for the three in which a stage ends in order.
+    assert 14.0 < published(tmp_path, "first")["budget"] <= 17.0
+    assert 31.0 < published(tmp_path, "second")["budget"] <= 37.0
 
 
 def test_figures_come_out_while_a_stage_runs(tmp_path):
@@ -135,12 +134,15 @@ def test_figures_come_out_while_a_stage_runs(tmp_path):
     runner.publish = watched
     runner.run()
     assert [seen[0]["rows"], seen[-1]["rows"]] == [1, 2]
-    assert [seen[0]["stages"], seen[-1]["stages"]] == [{"slow": "not done"}, {"slow": DONE}]
+    assert [one["run"]["stages"] for one in (seen[0], seen[-1])] == [
+        {"slow": "not done"},
+        {"slow": DONE},
+    ]
 
 
 def test_a_record_that_breaks_off_replaces_no_whole_one(tmp_path):
-    breaks = "write(rows=1); time.sleep(1.6); open(sys.argv[1] + '/one.json', 'w').write('{');"
-    run(tmp_path, stage("one", 0.5, breaks + "time.sleep(60)"), budget=8.0)
+    breaks = "write(rows=1); time.sleep(1.3); open(sys.argv[1] + '/one.json', 'w').write('{');"
+    run(tmp_path, stage("one", 0.9, breaks + "time.sleep(60)"), budget=3.0)
     assert published(tmp_path, "one")["rows"] == 1
 
 
@@ -158,7 +160,7 @@ sys.exit(3 if rows < 2 else 0)
     assert summary["stages"]["headlines"]["status"] == DONE
     record = published(tmp_path, "shared")
     assert record["rows"] == 4
-    assert record["stages"] == {"headlines": DONE, "rest": DONE}
+    assert record["run"]["stages"] == {"headlines": DONE, "rest": DONE}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,8 @@ def test_correctness_marks_the_figures_and_withholds_none(smoke, tests, correct,
     assert (summary["correct"], summary["failed"]) == (correct, failed)
     record = published(tmp_path, "measures")
     assert record["seconds"] == 0.5
-    assert (record["correct"], record["failed"]) == (correct, failed)
+    assert record["correct"] is correct
+    assert (record["run"]["correct"], record["run"]["failed"]) == (correct, failed)
     assert summary["stages"]["smoke"]["record"].get("correct") in (True, False)
 
 
@@ -196,8 +199,21 @@ def test_a_stage_that_finds_faults_is_done(tmp_path):
     assert summary["complete"] is True
 
 
+def test_what_figures_say_of_themselves_counts_only_against_them(tmp_path):
+    """Of a record that two stages write once."""
+    right, wrong = "write(correct=True)", "write(correct=False)"
+    hot_path = stage("headlines", 0.4, wrong, record="hot_path.json")
+    rest = replace(hot_path, name="rest", end=1.0)
+    _, summary = run(tmp_path, stage("smoke", 0.2, CHECKS, judges=True), hot_path, rest)
+    assert (summary["correct"], summary["failed"]) == (False, ["headlines: correct is false"])
+    assert published(tmp_path, "hot_path")["correct"] is False
+    _, summary = run(tmp_path, stage("figures", 1.0, right))
+    assert summary["correct"] is None
+
+
 def test_no_check_is_no_verdict():
     assert judge({}, {}) == (None, [])
+    assert judge({"figures": {"correct": True}}, {}) == (None, [])
 
 
 def test_nan_becomes_null(tmp_path):
@@ -224,24 +240,62 @@ for _ in range(2):
         assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
-def test_lines_are_kept_whole_from_the_end():
-    text = "".join(f"line {n}\n" for n in range(100))
-    kept = last_lines(text, 40)
+def test_lines_are_kept_whole_from_the_start():
+    kept = first_lines("".join(f"line {n}\n" for n in range(100)), 40)
     assert len(kept) <= 40
-    assert kept.splitlines()[:2] == ["...", "line 96"]
-    assert last_lines("short\n", 40) == "short"
+    assert kept.splitlines()[-2:] == ["line 4", "..."]
+    assert first_lines("short", 40) == "short"
 
 
-def test_the_report_fits_on_a_screen_of_12000_characters(tmp_path):
-    prints = "print('x' * 99 + chr(10)) or [print('y' * 80) for _ in range(400)]"
-    failed = json.dumps([f"case {n} " + "z" * 500 for n in range(100)])
-    loud = [replace(stage(f"loud-{n}", 0.8, prints), shown=9000) for n in range(3)]
-    checks = stage("checks", 1.0, f"write(correct=False, failed={failed})", judges=True)
-    runner, _ = run(tmp_path, *loud, checks)
+def hot_path_rows(count):
+    figures = {
+        "info_nce": {"seconds": 0.0012345, "of_square": 0.4},
+        "unit length replayed": {"seconds": 0.0007, "of_square": 0.579},
+        "dense": {"status": "out of memory"},
+        "flex": {"status": "failed: RuntimeError: " + "no " * 200},
+    }
+    return [
+        {"mode": "bf16", "anchors": 1024, "entries": 190_000 + n, "dim": 256, "classes": 19,
+         "note": None, "correct": n != 1, "measured": figures} for n in range(count)
+    ]  # fmt: skip
+
+
+def test_the_report_shows_the_figures_and_fits_on_a_screen_of_12000_characters(tmp_path):
+    steps = [
+        {"name": "cityscapes", "case": "bank", "note": None,
+         "measured": {"step": {"seconds": 0.002}, "replayed": {"seconds": 0.001}}},
+        {"name": "cityscapes", "case": "batch", "note": "no time left", "measured": {}},
+    ]  # fmt: skip
+    counts = {"waits": 0, "launches": 351, "extra_mb": 812.3}
+    profiled = [{"name": "cityscapes", "case": "bank", "measured": {"step": counts}}]
+    failed = [f"case {n} " + "z" * 500 for n in range(100)]
+    runner, _ = run(
+        tmp_path,
+        stage("headlines", 0.4, f"write(rows={hot_path_rows(81)})"),
+        stage("steps", 0.5, f"write(steps={steps})"),
+        stage("launches", 0.6, f"write(steps={profiled})"),
+        stage("tests", 1.0, f"write(correct=False, failed={failed}, passed=12)", judges=True),
+    )
     printed = report(runner)
-    assert 9000 < len(printed) < 12_000
-    assert "checks: case 0" in printed
-    assert "and 80 more" in printed
+    assert len(printed) < 12_000
+    lines = printed.splitlines()
+    first = next(line for line in lines if line.startswith("bf16 1,024 x 190,000 x 256"))
+    assert first.split()[6:] == [
+        "1.234", "-", "-", "0.700", "-", "-", "failed", "-", "memory", "-", "-", "0.58",
+    ]  # fmt: skip
+    assert [line.split()[3] for line in lines if line.endswith("WRONG")] == ["190,001"]
+    step = next(line for line in lines if line.startswith("cityscapes, bank"))
+    assert step.split()[2:] == ["2.000", "1.000", "-", "-", "-", "-", "0", "351", "812"]
+    assert "  cityscapes, batch: no time left" in lines
+    assert "tests: 12 passed, 100 failed" in lines
+    assert "and 80 more, see the records" in printed
+    assert lines[-4].split()[:2] == ["headlines", "done"]
+
+
+def test_a_record_of_another_form_costs_only_its_table(tmp_path):
+    runner, _ = run(tmp_path, stage("headlines", 1.0, "write(rows=[{}])"))
+    assert "headlines: no table" in report(runner)
+    assert "correct: not known" in report(runner)
 
 
 def test_the_stages_of_a_run():
