@@ -30,10 +30,11 @@ ENDING_SECONDS = 2.0
 def main(arguments: list[str] | None = None) -> int:
     """Make every call, the most important ones first, in processes of their own."""
     options = _parser().parse_args(arguments)
+    started = STARTED if arguments is None else time.perf_counter()
     if options.part is not None:
-        return _run_part(options)
+        return _run_part(options, started + options.budget)
     options.out.mkdir(parents=True, exist_ok=True)
-    seconds = options.budget - (time.perf_counter() - STARTED) - ENDING_SECONDS
+    seconds = options.budget - (time.perf_counter() - started) - ENDING_SECONDS
     parts = range(options.processes)
     with ThreadPoolExecutor(options.processes) as pool:
         list(pool.map(lambda part: _start_part(options, part, seconds), parts))
@@ -55,11 +56,10 @@ def _start_part(options: argparse.Namespace, part: int, seconds: float) -> None:
     run_limited(command, seconds=seconds, output=log, errors=log, environment=alone)
 
 
-def _run_part(options: argparse.Namespace) -> int:
+def _run_part(options: argparse.Namespace, deadline: float) -> int:
     """Make every so many-th call, in this process, and write down each."""
     if options.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"  # Before the kernels are imported.
-    deadline = STARTED + options.budget
     # The process that keeps the time has no need of PyTorch, which takes seconds to import.
     import torch
 

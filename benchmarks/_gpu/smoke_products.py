@@ -60,6 +60,7 @@ class Setting:
 
     Attributes:
         device: with kernels, or the CPU under the interpreter.
+        backend: of what is checked.
         modes: the kinds of product.
         dims: the sizes of an embedding.
         anchors, entries: of what is compared with float64.
@@ -70,6 +71,7 @@ class Setting:
     """
 
     device: torch.device
+    backend: str = "triton"
     modes: tuple[str, ...] = tuple(MODES)
     dims: tuple[int, ...] = (64, 256)
     anchors: int = 512
@@ -164,7 +166,7 @@ def _beside_float64(
     def check() -> dict[str, float]:
         drawn = Drawn.draw(setting, mode, dim, kind, setting.entries)
         with products(mode):
-            actual = drawn.run("triton", mining)
+            actual = drawn.run(setting.backend, mining)
         truth = drawn.in_float64().run("dense", mining)
         bounds = [MODES[mode].loss_bound, *[MODES[mode].gradient_bound] * (len(truth) - 1)]
         return compare(actual, truth, bounds)
@@ -178,7 +180,7 @@ def _same_bits(setting: Setting, mode: str, dim: int, kind: str) -> Check:
     def check() -> dict[str, float]:
         drawn = Drawn.draw(setting, mode, dim, kind, setting.many)
         with products(mode):
-            first, *others = (drawn.run("triton") for _ in range(3))
+            first, *others = (drawn.run(setting.backend) for _ in range(3))
         for other in others:
             require_same_bits(first, other)
         return {}

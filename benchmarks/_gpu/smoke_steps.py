@@ -27,9 +27,7 @@ class SkippedError(Exception):
 class Step:
     """One training step of `PixelContrastLoss` with a bank, from an embedding map on."""
 
-    def __init__(
-        self, setting: Setting, mining: HardNegativeSampler | None, backend: str = "triton"
-    ) -> None:
+    def __init__(self, setting: Setting, mining: HardNegativeSampler | None, backend: str) -> None:
         generator = torch.Generator().manual_seed(0)
         size, classes, device = setting.map_size, setting.classes, setting.device
         emb = torch.randn(2, DIM, size, size, generator=generator)
@@ -73,7 +71,7 @@ def step_checks(setting: Setting) -> dict[str, Check]:
 
 def _beside_float64(setting: Setting) -> dict[str, float]:
     with matmul_precision("highest"):
-        steps = [Step(setting, None, backend) for backend in ("triton", "dense")]
+        steps = [Step(setting, None, backend) for backend in (setting.backend, "dense")]
         _warm(steps)
         ours, truth = (step(7)[:2] for step in steps)
     return compare(ours, truth, [STEP_BOUND, STEP_BOUND])
@@ -82,7 +80,7 @@ def _beside_float64(setting: Setting) -> dict[str, float]:
 def _no_waits(setting: Setting, mining: HardNegativeSampler | None) -> dict[str, float]:
     """PyTorch raises where an operation makes the host wait for the device."""
     _require_cuda(setting, "PyTorch sees waits for a CUDA device alone")
-    step = Step(setting, mining)
+    step = Step(setting, mining, setting.backend)
     _warm([step])
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -97,7 +95,7 @@ def _no_waits(setting: Setting, mining: HardNegativeSampler | None) -> dict[str,
 def _replayed(setting: Setting, mining: HardNegativeSampler | None) -> dict[str, float]:
     """A replay is the eager step on the same draws, to the bit, and draws anew each time."""
     _require_cuda(setting, "a CUDA graph needs a CUDA device")
-    captured, eager = Step(setting, mining), Step(setting, mining)
+    captured, eager = Step(setting, mining, setting.backend), Step(setting, mining, setting.backend)
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -119,7 +117,7 @@ def _replayed(setting: Setting, mining: HardNegativeSampler | None) -> dict[str,
 
 
 def _same_bits(setting: Setting, mining: HardNegativeSampler | None) -> dict[str, float]:
-    steps = [Step(setting, mining) for _ in range(2)]
+    steps = [Step(setting, mining, setting.backend) for _ in range(2)]
     _warm(steps)
     require_same_bits(*(step(7) for step in steps))
     return {}
