@@ -47,7 +47,15 @@ from benchmarks._ways.cases import STAGES, choose_cases, parse_case_shape
 from benchmarks._ways.comparison import Comparison
 from benchmarks._ways.problem import MODES, Case, Problem
 from benchmarks._ways.products import copy_bandwidth
-from benchmarks._ways.ways import CPU_WAYS, CUDA_WAYS, WAYS, Means, compile_for_shape, make_runs
+from benchmarks._ways.ways import (
+    COMPILED_WAYS,
+    CPU_WAYS,
+    CUDA_WAYS,
+    WAYS,
+    Means,
+    compile_for_shape,
+    make_runs,
+)
 
 Row = dict[str, Any]
 MARGIN_SECONDS = 4.0
@@ -153,7 +161,7 @@ class _Run:
         except Exception as error:  # The other cases are still measured.
             row["note"] = in_words(error)
         finally:
-            if {"compiled", "flex"} & set(self.ways):
+            if set(COMPILED_WAYS) & set(self.ways) and not self.options.rehearse:
                 torch.compiler.reset()  # Each case is compiled for its own shapes.
         return 0
 
