@@ -58,9 +58,14 @@ class FlexLoss:
     """
 
     def __init__(self, problem: Problem, compiler: Callable[[Any], Any]) -> None:
+        from torch.nn.attention import flex_attention as flex
+
         self.problem = problem
         self.heads = _heads_of(problem)
-        self.flex = compiler(_flex_attention)
+        self.flex = compiler(flex.flex_attention)
+        # PyTorch 2.9 and newer have AuxRequest, and deprecate the other form.
+        new = hasattr(flex, "AuxRequest")
+        self.request = {"return_aux": flex.AuxRequest(lse=True)} if new else {"return_lse": True}
         self.positives = compiler(_losses_of_positives)
         # Capacities are known in training: the sampler's and the bank's options set them. A bank
         # is stored by class, so that its part of the positives' product needs no gather.
@@ -81,7 +86,11 @@ class FlexLoss:
         entry_labels = labels if problem.entry_labels is None else problem.entry_labels
         query, keys = _split(anchors, entries, self.heads)
         mask = negatives_mask(labels, entry_labels.view(self.heads, -1))
-        _, lse = self.flex(query, keys, keys, mask)
+        _, aux = self.flex(
+            query, keys, keys, block_mask=mask, scale=1 / TEMPERATURE, **self.request
+        )
+        # The logarithms of the heads' sums, (1, H, M).
+        lse = getattr(aux, "lse", aux)
         z = lse[0].logsumexp(dim=0)
         rows, row_mask = _class_index(labels, self.num_classes, self.capacity)
         positive = row_mask[:, :, None] & self.column_mask[:, None, :]
@@ -116,24 +125,6 @@ def negatives_mask(labels: Tensor, entry_labels: Tensor) -> Any:
         mask_mod=is_negative,
         seq_lengths=(len(labels), entry_labels.shape[1]),
     )
-
-
-def _flex_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Any) -> tuple[Any, Tensor]:
-    """Return the output and, (1, H, M), the log of the sum of exponentials of FlexAttention."""
-    from torch.nn.attention import flex_attention as flex
-
-    scale = 1 / TEMPERATURE
-    if hasattr(flex, "AuxRequest"):  # PyTorch 2.9 and newer
-        request = flex.AuxRequest(lse=True)
-        output, aux = flex.flex_attention(
-            query, keys, values, block_mask=mask, scale=scale, return_aux=request
-        )
-        assert aux.lse is not None  # it is requested
-        return output, aux.lse
-    output, lse = flex.flex_attention(
-        query, keys, values, block_mask=mask, scale=scale, return_lse=True
-    )
-    return output, lse
 
 
 def _heads_of(problem: Problem) -> int:
