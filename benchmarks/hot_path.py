@@ -21,44 +21,47 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import STARTED
 from benchmarks._measure.command import (
-    DEVICE_LOST,
     REFUSED,
     add_device_options,
     add_run_options,
-    look_at_machine,
     matmul_precision,
     start_run,
-    write_record,
 )
-from benchmarks._measure.environment import describe_device
 from benchmarks._measure.memory import extra_memory, measured_peak, peak_memory
+from benchmarks._measure.session import UNFINISHED, Session
 from benchmarks._measure.tables import hot_path_head, hot_path_lines
-from benchmarks._measure.timers import CPU, NO_TIME, DeviceLostError, in_words, now, release
+from benchmarks._measure.timers import CPU, NO_TIME, Run
 from benchmarks._ways.cases import STAGES, choose_cases, parse_case_shape
 from benchmarks._ways.comparison import Comparison
 from benchmarks._ways.problem import MODES, Case, Problem
 from benchmarks._ways.products import copy_bandwidth
-from benchmarks._ways.ways import CPU_WAYS, CUDA_WAYS, WAYS, Means, compile_for_shape, make_runs
+from benchmarks._ways.ways import (
+    COMPILED_WAYS,
+    CPU_WAYS,
+    CUDA_WAYS,
+    PHASES,
+    WAYS,
+    Means,
+    compile_for_shape,
+    make_runs,
+)
 
 Row = dict[str, Any]
-MARGIN_SECONDS = 4.0
-"""Between the last figure and the end of the budget."""
 COMPILE_SECONDS = 60.0
-"""What the implementations that compile for long are expected to take at most, in one case."""
+"""What the ways that compile for long are expected to take at most, in one case."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure every case until the budget is spent; return the exit status."""
-    started = STARTED if arguments is None else now()
     options = _parser().parse_args(arguments)
     if options.redraw is not None:
         rows = json.loads(options.redraw.read_text())["rows"]
@@ -69,117 +72,119 @@ def main(arguments: list[str] | None = None) -> int:
     if options.peak is not None:
         print(json.dumps(_peak_of_one(options)))
         return 0
-    run = _Run(options, started)
-    status = run.measure_all()
-    if status == 0 and run.path is not None and not run.as_on_gpu:
-        _draw(run.path.with_suffix(".png"), run.rows)
+    session = Session(options, arguments is None, ("hot_path.json", "hot_path_gpu.json"))
+    status = _HotPath(options, session).measure_all()
+    if status == 0 and session.path is not None and not session.as_on_gpu:
+        _draw(session.path.with_suffix(".png"), session.record["rows"])
     return status
 
 
-class _Run:
-    """One run of the command: its options, its record and its deadline."""
+class _HotPath:
+    """The cases of one run of the command."""
 
-    def __init__(self, options: argparse.Namespace, started: float) -> None:
+    def __init__(self, options: argparse.Namespace, session: Session) -> None:
         self.options = options
-        self.started = started
-        self.device: torch.device = options.device
-        self.as_on_gpu: bool = options.rehearse or self.device.type == "cuda"
-        self.deadline = started + options.budget - MARGIN_SECONDS
-        name = options.record or ("hot_path_gpu.json" if self.as_on_gpu else "hot_path.json")
-        self.path = None if options.out is None else options.out / name
-        self.ways = options.ways or (CUDA_WAYS if self.as_on_gpu else CPU_WAYS)
-        self.means = Means(self.device, "triton", compile_for_shape, square=8192)
+        self.session = session
+        self.means = Means(session.device, "triton", compile_for_shape, square=8192)
         if options.rehearse:
-            self.means = Means(self.device, "tiled", lambda function: function, square=32)
-        self.record = self._begin()
-        self.rows: list[Row] = self.record["rows"]
+            self.means = Means(session.device, "tiled", lambda function: function, square=32)
+        self.ways = options.ways or (CUDA_WAYS if session.as_on_gpu else CPU_WAYS)
+        self.cases = choose_cases(
+            options.shapes, options.modes, options.stage, session.device.type, options.rehearse
+        )
+        former = session.record.get("rows", [])
+        self.rows: list[Row] = [row for row in former if row["note"] != NO_TIME]
+        session.record["rows"] = self.rows
+        if session.as_on_gpu and not session.resumed:
+            num_bytes = 1 << (12 if options.rehearse else 30)
+            session.record["copy_gb_per_second"] = copy_bandwidth(session.device, num_bytes)
 
     def measure_all(self) -> int:
-        """Measure what the record lacks; return the exit status."""
-        options = self.options
-        cases = choose_cases(
-            options.shapes, options.modes, options.stage, self.device.type, options.rehearse
-        )
-        done = {_key(row) for row in self.rows}
-        waiting = [case for case in cases if _key(asdict(case)) not in done]
+        """Measure what the record lacks; return the exit status.
+
+        As on a GPU, the ways that compile for long come after everything else: a compiler that
+        never ends then costs no other figure.
+        """
         print(hot_path_head(), flush=True)
-        for number, case in enumerate(waiting):
-            row: Row = {**asdict(case), "flops": case.useful_flops, "note": "did not finish"}
+        done = {_key(row) for row in self.rows}
+        on_gpu = self.session.as_on_gpu
+        quick = [way for way in self.ways if not (on_gpu and way in COMPILED_WAYS)]
+        for case in (case for case in self.cases if _key(asdict(case)) not in done):
+            row: Row = {**asdict(case), "flops": case.useful_flops, "note": NO_TIME}
             row |= {"correct": None, "measured": {}, "skipped": {}}
             self.rows.append(row)
-            if now() + _expected_seconds(case, self.device) > self.deadline:
-                row["note"] = NO_TIME
-                self.save()
-                continue
-            self.save()  # A process that dies in this case does not come back to it.
-            later = sum(_expected_seconds(other, self.device) for other in waiting[number + 1 :])
-            may_compile = cases[case] or now() + COMPILE_SECONDS + later < self.deadline
-            status = self._measure(case, row, may_compile)
-            self.save()
-            print("\n".join(hot_path_lines(row)), flush=True)
+            status = self._measure(case, row, quick, PHASES if on_gpu else (WAYS,), 0.0)
             if status != 0:
                 return status
-        self.record["seconds"] = now() - self.started
-        self.save()
+        status = self._measure_compiled() if on_gpu else 0
         left_out = sum(row["note"] == NO_TIME for row in self.rows)
         print(f"{len(self.rows) - left_out} of {len(self.rows)} cases measured")
+        return status
+
+    def _measure_compiled(self) -> int:
+        """Measure the headlines again with the ways that compile, while there is time for it."""
+        compiled = [way for way in self.ways if way in COMPILED_WAYS]
+        rows = {_key(row): row for row in self.rows}
+        for case in (case for case, is_headline in self.cases.items() if is_headline):
+            row = rows[_key(asdict(case))]
+            missing = [way for way in compiled if way not in (*row["measured"], *row["skipped"])]
+            if not missing or row["note"] is not None or not self.session.has_time(COMPILE_SECONDS):
+                continue
+            # A process that dies here does not come back to them.
+            row["skipped"] |= dict.fromkeys(missing, UNFINISHED)
+            status = self._measure(case, row, self.ways, (WAYS,), COMPILE_SECONDS)
+            for way in missing:
+                if way in row["measured"] and row["skipped"][way] == UNFINISHED:
+                    del row["skipped"][way]
+            torch.compiler.reset()  # Each case is compiled for its own shapes.
+            self._save()
+            if status != 0:
+                return status
         return 0
 
-    def save(self) -> None:
-        """Write the record as far as it is known."""
+    def _measure(
+        self,
+        case: Case,
+        row: Row,
+        ways: Sequence[str],
+        phases: Sequence[Sequence[str]],
+        extra_seconds: float,
+    ) -> int:
+        expected = extra_seconds + _expected_seconds(case, self.session.device)
+        job = partial(self._compare, case, row, ways, phases)
+        status = self.session.fill(row, job, expected)
+        self._save()
+        print("\n".join(hot_path_lines(row)), flush=True)
+        return status
+
+    def _compare(
+        self, case: Case, row: Row, ways: Sequence[str], phases: Sequence[Sequence[str]]
+    ) -> None:
+        session = self.session
+        comparison = Comparison(case, session.device, row, self.means.square, session.save)
+        with matmul_precision(MODES[case.mode].precision):
+            problem = Problem.draw(case, session.device)
+            runs = make_runs(case, problem, ways, self.means, session.as_on_gpu)
+            comparison.leave_out(runs, say=session.as_on_gpu)
+            comparison.time(runs, self.options.repeats, session.deadline, phases)
+            if session.as_on_gpu and session.has_time(0.0):
+                comparison.check(runs, problem)
+            comparison.weigh(runs, self._weigher(case))
+
+    def _save(self) -> None:
         known = [row["correct"] for row in self.rows if row["correct"] is not None]
-        self.record["correct"] = all(known) if known else None
-        if self.path is not None:
-            write_record(self.path, self.record)
+        self.session.record["correct"] = all(known) if known else None
+        self.session.save()
 
-    def _measure(self, case: Case, row: Row, may_compile: bool) -> int:
-        comparison = Comparison(case, self.device, row, self.means.square, self.save)
-        try:
-            release(self.device)
-            with matmul_precision(MODES[case.mode].precision):
-                problem = Problem.draw(case, self.device)
-                runs = make_runs(case, problem, self.ways, self.means, self.as_on_gpu)
-                time_left = self.deadline - now() > COMPILE_SECONDS
-                comparison.leave_out(runs, may_compile and time_left, self.as_on_gpu)
-                comparison.time(runs, self.options.repeats, self.deadline, self.as_on_gpu)
-                if self.as_on_gpu and now() < self.deadline:
-                    comparison.check(runs, problem)
-                comparison.weigh(runs, self._weigher(case))
-            row["note"] = None
-        except DeviceLostError as lost:
-            comparison.keep(getattr(lost, "measured", {}))
-            row["note"] = f"the device was lost: {lost}"
-            return DEVICE_LOST
-        except Exception as error:  # The other cases are still measured.
-            row["note"] = in_words(error)
-        finally:
-            if {"compiled", "flex"} & set(self.ways):
-                torch.compiler.reset()  # Each case is compiled for its own shapes.
-        return 0
-
-    def _weigher(self, case: Case) -> Callable[[str, Callable[[], object]], float | None]:
+    def _weigher(self, case: Case) -> Callable[[str, Run], float | None]:
         """Return a function from a name and its run to the MB it needs."""
         if not self.options.memory:
             return lambda name, run: None
-        if self.as_on_gpu:
-            return lambda name, run: extra_memory(run, self.device)
+        if self.session.as_on_gpu:
+            return lambda name, run: extra_memory(run, self.session.device)
         shape = f"{case.anchors}x{case.entries or 'itself'}x{case.dim}x{case.classes}"
         given = ("--shapes", shape, "--modes", case.mode)
         return lambda name, run: peak_memory("benchmarks.hot_path", "--peak", name, *given)
-
-    def _begin(self) -> Row:
-        """Return the record to resume, or a new one."""
-        if self.options.resume and self.path is not None and self.path.exists():
-            record: Row = json.loads(self.path.read_text())
-            record["rows"] = [row for row in record["rows"] if row["note"] != NO_TIME]
-            record["resumed"] = record.get("resumed", 0) + 1
-            return record
-        environment = look_at_machine(self.options.refuse_busy, self.options.commit)
-        record = {"environment": {**environment, **describe_device(self.device)}, "rows": []}
-        if self.as_on_gpu:
-            num_bytes = 1 << (12 if self.options.rehearse else 30)
-            record["copy_gb_per_second"] = copy_bandwidth(self.device, num_bytes)
-        return record
 
 
 def _peak_of_one(options: argparse.Namespace) -> float:
@@ -226,7 +231,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--modes", nargs="+", choices=MODES, metavar="MODE", help=f"out of {', '.join(MODES)}")
     add("--ways", nargs="+", choices=WAYS, metavar="WAY", help=f"out of {', '.join(WAYS)}")
     add("--stage", choices=STAGES, help="a part of the cases (default: both)")
-    add("--resume", action="store_true", help="continue the record in the folder")
     add("--redraw", type=Path, metavar="JSON", help="draw the picture of an existing record")
     add("--peak", choices=WAYS, help=argparse.SUPPRESS)
     return parser

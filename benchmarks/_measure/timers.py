@@ -152,6 +152,13 @@ def measure(
     return measured
 
 
+def keep_figures(measured: dict[str, Measured], found: Mapping[str, Measured]) -> None:
+    """Put new results into `measured`. A status does not replace figures."""
+    for name, one in found.items():
+        if "seconds" in one or "seconds" not in measured.get(name, {}):
+            measured[name] = dict(one)
+
+
 def add_ratios(measured: Mapping[str, Measured], references: Sequence[str]) -> None:
     """Add to each result with `seconds` its ratio `to_NAME` for each reference."""
     for reference in references:

@@ -21,27 +21,18 @@ BLOCK = 128
 MOST_HEADS = 64
 
 
-def num_heads(problem: Problem) -> int:
+def num_heads(num_anchors: int, num_entries: int, processors: int) -> int:
     """Return into how many heads of equal length the entries are split, to fill the processors.
 
     The fewest of those that leave the fewest processors idle in the last wave of programs.
     """
-    num_entries, device = len(problem.contrast), problem.anchors.device
-    row_blocks = math.ceil(len(problem.anchors) / BLOCK)
-    processors = 6
-    if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
 
     def fullness(heads: int) -> float:
-        waves = row_blocks * heads / processors
+        waves = math.ceil(num_anchors / BLOCK) * heads / processors
         return waves / math.ceil(waves)
 
-    possible = [
-        heads
-        for heads in range(1, MOST_HEADS + 1)
-        if num_entries % heads == 0 and num_entries // heads >= min(BLOCK, num_entries)
-    ]
-    return max(possible, key=fullness)
+    most = min(MOST_HEADS, max(1, num_entries // BLOCK))
+    return max((heads for heads in range(1, most + 1) if num_entries % heads == 0), key=fullness)
 
 
 def attention_output(problem: Problem) -> Tensor:
@@ -50,7 +41,7 @@ def attention_output(problem: Problem) -> Tensor:
     It has no label mask, does not merge the heads and computes no loss: a ceiling of the
     denominator's pass, and no loss.
     """
-    query, keys = _heads(problem.anchors, problem.contrast, num_heads(problem))
+    query, keys = _split(problem.anchors, problem.contrast, _heads_of(problem))
     return F.scaled_dot_product_attention(query, keys, keys, scale=1 / TEMPERATURE)
 
 
@@ -67,9 +58,14 @@ class FlexLoss:
     """
 
     def __init__(self, problem: Problem, compiler: Callable[[Any], Any]) -> None:
+        from torch.nn.attention import flex_attention as flex
+
         self.problem = problem
-        self.heads = num_heads(problem)
-        self.flex = compiler(_flex_attention)
+        self.heads = _heads_of(problem)
+        self.flex = compiler(flex.flex_attention)
+        # PyTorch 2.9 and newer have AuxRequest, and deprecate the other form.
+        new = hasattr(flex, "AuxRequest")
+        self.request = {"return_aux": flex.AuxRequest(lse=True)} if new else {"return_lse": True}
         self.positives = compiler(_losses_of_positives)
         # Capacities are known in training: the sampler's and the bank's options set them. A bank
         # is stored by class, so that its part of the positives' product needs no gather.
@@ -88,9 +84,13 @@ class FlexLoss:
         anchors = problem.anchors[order]
         entries = anchors if problem.entries is None else problem.entries
         entry_labels = labels if problem.entry_labels is None else problem.entry_labels
-        query, keys = _heads(anchors, entries, self.heads)
+        query, keys = _split(anchors, entries, self.heads)
         mask = negatives_mask(labels, entry_labels.view(self.heads, -1))
-        _, lse = self.flex(query, keys, keys, mask)
+        _, aux = self.flex(
+            query, keys, keys, block_mask=mask, scale=1 / TEMPERATURE, **self.request
+        )
+        # The logarithms of the heads' sums, (1, H, M).
+        lse = getattr(aux, "lse", aux)
         z = lse[0].logsumexp(dim=0)
         rows, row_mask = _class_index(labels, self.num_classes, self.capacity)
         positive = row_mask[:, :, None] & self.column_mask[:, None, :]
@@ -127,25 +127,15 @@ def negatives_mask(labels: Tensor, entry_labels: Tensor) -> Any:
     )
 
 
-def _flex_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Any) -> tuple[Any, Tensor]:
-    """Return the output and, (1, H, M), the log of the sum of exponentials of FlexAttention."""
-    from torch.nn.attention import flex_attention as flex
-
-    scale = 1 / TEMPERATURE
-    if hasattr(flex, "AuxRequest"):  # PyTorch 2.9 and newer
-        request = flex.AuxRequest(lse=True)
-        output, aux = flex.flex_attention(
-            query, keys, values, block_mask=mask, scale=scale, return_aux=request
-        )
-        assert aux.lse is not None  # it is requested
-        return output, aux.lse
-    output, lse = flex.flex_attention(
-        query, keys, values, block_mask=mask, scale=scale, return_lse=True
-    )
-    return output, lse
+def _heads_of(problem: Problem) -> int:
+    device = problem.anchors.device
+    processors = 6
+    if device.type == "cuda":
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return num_heads(len(problem.anchors), len(problem.contrast), processors)
 
 
-def _heads(anchors: Tensor, entries: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+def _split(anchors: Tensor, entries: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Return queries (1, H, M, D), the anchors for each head, and keys (1, H, N / H, D)."""
     query = anchors.expand(1, heads, -1, -1).contiguous()
     return query, entries.view(1, heads, -1, entries.shape[1])

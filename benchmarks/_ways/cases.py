@@ -98,7 +98,7 @@ def choose_cases(
         rehearse: the tiny cases of both stages.
     """
     if shapes is not None:
-        chosen = modes or (list(MODES) if device == "cuda" else ["float32"])
+        chosen = modes or (list(MODES) if device == "cuda" or rehearse else ["float32"])
         return {Case(mode, *shape): True for mode in chosen for shape in shapes}
     headlines: tuple[Case, ...]
     everything: tuple[Case, ...]

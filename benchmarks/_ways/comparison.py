@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from benchmarks._measure.timers import (
     add_ratios,
     attempt,
     in_words,
+    keep_figures,
     measure,
     now,
     release,
@@ -22,11 +23,9 @@ from benchmarks._ways.formulas import Losses, Truth, relative_error, truth_of
 from benchmarks._ways.problem import MODES, Case, Problem
 from benchmarks._ways.products import floor_flops
 from benchmarks._ways.ways import (
-    COMPILED_WAYS,
     DENSE_WAYS,
     LOSSES,
     OURS,
-    PHASES,
     REFERENCES,
     way_of,
 )
@@ -61,34 +60,28 @@ class Comparison:
         self.flops = {"floor": floor_flops(case), "square": 2 * square**3}
         self.save = save
 
-    def leave_out(self, runs: dict[str, Run], may_compile: bool, say: bool) -> None:
-        """Take out of `runs` what is too large or too slow here; with `say`, record why."""
-        for name in {way_of(name) for name in runs}:
-            words = None
-            if name in COMPILED_WAYS and not may_compile:
-                words = "no time to compile"
-            elif self._is_too_large(name):
-                words = "M×N is too large to try"
-            if words is not None:
-                for part in [part for part in runs if way_of(part) == name]:
-                    del runs[part]
-                if say:
-                    self.row["skipped"][name] = words
+    def leave_out(self, runs: dict[str, Run], say: bool) -> None:
+        """Take out of `runs` what is too large here; with `say`, record why."""
+        for name in [name for name in runs if self._is_too_large(way_of(name))]:
+            del runs[name]
+            if say:
+                self.row["skipped"][way_of(name)] = "M×N is too large to try"
 
-    def time(self, runs: Mapping[str, Run], repeats: int, deadline: float, phased: bool) -> None:
-        """Time the runs in turn.
+    def time(
+        self,
+        runs: Mapping[str, Run],
+        repeats: int,
+        deadline: float,
+        phases: Sequence[Sequence[str]],
+    ) -> None:
+        """Time the runs in turn, and save their figures.
 
-        With `phased`, ours are timed first, then with them those that take longer, and at last
-        with all of these those that compile for long. Each phase measures everything before it
-        again, and is saved: a process that is stopped while it compiles has figures of the others.
+        The ways of the first phase are timed alone, then with those of the second: a process that
+        is stopped there has figures of the first.
         """
-        everything = tuple(way for phase in PHASES for way in phase)
         chosen: dict[str, Run] = {}
-        for phase in PHASES if phased else (everything,):
-            added = {name: run for name, run in runs.items() if way_of(name) in phase}
-            if not added:
-                continue
-            chosen |= added
+        for phase in phases:
+            chosen |= {name: run for name, run in runs.items() if way_of(name) in phase}
             self.keep(measure(chosen, repeats, self.device, deadline=deadline))
             chosen = {name: run for name, run in chosen.items() if self._seconds(name)}
             if now() > deadline:
@@ -97,9 +90,7 @@ class Comparison:
     def keep(self, found: Mapping[str, Measured]) -> None:
         """Put results into the row with their rates and ratios, and save it."""
         measured = self.row["measured"]
-        for name, one in found.items():
-            if "seconds" in one or not self._seconds(name):
-                measured[name] = dict(one)
+        keep_figures(measured, found)
         add_ratios(measured, [name for name in REFERENCES if name in measured])
         for name, one in measured.items():
             if "seconds" in one and "forward" not in name:
