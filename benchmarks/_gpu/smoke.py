@@ -28,11 +28,7 @@ RECORD = "smoke.json"
 def main(arguments: list[str] | None = None) -> int:
     """Run every check for which time is left."""
     started = STARTED if arguments is None else time.perf_counter()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks._gpu.smoke", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--budget", type=float, default=60.0, metavar="SECONDS")
-    parser.add_argument("--rehearse", action="store_true", help="small, in Triton's interpreter")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     if options.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"  # Before the kernels are imported.
     deadline = started + options.budget
@@ -97,6 +93,18 @@ def _answers(device: torch.device) -> bool:
     except Exception:
         return False
     return True
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks._gpu.smoke",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--budget", type=float, default=60.0, metavar="SECONDS")
+    parser.add_argument("--rehearse", action="store_true", help="small, in Triton's interpreter")
+    return parser
 
 
 if __name__ == "__main__":
