@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks._measure.environment import describe_device
 from benchmarks._measure.timers import attempt, seconds_of
 from benchmarks._ways.problem import MODES
-from pixcontrast._equation.kernels.configurations import (
+from pixcontrast._info_nce.fused.configurations import (
     Configuration,
     Configurations,
     configurations_for,

@@ -44,7 +44,7 @@ def public_loss(
         contrast,
         contrast_labels,
         temperature=TEMPERATURE,
-        mining=negative_sampler,
+        negative_sampler=negative_sampler,
         backend=backend,  # type: ignore[arg-type]
     )
 
@@ -67,7 +67,7 @@ def unit_length_loss(
         temperature=TEMPERATURE,
         denominator="negatives",
         weight=None,
-        mining=negative_sampler,
+        negative_sampler=negative_sampler,
         generator=None,
         reduction="mean",
         ignore_index=ignore_index,
