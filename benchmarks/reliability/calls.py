@@ -39,7 +39,7 @@ from pixcontrast import (
     MemoryBank,
     ProjectionHead,
 )
-from pixcontrast._equation.backends import Backend
+from pixcontrast._triton import Backend
 from pixcontrast.functional import info_nce
 
 

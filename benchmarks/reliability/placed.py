@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.reliability.calls import Call
 from benchmarks.reliability.snapshot import tensors_in
-from pixcontrast._equation.backends import Backend
+from pixcontrast._triton import Backend
 
 MOST_NUMBERS = 500
 """In the embeddings of a call, for the interpreter."""

@@ -3,10 +3,10 @@
 import torch
 from problems import IGNORE, labels, vectors
 
-from pixcontrast._equation.dense import dense_losses
-from pixcontrast._equation.parts import complete, merge_denominators, merge_positives
-from pixcontrast._equation.problem import Piece, Problem
-from pixcontrast._labels import mark_absent
+from pixcontrast._info_nce.dense import dense_losses
+from pixcontrast._info_nce.problem import Piece, Problem
+from pixcontrast._info_nce.results import complete, merge_denominators, merge_positives
+from pixcontrast._labels import mark_ignored
 
 CLASSES = 4
 
@@ -17,10 +17,10 @@ def problem_of(
     """Anchors, against some of: themselves, a piece of one class, one with nothing, another."""
     generator = torch.Generator().manual_seed(0)
     anchors = vectors(13, 16, generator, dtype)
-    anchor_labels = mark_absent(labels(13, CLASSES, generator), IGNORE)
+    anchor_labels = mark_ignored(labels(13, CLASSES, generator), IGNORE)
     pieces = [Piece(anchors, anchor_labels, True, 0)]
     for size in (9, 5, 21):
-        entry_labels = mark_absent(labels(size, CLASSES, generator), IGNORE)
+        entry_labels = mark_ignored(labels(size, CLASSES, generator), IGNORE)
         if size == 9:
             entry_labels[:] = 1
         if size == 5:

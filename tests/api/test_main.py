@@ -12,8 +12,9 @@ import torch
 
 import pixcontrast
 from pixcontrast import __main__ as report
-from pixcontrast import _agreement as agreement
-from pixcontrast._equation import autograd, backends
+from pixcontrast import _self_check as agreement
+from pixcontrast import _triton
+from pixcontrast._info_nce import autograd
 
 CPU = torch.device("cpu")
 
@@ -58,7 +59,7 @@ def test_as_a_command():
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("pixcontrast._equation.fused") is None
+    importlib.util.find_spec("pixcontrast._info_nce.fused.forward") is None
     or importlib.util.find_spec("triton") is None,
     reason="needs the fused kernels and Triton",
 )
@@ -72,8 +73,8 @@ def test_as_a_command_with_interpreted_kernels():
 @pytest.fixture
 def interpreted(monkeypatch):
     """Kernels that run on the CPU: the tiled form stands in for them."""
-    monkeypatch.setattr(backends, "import_failure", lambda: None)
-    monkeypatch.setattr(backends, "interpreted", lambda: True)
+    monkeypatch.setattr(_triton, "import_failure", lambda: None)
+    monkeypatch.setattr(_triton, "interpreted", lambda: True)
     monkeypatch.setattr(autograd, "fused_losses", autograd.tiled_losses, raising=False)
 
 
@@ -110,8 +111,8 @@ def test_a_wrong_backend_fails(interpreted, monkeypatch, capsys, of, error):
 
 def test_a_small_error_of_float32_fails(interpreted, monkeypatch):
     monkeypatch.setattr(autograd, "fused_losses", wrong_by(gradient=1e-3))
-    assert not agreement.check_backend("triton", CPU, torch.float32).ok
-    assert agreement.check_backend("triton", CPU, torch.bfloat16).ok
+    assert not agreement.compare_with_reference("triton", CPU, torch.float32).ok
+    assert agreement.compare_with_reference("triton", CPU, torch.bfloat16).ok
 
 
 def test_a_backend_that_raises_fails(interpreted, monkeypatch):
@@ -119,7 +120,7 @@ def test_a_backend_that_raises_fails(interpreted, monkeypatch):
         raise RuntimeError("out of\nregisters")
 
     monkeypatch.setattr(autograd, "fused_losses", losses_of)
-    found = agreement.check_backend("triton", CPU, torch.float32)
+    found = agreement.compare_with_reference("triton", CPU, torch.float32)
     assert not found.ok
     assert found.failure == "RuntimeError: out of registers"
     lines = [line for line, ok in report.check_device(CPU) if not ok]
@@ -138,7 +139,7 @@ def test_the_checks_multiply_exactly_and_leave_the_precision_alone(interpreted, 
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
-        assert agreement.check_backend("triton", CPU, torch.float32).ok
+        assert agreement.compare_with_reference("triton", CPU, torch.float32).ok
         assert seen == ["highest"]
         assert torch.get_float32_matmul_precision() == "high"
     finally:
@@ -150,7 +151,7 @@ def test_the_tolerances_tell_right_from_wrong(dtype):
     """Right forms stay well inside; an anchor that is its own positive is far outside."""
     tolerance = agreement.TOLERANCES[dtype]
     for form in ("dense", "tiled"):
-        found = agreement.check_backend(form, CPU, dtype)
+        found = agreement.compare_with_reference(form, CPU, dtype)
         assert max(found.loss_error, found.gradient_error) < tolerance / 3
     anchors, anchor_labels, bank, bank_labels = agreement.small_case(dtype)
     truth = agreement._true_loss_and_gradient(dtype)

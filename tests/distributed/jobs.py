@@ -15,11 +15,11 @@ from pixcontrast import (
     RandomAnchorSampler,
     RegionContrastLoss,
 )
-from pixcontrast._equation import sharded
-from pixcontrast._equation.operators import sharded_losses_operator
-from pixcontrast._equation.problem import Problem
-from pixcontrast._equation.sharded_mining import MinedPasses, find_thresholds
-from pixcontrast._ranks import Ranks, add_up, ranks_of
+from pixcontrast._distributed import Ranks, add_up, ranks_of
+from pixcontrast._info_nce.operators import sharded_losses_operator
+from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.sharded import passes as sharded_passes
+from pixcontrast._info_nce.sharded.mining import MinedPasses, find_thresholds
 from pixcontrast.mining import Strategy, Thresholds
 
 LOSSES = {"pixels": PixelContrastLoss, "regions": RegionContrastLoss}
@@ -155,7 +155,7 @@ def count_selected(
         seeds.append(int(problem.seed))
         return met
 
-    sharded.find_thresholds = thresholds
+    sharded_passes.find_thresholds = thresholds
     try:
         bank = make_bank(group, torch.float32, pixel_slots=9, region_slots=4, sharded=True)
         loss = PixelContrastLoss(
@@ -169,7 +169,7 @@ def count_selected(
         bank.update(emb, labels)
         loss(emb, labels, generator=generator)
     finally:
-        sharded.find_thresholds = find_thresholds
+        sharded_passes.find_thresholds = find_thresholds
     return found[0], found[1], asked, seeds[0]
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pixcontrast import PixelContrastLoss
-from pixcontrast._equation import autograd, backends, trial
-from pixcontrast._equation.backends import auto_takes_fused, choose, why_not_fused, why_not_on
+from pixcontrast import PixelContrastLoss, _triton
+from pixcontrast._info_nce import autograd, trial
+from pixcontrast._triton import auto_takes_fused, choose, why_not_fused, why_not_on
 from pixcontrast.functional import info_nce
 
 BROKEN_COMPILER = "a first small call on cuda:0 failed (RuntimeError: Failed to find C compiler)"
@@ -28,14 +28,14 @@ def anchors_on(device, dtype=torch.float32, width=8):
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """A machine with one new CUDA device and a Triton that works, and nothing remembered."""
-    monkeypatch.setattr(backends, "_warned", set())
+    monkeypatch.setattr(_triton, "_warned", set())
     monkeypatch.setattr(trial, "_failures", {})
 
     def build(*, capability=(8, 0), import_failure=None, launch_failure=None, interpreted=False):
-        monkeypatch.setattr(backends, "capability", lambda index: capability)
-        monkeypatch.setattr(backends, "import_failure", lambda: import_failure)
-        monkeypatch.setattr(backends, "launch_failure", lambda index: launch_failure)
-        monkeypatch.setattr(backends, "interpreted", lambda: interpreted)
+        monkeypatch.setattr(_triton, "capability", lambda index: capability)
+        monkeypatch.setattr(_triton, "import_failure", lambda: import_failure)
+        monkeypatch.setattr(_triton, "launch_failure", lambda index: launch_failure)
+        monkeypatch.setattr(_triton, "interpreted", lambda: interpreted)
         monkeypatch.setattr(torch.version, "hip", None)
 
     build()
@@ -183,7 +183,7 @@ def test_info_nce_by_triton(machine, fused_calls):
 
 def test_info_nce_by_auto(machine, fused_calls, monkeypatch):
     monkeypatch.setattr(
-        backends, "auto_takes_fused", lambda kind, index: (kind, index) == ("cpu", None)
+        _triton, "auto_takes_fused", lambda kind, index: (kind, index) == ("cpu", None)
     )
     info_nce(torch.randn(6, 4), LABELS)
     assert len(fused_calls) == 1
@@ -238,7 +238,7 @@ def test_the_trial_while_a_compiler_traces(monkeypatch, by_name, works):
         if not works:
             raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(backends, "launch_failure", trial.launch_failure)
+    monkeypatch.setattr(_triton, "launch_failure", trial.launch_failure)
     monkeypatch.setattr(trial, "_run_fused", run)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
@@ -361,11 +361,11 @@ import sys, torch
 sys.modules["triton"] = None
 from pixcontrast import PixelContrastLoss
 from pixcontrast.functional import info_nce
-from pixcontrast._equation import backends
+from pixcontrast import _triton
 anchors = torch.eye(4, requires_grad=True)
 labels = torch.tensor([0, 0, 1, 1])
 info_nce(anchors, labels, backend="auto").backward()
-print(backends.interpreted())
+print(_triton.interpreted())
 for wrong in (
     lambda: info_nce(anchors, labels, backend="triton"),
     lambda: PixelContrastLoss(backend="triton"),
@@ -387,11 +387,11 @@ def test_a_triton_that_raises_when_imported(tmp_path):
     (tmp_path / "triton.py").write_text("raise OSError('libcuda.so.1 is of another system')")
     program = """
 import warnings
-from pixcontrast._equation import backends
-backends.capability = lambda index: (9, 0)
+from pixcontrast import _triton
+_triton.capability = lambda index: (9, 0)
 warnings.simplefilter("always")
 with warnings.catch_warnings(record=True) as caught:
-    print(*(backends.auto_takes_fused("cuda", index) for index in (0, 1, 0)))
+    print(*(_triton.auto_takes_fused("cuda", index) for index in (0, 1, 0)))
 print(*(warning.message for warning in caught))
 """
     path = os.pathsep.join([str(tmp_path), *sys.path])
@@ -403,7 +403,7 @@ print(*(warning.message for warning in caught))
 def test_auto_on_the_cpu_imports_no_triton():
     program = """
 import sys, torch
-from pixcontrast._equation.backends import choose
+from pixcontrast._triton import choose
 print(choose("auto", torch.eye(4)), "triton" in sys.modules, "torch._dynamo" in sys.modules)
 """
     assert run_python(program, TRITON_INTERPRET="1") == ["tiled False False"]
@@ -419,7 +419,7 @@ def test_the_interpreter_is_read_as_triton_reads_it(value, expected, monkeypatch
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     else:
         monkeypatch.setenv("TRITON_INTERPRET", value)
-    assert backends.interpreted() is expected
+    assert _triton.interpreted() is expected
 
 
 def test_the_interpreter_before_triton_had_knobs(monkeypatch):
@@ -427,15 +427,15 @@ def test_the_interpreter_before_triton_had_knobs(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
     for value, expected in (("1", True), ("0", False), ("true", False)):
         monkeypatch.setenv("TRITON_INTERPRET", value)
-        assert backends.interpreted() is expected
+        assert _triton.interpreted() is expected
 
 
 def test_a_device_that_is_not_there_has_no_capability(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
-    assert backends.capability(0) == backends.capability(None) == (8, 9)
-    assert backends.capability(1) is None
+    assert _triton.capability(0) == _triton.capability(None) == (8, 9)
+    assert _triton.capability(1) is None
 
 
 @pytest.mark.gpu

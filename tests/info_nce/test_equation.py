@@ -15,8 +15,8 @@ from problems import (
     worst_error,
 )
 
-from pixcontrast._equation import attention
-from pixcontrast._equation.autograd import sharded_losses
+from pixcontrast._info_nce.autograd import sharded_losses
+from pixcontrast._info_nce.tiled import attention
 from pixcontrast.functional import info_nce
 
 BOUND = 1e-10  # relative, float64

@@ -11,7 +11,8 @@ from problems import IGNORE, labels, loss_and_gradients, vectors, worst_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixcontrast import HardNegativeSampler
-from pixcontrast._equation import arrangement, products, stripes, tiles
+from pixcontrast._info_nce.mined import row_blocks
+from pixcontrast._info_nce.tiled import class_order, similarities, tiles
 from pixcontrast.functional import info_nce
 
 BACKENDS = ("dense", "tiled")
@@ -305,7 +306,7 @@ def test_no_gradient_is_made_where_none_is_wanted(arrays, monkeypatch):
     loss = info_nce(anchors, *rest)
     assert products
     tiles_of_forward = len(seen)
-    monkeypatch.setattr(arrangement, "Arrangement", None)
+    monkeypatch.setattr(class_order, "Arrangement", None)
     loss.backward()  # entries of a bank cost nothing, not even a look at the anchors
     assert len(seen) == tiles_of_forward
 
@@ -399,7 +400,7 @@ def test_memory_does_not_grow_with_anchors_times_entries(mining, want):
         return mode.elements
 
     assert largest("dense") >= num_anchors * num_entries
-    tile = stripes.STRIPE_SIZE if mining else products.TILE_ROWS * products.TILE_COLUMNS
+    tile = row_blocks.STRIPE_SIZE if mining else similarities.TILE_ROWS * similarities.TILE_COLUMNS
     assert largest("tiled") <= max(tile, 4 * num_entries)
 
 

@@ -7,7 +7,7 @@ import torch
 from problems import labels, vectors
 
 from pixcontrast import HardNegativeSampler
-from pixcontrast._equation import stripes
+from pixcontrast._info_nce.mined import row_blocks
 from pixcontrast.functional import info_nce
 
 
@@ -142,7 +142,7 @@ def test_stripes_do_not_change_the_choice(monkeypatch):
     options = {"mining": HardNegativeSampler(ratio=0.3, num_negatives=9), "reduction": "none"}
     losses = []
     for stripe in (1, 900, 1 << 20):
-        monkeypatch.setattr(stripes, "STRIPE_SIZE", stripe)
+        monkeypatch.setattr(row_blocks, "STRIPE_SIZE", stripe)
         generator.manual_seed(4)
         losses.append(info_nce(*arguments, generator=generator, backend="tiled", **options))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=0)
@@ -154,7 +154,9 @@ def test_forward_and_backward_see_the_same_bits(monkeypatch):
 
     A similarity that came out one bit lower in the backward would lose it.
     """
-    monkeypatch.setattr(stripes, "STRIPE_SIZE", 6_300)  # one row a stripe, another routine of BLAS
+    monkeypatch.setattr(
+        row_blocks, "STRIPE_SIZE", 6_300
+    )  # one row a stripe, another routine of BLAS
     generator = torch.Generator().manual_seed(2)
     anchors = vectors(300, 64, generator, torch.float32).requires_grad_()
     anchor_labels = labels(300, 5, generator)

@@ -7,14 +7,14 @@ import torch
 from problems import DENOMINATORS, worst_error
 from splits import SPLITS, expected_of, forward_in_parts
 
-from pixcontrast._equation.partial import Partial
-from pixcontrast._equation.parts import (
+from pixcontrast._info_nce.merge import Partial
+from pixcontrast._info_nce.results import (
     DenominatorPart,
     PositivesPart,
     merge_denominators,
     merge_positives,
 )
-from pixcontrast._equation.tiled import TiledPasses
+from pixcontrast._info_nce.tiled.passes import TiledPasses
 
 
 @pytest.mark.parametrize("split", list(SPLITS))

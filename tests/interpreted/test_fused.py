@@ -7,8 +7,8 @@ import torch
 from drawn import BOUND, cast, draw, each_denominator, errors
 from problems import MININGS, loss_and_gradients, worst_error
 
-from pixcontrast._equation import autograd
-from pixcontrast._equation.fused_layout import lay_out
+from pixcontrast._info_nce import autograd
+from pixcontrast._info_nce.fused.layout import lay_out
 from pixcontrast.functional import info_nce
 
 

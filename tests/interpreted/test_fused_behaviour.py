@@ -6,8 +6,8 @@ from drawn import BOUND, cast, draw, each_denominator, errors
 from problems import IGNORE, MININGS, loss_and_gradients, worst_error
 
 from pixcontrast import MemoryBank, PixelContrastLoss, RegionContrastLoss
-from pixcontrast._equation import fused
-from pixcontrast._equation.operators import losses_operator
+from pixcontrast._info_nce.fused import forward
+from pixcontrast._info_nce.operators import losses_operator
 from pixcontrast.functional import info_nce
 
 
@@ -155,13 +155,13 @@ def test_the_same_bits_every_time(denominator, mining):
 def test_no_gradient_is_made_where_none_is_wanted(monkeypatch):
     passes = []
     for name in ("denominator_pass", "entries_pass"):
-        original = getattr(fused, name)
+        original = getattr(forward, name)
 
         def noted(*arguments, _original=original, _name=name, **options):
             passes.append((_name, options.get("want_gradient")))
             return _original(*arguments, **options)
 
-        monkeypatch.setattr(fused, name, noted)
+        monkeypatch.setattr(forward, name, noted)
     anchors, anchor_labels, bank, bank_labels = draw("bank")
     anchors.requires_grad_()
     arguments = (anchors, anchor_labels, bank, bank_labels)

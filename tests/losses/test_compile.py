@@ -7,7 +7,7 @@ import torch
 from problems import labels, vectors
 
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RegionContrastLoss
-from pixcontrast._equation.operators import entries_gradient_operator, losses_operator
+from pixcontrast._info_nce.operators import entries_gradient_operator, losses_operator
 from pixcontrast.functional import info_nce
 from pixcontrast.samplers import HardAnchorSampler
 
