@@ -125,6 +125,7 @@ def test_modules(form, with_bank, mining):
 @pytest.mark.plain_empty
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
 @not_by_the_compiler_of_2_7
+@pytest.mark.slow
 def test_a_module_under_the_default_compiler():
     # Its random numbers are its own unless told otherwise.
     with torch._inductor.config.patch(fallback_random=True):
@@ -135,7 +136,13 @@ def test_a_module_under_the_default_compiler():
 @pytest.mark.plain_empty
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
 @not_by_the_compiler_of_2_7
-@pytest.mark.parametrize("shape", [(2, 8, 6, 6), (2, 8, 3, 4, 5)], ids=["2d", "3d"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((2, 8, 6, 6), marks=pytest.mark.long, id="2d"),
+        pytest.param((2, 8, 3, 4, 5), marks=pytest.mark.slow, id="3d"),
+    ],
+)
 def test_a_small_map_under_the_default_compiler(shape):
     """All pixels are anchors, so that no draw matters, and the gradient of an index is full."""
     loss = PixelContrastLoss(backend="tiled")
