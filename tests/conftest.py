@@ -65,7 +65,6 @@ def _nan_in_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that little problems have many, of uneven sizes."""
-    from pixcontrast._info_nce.mined import passes as mined_passes
     from pixcontrast._info_nce.mined import row_blocks, topk
     from pixcontrast._info_nce.tiled import attention, similarities, tiles
 
@@ -73,13 +72,13 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "TILE_ROWS", 3)
     monkeypatch.setattr(similarities, "TILE_COLUMNS", 7)
     monkeypatch.setattr(tiles, "POSITIVE_ROWS", 2)
-    monkeypatch.setattr(tiles, "LEAST_ROWS", 4)
-    monkeypatch.setattr(row_blocks, "STRIPE_SIZE", 640)
-    monkeypatch.setattr(mined_passes, "MASKED_SIZE", 64)
+    monkeypatch.setattr(tiles, "MIN_ROWS", 4)
+    monkeypatch.setattr(row_blocks, "BLOCK_SIZE", 640)
+    monkeypatch.setattr(row_blocks, "MASKED_SIZE", 64)
     monkeypatch.setattr(topk, "GROUP", 2)
-    monkeypatch.setattr(topk, "MOST_TIES", 1)
-    monkeypatch.setattr(attention, "MOST_ENTRIES", 11)
-    monkeypatch.setattr(attention, "SHARE", 3)
+    monkeypatch.setattr(topk, "MAX_TIES", 1)
+    monkeypatch.setattr(attention, "MAX_ENTRIES", 11)
+    monkeypatch.setattr(attention, "MIN_ENTRIES_PER_THREAD", 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
 
@@ -97,9 +96,9 @@ def unseen_values(monkeypatch: pytest.MonkeyPatch) -> None:
     from pixcontrast._info_nce.mined import passes as mined_passes
     from pixcontrast._info_nce.tiled import class_order, similarities
 
-    monkeypatch.setattr(class_order, "values_cost_nothing", lambda device: False)
-    monkeypatch.setattr(similarities, "values_cost_nothing", lambda device: False)
-    monkeypatch.setattr(mined_passes, "values_cost_nothing", lambda device: False)
+    monkeypatch.setattr(class_order, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(similarities, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(mined_passes, "reads_are_free", lambda device: False)
 
 
 @pytest.fixture

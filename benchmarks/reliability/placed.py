@@ -60,9 +60,9 @@ def _on_device(call: Call, device: str) -> Call | None:
         return None
     if not all(_can_move(tensor) for tensor in tensors_in(call.arguments.values())):
         return None
-    mining = call.arguments["mining"]
+    mining = call.arguments["negative_sampler"]
     if mining is not None and mining.strategy != "hardest":
-        call.arguments["mining"] = None
+        call.arguments["negative_sampler"] = None
 
     def there(**given: Any) -> Any:
         moved = {name: _moved(value, device) for name, value in given.items()}

@@ -1,6 +1,6 @@
-"""The equation in its textbook form: every similarity at once, differentiated by autograd.
+"""The equation as the textbook formula: all similarities at once, differentiated by autograd.
 
-This is the truth the other forms are checked against. Its M×N matrices are its price.
+This is the reference for the other forms. Its memory is O(M·N).
 """
 
 from __future__ import annotations
@@ -9,38 +9,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixcontrast._info_nce.problem import Piece, Problem
+from pixcontrast._info_nce.derivative import Masks
+from pixcontrast._info_nce.problem import ContrastTensor, Problem
+from pixcontrast._info_nce.thresholds import select_from_rows
 from pixcontrast._labels import IGNORED
 
 
 def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
-    """(M,) losses, 0 without a positive, and (M,) whether the anchor has a positive."""
-    anchors = _zero_absent(_operand(problem, problem.anchors), problem.labels)
+    """Return the losses (M,), 0 without a positive, and whether each anchor has a positive (M,)."""
+    anchors = _zero_ignored(_operand(problem, problem.anchors), problem.labels)
     entries = torch.cat(
-        [anchors[:0], *(_entries(problem, piece, anchors) for piece in problem.pieces)]
+        [anchors[:0], *(_entries(problem, tensor, anchors) for tensor in problem.contrast)]
     )
-    labels = torch.cat([problem.labels[:0], *(piece.labels for piece in problem.pieces)])
+    labels = torch.cat([problem.labels[:0], *(tensor.labels for tensor in problem.contrast)])
 
     limit = problem.logit_limit
     logits = (_product(anchors, entries) * problem.inverse_temperature).clamp(-limit, limit)
 
-    present = (problem.labels != IGNORED)[:, None] & (labels != IGNORED)[None, :]
+    valid = (problem.labels != IGNORED)[:, None] & (labels != IGNORED)[None, :]
     same_class = problem.labels[:, None] == labels[None, :]
-    positive = present & same_class & ~_self_columns(problem)
-    negative = present & ~same_class
-    if problem.mining is not None:
-        positive, negative = problem.mining.select(
-            logits.detach(), positive, negative, seed=problem.seed
+    positive = valid & same_class & ~_is_self(problem)
+    negative = valid & ~same_class
+    if problem.negative_sampler is not None:
+        positive, negative = select_from_rows(
+            problem.negative_sampler, logits.detach(), Masks(positive, negative), problem.seed
         )
 
     num_positives = positive.sum(dim=1)
-    share = positive / num_positives.clamp(min=1)[:, None].to(logits.dtype)
+    inv_num_positives = positive / num_positives.clamp(min=1)[:, None].to(logits.dtype)
     if problem.denominator == "negatives":
-        # softplus(Z − s), which is exactly 0 where there is no negative and Z is −∞.
-        terms = -F.logsigmoid(logits - _log_sum_exp(logits, negative)[:, None])
-        losses = torch.where(negative.any(dim=1), (share * terms).sum(dim=1), 0.0)
+        # softplus(Z − s)
+        terms = -F.logsigmoid(logits - _logsumexp(logits, negative)[:, None])
+        losses = (inv_num_positives * terms).sum(dim=1)
+        losses = torch.where(negative.any(dim=1), losses, 0.0)
     else:
-        losses = _log_sum_exp(logits, positive | negative) - (share * logits).sum(dim=1)
+        losses = _logsumexp(logits, positive | negative) - (inv_num_positives * logits).sum(dim=1)
     has_positive = num_positives > 0
     return torch.where(has_positive, losses, 0.0), has_positive
 
@@ -49,46 +52,43 @@ def _product(anchors: Tensor, entries: Tensor) -> Tensor:
     return anchors @ entries.T
 
 
-def _entries(problem: Problem, piece: Piece, anchors: Tensor) -> Tensor:
-    # One operand for both roles: their gradients meet in the dtype that accumulates, where a
-    # sum of two that overflow a 16-bit dtype is not yet inf − inf.
-    if piece.is_anchors:
+def _entries(problem: Problem, tensor: ContrastTensor, anchors: Tensor) -> Tensor:
+    # Anchors in both roles are one operand. Their gradients are added in the dtype that
+    # accumulates, where two that overflow a 16-bit dtype are finite and do not give inf − inf.
+    if tensor.is_anchors:
         return anchors
-    return _zero_absent(_operand(problem, piece.entries), piece.labels)
+    return _zero_ignored(_operand(problem, tensor.entries), tensor.labels)
 
 
 def _operand(problem: Problem, vectors: Tensor) -> Tensor:
-    """`Problem.operand`, whose derivative is not rounded with it."""
+    """Return `Problem.operand` with the derivative of the identity: gradients are not rounded."""
     if vectors.dtype == problem.product_dtype:
         return problem.operand(vectors)
-    wide = problem.within_range(vectors).to(problem.compute_dtype)
+    wide = problem.saturate(vectors).to(problem.compute_dtype)
     return wide + (problem.operand(vectors) - wide).detach()
 
 
-def _log_sum_exp(logits: Tensor, among: Tensor) -> Tensor:
-    """Z over the chosen entries of each row; a row with none gets a finite stand-in.
+def _logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return the log-sum-exp over the masked entries of each row, and 0 for a row without any.
 
-    The stand-in (the row as it is, one zero put beside it) keeps NaN out of the derivatives of
-    rows whose loss is then set to 0.
+    The 0 keeps NaN out of the derivative of rows whose loss is then replaced by 0.
     """
-    rows = torch.where(among, logits, -torch.inf)
-    beside = torch.where(among.any(dim=1), -torch.inf, 0.0).to(logits.dtype)[:, None]
-    return torch.cat([rows, beside], dim=1).logsumexp(dim=1)
+    rows = torch.where(mask, logits, -torch.inf)
+    stand_in = torch.where(mask.any(dim=1), -torch.inf, 0.0).to(logits.dtype)[:, None]
+    return torch.cat([rows, stand_in], dim=1).logsumexp(dim=1)
 
 
-def _self_columns(problem: Problem) -> Tensor:
-    """(M, N) True where the entry is the anchor itself."""
-    device, num_anchors = problem.labels.device, problem.labels.numel()
-    parts = [torch.zeros(num_anchors, 0, dtype=torch.bool, device=device)]
-    for piece in problem.pieces:
-        num_entries = piece.labels.numel()
-        if piece.is_anchors:
-            parts.append(torch.eye(num_entries, dtype=torch.bool, device=device))
-        else:
-            parts.append(torch.zeros(num_anchors, num_entries, dtype=torch.bool, device=device))
-    return torch.cat(parts, dim=1)
+def _is_self(problem: Problem) -> Tensor:
+    """Return (M, N) bool, True where the entry is the anchor itself."""
+    num_anchors, device = problem.labels.numel(), problem.labels.device
+    columns = [torch.zeros(num_anchors, 0, dtype=torch.bool, device=device)]
+    for tensor in problem.contrast:
+        shape = (num_anchors, tensor.labels.numel())
+        mask = torch.zeros(shape, dtype=torch.bool, device=device)
+        columns.append(mask.fill_diagonal_(True) if tensor.is_anchors else mask)
+    return torch.cat(columns, dim=1)
 
 
-def _zero_absent(vectors: Tensor, labels: Tensor) -> Tensor:
-    """Vectors that take no part hold zeros: 0 · inf in a product would reach those that do."""
+def _zero_ignored(vectors: Tensor, labels: Tensor) -> Tensor:
+    """Replace ignored vectors by zeros, because 0 · inf is NaN."""
     return torch.where((labels != IGNORED)[:, None], vectors, 0.0)

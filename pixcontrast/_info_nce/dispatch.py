@@ -1,77 +1,48 @@
-"""The form that runs a problem, over what is at hand and over what other ranks hold."""
+"""Dispatch a problem to the form that computes it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from pixcontrast._distributed import Ranks, gather
-from pixcontrast._info_nce import autograd
+from pixcontrast._distributed import gather
 from pixcontrast._info_nce.dense import dense_losses
-from pixcontrast._info_nce.problem import Problem, numbered
+from pixcontrast._info_nce.operators import compute_losses
+from pixcontrast._info_nce.problem import Problem, Shards, contrast_tensors
+from pixcontrast._info_nce.results import Losses
 from pixcontrast._labels import IGNORED
 from pixcontrast._triton import Form
 
 
-class Shards(NamedTuple):
-    """Contrast entries that are spread over ranks.
-
-    Attributes:
-        ranks: which.
-        entries: (n, D) each, what this one holds; of the same shapes on every rank.
-        labels: (n,) int64 each, `IGNORED` for entries that take no part.
-    """
-
-    ranks: Ranks
-    entries: Sequence[Tensor]
-    labels: Sequence[Tensor]
-
-
-class Losses(NamedTuple):
-    """What a form makes of a problem.
-
-    Attributes:
-        losses: (M,) 0 without a positive.
-        has_positive: (M,) bool.
-        held: () int64, how many entries the shards of all ranks hold; None without shards.
-    """
-
-    losses: Tensor
-    has_positive: Tensor
-    held: Tensor | None = None
-
-
 def run_form(form: Form, problem: Problem, shards: Shards | None) -> Losses:
-    """Every rank calls this alike where there are shards, with as many anchors."""
+    """Compute the losses of a problem by one of the forms.
+
+    With shards, every rank of `shards.ranks` makes this call with the same number of anchors.
+    """
     if shards is None:
-        return Losses(*_run_alone(form, problem))
-    problem = replace(problem, first_row=shards.ranks.rank * problem.labels.numel())
+        if form == "dense":
+            return Losses(*dense_losses(problem))
+        return compute_losses(problem, fused=form == "triton")
+    problem = replace(problem, first_anchor_id=shards.ranks.rank * problem.labels.numel())
     if problem.seed is not None:
-        # One seed for all: what counts for an anchor is chosen among the entries of all ranks.
+        # One seed for all ranks: the entries of an anchor are selected among those of all ranks.
         (seeds,) = gather(shards.ranks, [problem.seed])
         problem = replace(problem, seed=seeds[0])
-    if form != "dense":
-        # The kernels' selection knows of one device: mining over several is tiled on any.
-        fused = form == "triton" and problem.mining is None
-        return Losses(*autograd.sharded_losses(problem, *shards, fused=fused))
-    # The textbook formula has every entry at hand, whatever the price.
+    if form == "dense":
+        return _run_dense(problem, shards)
+    # The kernels select on one device, so mining over shards always uses the tiled form.
+    fused = form == "triton" and problem.negative_sampler is None
+    return compute_losses(problem, shards, fused=fused)
+
+
+def _run_dense(problem: Problem, shards: Shards) -> Losses:
+    """Gather all shards, whatever memory they take."""
     gathered = [
         tensor.flatten(0, 1) for tensor in gather(shards.ranks, [*shards.entries, *shards.labels])
     ]
     entries, labels = gathered[: len(shards.entries)], gathered[len(shards.entries) :]
-    own = ((piece.entries, piece.labels, piece.is_anchors) for piece in problem.pieces)
-    pieces = numbered([*own, *((*pair, False) for pair in zip(entries, labels, strict=True))])
-    held = (torch.cat(labels) != IGNORED).sum()
-    return Losses(*_run_alone(form, replace(problem, pieces=pieces)), held)
-
-
-def _run_alone(form: Form, problem: Problem) -> tuple[Tensor, Tensor]:
-    if form == "dense":
-        return dense_losses(problem)
-    if form == "tiled":
-        return autograd.tiled_losses(problem)
-    return autograd.fused_losses(problem)
+    own = ((tensor.entries, tensor.labels, tensor.is_anchors) for tensor in problem.contrast)
+    others = ((*pair, False) for pair in zip(entries, labels, strict=True))
+    problem = replace(problem, contrast=contrast_tensors([*own, *others]))
+    return Losses(*dense_losses(problem), (torch.cat(labels) != IGNORED).sum())

@@ -1,107 +1,124 @@
-"""What every backend is handed: anchors, contrast entries in pieces, and the equation's options."""
+"""One checked call of `info_nce`, as every form of the equation takes it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pixcontrast._distributed import Ranks
 from pixcontrast.mining import HardNegativeSampler
 
 Denominator = Literal["negatives", "all"]
 
 LOG2_E = 1.4426950408889634
-"""Kernels make exponentials to the base 2, as the hardware does."""
+"""Converts exponents from base e to base 2, the base of the exponential in hardware."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One tensor of contrast entries. Pieces are never concatenated outside `dense`.
+class ContrastTensor:
+    """One tensor of contrast entries. Only `dense` concatenates them.
 
     Attributes:
-        entries: (n, D), as the caller gave them; the anchors themselves where `is_anchors`.
-        labels: (n,) int64, `IGNORED` for entries that take no part.
-        is_anchors: whether entry j is anchor j, and so not its own positive.
-        first_column: the number of this piece's first entry among all N entries; of those that
-            other ranks may hold, below 0.
+        entries (Tensor): (n, D), as the caller passed it; the anchors if `is_anchors`.
+        labels (Tensor): (n,) int64, `IGNORED` for ignored entries.
+        is_anchors (bool): whether entry j is anchor j, which is then not its own positive.
+        first_id (int): id of the first entry; the others have consecutive ids. Ids of entries that
+            other ranks may hold are negative.
     """
 
     entries: Tensor
     labels: Tensor
     is_anchors: bool
-    first_column: int
+    first_id: int
 
 
-def numbered(
-    pieces: Iterable[tuple[Tensor, Tensor, bool]], first_column: int = 0
-) -> tuple[Piece, ...]:
-    """Pieces of (entries, labels, is_anchors), numbered through from `first_column`."""
-    found = []
-    for entries, labels, is_anchors in pieces:
-        found.append(Piece(entries, labels, is_anchors, first_column))
-        first_column += labels.shape[0]
-    return tuple(found)
+def contrast_tensors(
+    tensors: Iterable[tuple[Tensor, Tensor, bool]], first_id: int = 0
+) -> tuple[ContrastTensor, ...]:
+    """Assign consecutive ids to the entries of (entries, labels, is_anchors) tuples."""
+    result = []
+    for entries, labels, is_anchors in tensors:
+        result.append(ContrastTensor(entries, labels, is_anchors, first_id))
+        first_id += labels.shape[0]
+    return tuple(result)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of `info_nce`, checked and resolved.
+    """One call of `info_nce`, with checked and resolved arguments.
 
     Attributes:
-        anchors: (M, D), as the caller gave them.
-        labels: (M,) int64, `IGNORED` for anchors that take no part.
-        pieces: the contrast entries.
-        temperature: τ.
-        denominator: what Z sums over, see `pixcontrast.functional.info_nce`.
-        mining: which entries count per anchor, or None for all of them.
-        seed: () int64, the state of the random choice that `mining` makes, if it makes one.
-        product_dtype: the dtype to which the operands of the similarities are rounded.
-        compute_dtype: the dtype of similarities, softmax, sums and the loss.
-        unit_length: whether the caller knows all vectors to be of unit length or zeros, those
-            that take no part too.
-        first_row: the number of the first anchor among those of all ranks.
+        anchors (Tensor): (M, D), as the caller passed it.
+        labels (Tensor): (M,) int64, `IGNORED` for ignored anchors.
+        contrast (tuple of ContrastTensor): the contrast entries.
+        temperature (float): softmax temperature τ.
+        denominator (str): what Z sums over, see `pixcontrast.functional.info_nce`.
+        negative_sampler (HardNegativeSampler, optional): selects entries for each anchor; None: all
+            entries.
+        seed (Tensor, optional): () int64, seed of the random choice of `negative_sampler`.
+        product_dtype (torch.dtype): dtype of the operands of matrix products.
+        compute_dtype (torch.dtype): dtype of similarities, softmax, sums and the loss.
+        unit_length (bool): whether every vector, ignored ones too, is known to have unit length or
+            to be zero. Default: False.
+        first_anchor_id (int): id of the first anchor among the anchors of all ranks. Default: 0.
     """
 
     anchors: Tensor
     labels: Tensor
-    pieces: tuple[Piece, ...]
+    contrast: tuple[ContrastTensor, ...]
     temperature: float
     denominator: Denominator
-    mining: HardNegativeSampler | None
+    negative_sampler: HardNegativeSampler | None
     seed: Tensor | None
     product_dtype: torch.dtype
     compute_dtype: torch.dtype
     unit_length: bool = False
-    first_row: int = 0
+    first_anchor_id: int = 0
 
     @property
     def inverse_temperature(self) -> float:
-        # Kept finite in the dtype that multiplies: 0 · inf would be NaN for orthogonal vectors.
+        """1/τ, kept finite in the dtype that multiplies, because 0 · inf is NaN."""
         return min(1.0 / self.temperature, torch.finfo(self.compute_dtype).max)
 
     @property
     def logit_limit(self) -> float:
-        """Similarities saturate here, so that the difference of two of them stays finite."""
+        """Similarities saturate here, so that the difference of two of them is finite."""
         return torch.finfo(self.compute_dtype).max / 4
 
     def operand(self, vectors: Tensor) -> Tensor:
-        """Vectors rounded to the product's dtype, held in the dtype that accumulates.
+        """Round vectors to the product's dtype, and return them in the dtype that accumulates.
 
-        A product of two 16-bit numbers is exact in float32, so this is what a matrix unit does
-        that multiplies in 16 bits and accumulates in 32.
+        The product of two 16-bit numbers is exact in float32, so the result is that of a matrix
+        unit that multiplies in 16 bits and accumulates in 32 bits.
         """
-        return self.within_range(vectors).to(self.product_dtype).to(self.compute_dtype)
+        return self.saturate(vectors).to(self.product_dtype).to(self.compute_dtype)
 
-    def within_range(self, vectors: Tensor) -> Tensor:
-        """Finite vectors that stay finite in the product's dtype: 0 · inf would be NaN."""
+    def saturate(self, vectors: Tensor) -> Tensor:
+        """Clamp vectors to the range of the product's dtype, because 0 · inf is NaN."""
         limit = torch.finfo(self.product_dtype).max
         narrower = torch.finfo(vectors.dtype).max > limit
         return vectors.clamp(-limit, limit) if narrower else vectors
 
 
+class Shards(NamedTuple):
+    """Contrast entries that are distributed over ranks.
+
+    Attributes:
+        ranks (Ranks): the ranks.
+        entries (sequence of Tensor): (n, D) each, the shard of this rank. The shapes are the same
+            on every rank.
+        labels (sequence of Tensor): (n,) int64 each, `IGNORED` for ignored entries.
+    """
+
+    ranks: Ranks
+    entries: Sequence[Tensor]
+    labels: Sequence[Tensor]
+
+
 def compute_dtype(anchors: Tensor) -> torch.dtype:
-    """float64 for float64 anchors, float32 for everything else."""
+    """Return float64 for float64 anchors and float32 for all others."""
     return torch.float64 if anchors.dtype == torch.float64 else torch.float32

@@ -1,7 +1,7 @@
-"""Random keys of (anchor, entry) pairs: a function of seed and numbers alone.
+"""Random keys of (anchor, entry) pairs, a function of the seed and the two ids alone.
 
-Counter-based, so that a forward and a backward pass see the same choice whatever tiles they work
-on, with nothing stored.
+The keys are counter-based: the forward and the backward pass see the same random choice whatever
+their tiles are, and nothing is stored.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 LARGEST_KEY = (1 << 31) - 1
-# Keys that are mixed at a time: what is passed over twenty times should stay in the cache.
+# Keys that are mixed at a time. About twenty passes read them, so they should stay in the cache.
 _MIXED_SIZE = 1 << 18
 
 
 class PairKeys(NamedTuple):
-    """The keys of R anchors with T entries: of one anchor, every entry's key is another.
+    """The keys of R anchors with T entries. The keys of one anchor are distinct.
 
     Attributes:
         row_bits: (R, 1) int32, distinct.
@@ -28,20 +28,22 @@ class PairKeys(NamedTuple):
     column_bits: Tensor
 
     @classmethod
-    def of(cls, seed: Tensor, row_numbers: Tensor, column_numbers: Tensor) -> PairKeys:
-        """Keys of the anchors and entries with these numbers; `seed` () int64, not negative."""
+    def of(cls, seed: Tensor, anchor_ids: Tensor, entry_ids: Tensor) -> PairKeys:
+        """Return the keys of anchors and entries with these ids; `seed` is () int64, at least 0."""
         low, high = ((seed >> shift & LARGEST_KEY).to(torch.int32) for shift in (0, 31))
-        rows = _mix_(_mix_(row_numbers.to(torch.int32) + high).bitwise_xor_(low))
-        return cls(rows[:, None], _mix_(column_numbers.to(torch.int32) + low))
+        rows = _mix_(_mix_(anchor_ids.to(torch.int32) + high).bitwise_xor_(low))
+        return cls(rows[:, None], _mix_(entry_ids.to(torch.int32) + low))
 
     def of_rows(self, rows: slice) -> PairKeys:
+        """Return the keys of some anchors."""
         return self._replace(row_bits=self.row_bits[rows])
 
     def of_columns(self, columns: slice | Tensor) -> PairKeys:
+        """Return the keys with some entries."""
         return self._replace(column_bits=self.column_bits[columns])
 
     def all(self) -> Tensor:
-        """(R, T) int32."""
+        """Compute all keys, (R, T) int32."""
         num_rows, num_columns = self.row_bits.shape[0], self.column_bits.shape[0]
         keys = self.row_bits.new_empty(num_rows, num_columns)
         height = max(1, _MIXED_SIZE // max(1, num_columns))
@@ -50,17 +52,17 @@ class PairKeys(NamedTuple):
             keys[rows] = _mix_(self.row_bits[rows] ^ self.column_bits)
         return keys
 
-    def at(self, places: Tensor) -> Tensor:
-        """(R, k) int32, of the columns `places` (R, k)."""
-        return _mix_(self.row_bits ^ self.column_bits[places])
+    def at(self, columns: Tensor) -> Tensor:
+        """Compute the keys of each row's own columns, given as (R, k); (R, k) int32."""
+        return _mix_(self.row_bits ^ self.column_bits[columns])
 
 
-def _mix_(numbers: Tensor) -> Tensor:
+def _mix_(bits: Tensor) -> Tensor:
     """Mix 32 bits in place, one to one: "lowbias32" of Wellons' hash prospector (2018).
 
-    Its multipliers are written as the signed integers with the same bits.
+    The multipliers are written as signed integers with the same bits.
     """
     for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32))):
-        numbers.bitwise_xor_((numbers >> shift).bitwise_and_((1 << (32 - shift)) - 1))
-        numbers.mul_(multiplier)
-    return numbers.bitwise_xor_((numbers >> 16).bitwise_and_((1 << 16) - 1))
+        bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (32 - shift)) - 1))
+        bits.mul_(multiplier)
+    return bits.bitwise_xor_((bits >> 16).bitwise_and_((1 << 16) - 1))

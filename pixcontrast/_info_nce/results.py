@@ -1,122 +1,142 @@
-"""The equation in parts: what some of the entries say of each anchor, and how parts are merged.
+"""What a form of the equation returns, and the partial results that its two passes return.
 
-Any split of the contrast entries will do, such as one over ranks. There are two rounds, since the
-loss of a positive needs Z over everything: parts of the denominator merge to Z and o, and parts of
-the positives, made under that Z, merge to the loss and the rest of its gradient.
+The loss of a positive needs Z over every contrast entry, so there are two passes. Each pass may run
+over subsets of the contrast entries, for example the shard of each rank. The partial results of
+the first pass merge to Z; those of the second pass, computed with that Z, merge to the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from pixcontrast._info_nce.derivative import AnchorStatistics
-from pixcontrast._info_nce.merge import Partial
 from pixcontrast._info_nce.problem import Problem
 
 
-class Forward(NamedTuple):
-    """What the forward leaves, per anchor and in the caller's order.
+class AnchorStatistics(NamedTuple):
+    """What ∂L/∂s needs to know of an anchor's complete row of similarities, (R, 1) each.
 
     Attributes:
-        losses: (M,) 0 without a positive.
+        lse: Z_i, the log-sum-exp over the denominator; −∞ if the denominator is empty.
+        weight: w_i for `"negatives"`, 1 for `"all"`; 0 for an anchor without a positive.
+        inv_num_positives: 1/|P_i|; 0 for an anchor without a positive.
+    """
+
+    lse: Tensor
+    weight: Tensor
+    inv_num_positives: Tensor
+
+    def of(self, rows: slice | Tensor) -> AnchorStatistics:
+        """Return the statistics of some rows."""
+        return AnchorStatistics(*(column[rows] for column in self))
+
+    def put(self, rows: slice | Tensor, values: AnchorStatistics) -> None:
+        """Overwrite the statistics of some rows."""
+        for column, value in zip(self, values, strict=True):
+            column[rows] = value
+
+
+class ForwardResult(NamedTuple):
+    """The result of the forward, in the caller's order of anchors.
+
+    Attributes:
+        losses: (M,) loss of each anchor; 0 without a positive.
         has_positive: (M,) bool.
-        gradient: (M, D) ∂L_i/∂a_i with the entries held fixed, or None where none is wanted.
-        statistics: what `entries_gradient` needs.
+        anchor_gradient: (M, D) ∂L_i/∂a_i with the contrast entries held fixed, or None if no
+            gradient is requested. The fused form leaves out the anchors' gradient through
+            themselves.
+        statistics: what the gradient of the entries needs.
     """
 
     losses: Tensor
     has_positive: Tensor
-    gradient: Tensor | None
+    anchor_gradient: Tensor | None
     statistics: AnchorStatistics
 
+    def put(self, rows: slice | Tensor, values: ForwardResult) -> None:
+        """Overwrite the result of some anchors."""
+        self.losses[rows] = values.losses
+        self.has_positive[rows] = values.has_positive
+        self.statistics.put(rows, values.statistics)
+        if self.anchor_gradient is not None and values.anchor_gradient is not None:
+            self.anchor_gradient[rows] = values.anchor_gradient
 
-class DenominatorPart(NamedTuple):
-    """Z and o over some entries.
+
+class DenominatorPartial(NamedTuple):
+    """Z and o over a subset of the contrast entries.
 
     Attributes:
-        log_sum: (M,) Z, −∞ for an anchor that has seen no entry.
-        mean: (M, D) Σ exp(s − Z)·k, or None where no gradient is wanted.
+        lse: (M,) Z; −∞ for an anchor without an entry.
+        negative_mean: (M, D) o = Σ exp(s − Z)·k, or None if no gradient is requested.
     """
 
-    log_sum: Tensor
-    mean: Tensor | None
+    lse: Tensor
+    negative_mean: Tensor | None
 
 
-class PositivesPart(NamedTuple):
-    """Means over some positives; zeros for an anchor that has none among them.
+class PositivesPartial(NamedTuple):
+    """Means over a subset of the positives; 0 for an anchor without a positive in it.
 
-    For `"negatives"`, of softplus(Z − s), σ(Z − s) and σ(Z − s)·k; for `"all"`, of s, 0 and k.
+    For `"negatives"` the means of softplus(Z − s), σ(Z − s) and σ(Z − s)·k; for `"all"` the means
+    of s and k, and 0 for `weight`.
 
     Attributes:
-        number: (M,) int64, how many positives.
+        num_positives: (M,) int64, number of positives in the subset.
         losses: (M,).
         weight: (M,).
-        pull: (M, D), or None where no gradient is wanted.
+        positive_grad: (M, D), or None if no gradient is requested.
     """
 
-    number: Tensor
+    num_positives: Tensor
     losses: Tensor
     weight: Tensor
-    pull: Tensor | None
+    positive_grad: Tensor | None
+
+
+class Losses(NamedTuple):
+    """What a form computes from a problem.
+
+    Attributes:
+        losses (Tensor): (M,) loss of each anchor, 0 without a positive.
+        has_positive (Tensor): (M,) bool.
+        num_shard_entries (Tensor, optional): () int64, number of entries in the shards of all
+            ranks; None without shards.
+    """
+
+    losses: Tensor
+    has_positive: Tensor
+    num_shard_entries: Tensor | None = None
 
 
 class Passes(Protocol):
-    """A form of the equation, as two passes over the pieces of a problem."""
+    """A form of the equation as two passes over the contrast entries of a problem."""
 
-    def denominator(self, *, want_gradient: bool) -> DenominatorPart: ...
+    def denominator(self, *, want_gradient: bool) -> DenominatorPartial:
+        """Compute Z and o."""
 
-    def positives(self, log_sum: Tensor, *, want_gradient: bool) -> PositivesPart: ...
-
-
-def merge_denominators(parts: Sequence[DenominatorPart]) -> DenominatorPart:
-    """Z and o over the entries of all parts, merged in their order."""
-    first = parts[0].mean
-    weighted = first is not None
-    rows = parts[0].log_sum[:, None] if first is None else first
-    merged = Partial(rows, bounded=False, weighted=weighted)
-    everyone = slice(0, len(rows))
-    for log_sum, mean in parts:
-        merged.merge(everyone, log_sum, rows if mean is None else mean)
-    return DenominatorPart(merged.log_sum(), merged.mean() if weighted else None)
+    def positives(self, lse: Tensor, *, want_gradient: bool) -> PositivesPartial:
+        """Compute the means over the positives, given Z (M,) over all contrast entries."""
 
 
-def merge_positives(parts: Sequence[PositivesPart]) -> PositivesPart:
-    """Means over the positives of all parts, merged in their order."""
-    number = torch.stack([part.number for part in parts]).sum(dim=0)
-    losses, weight = torch.zeros_like(parts[0].losses), torch.zeros_like(parts[0].weight)
-    pull = None if parts[0].pull is None else torch.zeros_like(parts[0].pull)
-    for part in parts:
-        # A share of a mean, not a sum: the sum of many finite terms could overflow.
-        share = part.number.to(losses.dtype) / number.clamp(min=1)
-        losses.addcmul_(part.losses, share)
-        weight.addcmul_(part.weight, share)
-        if pull is not None and part.pull is not None:
-            pull.addcmul_(part.pull, share[:, None])
-    return PositivesPart(number, losses, weight, pull)
+def allocate_forward(problem: Problem, *, want_gradient: bool) -> ForwardResult:
+    """Return the result for M ignored anchors: zeros everywhere."""
+    like = problem.anchors.new_zeros(0, dtype=problem.compute_dtype)
+    num_anchors = problem.labels.numel()
+    return ForwardResult(
+        losses=like.new_zeros(num_anchors),
+        has_positive=like.new_zeros(num_anchors, dtype=torch.bool),
+        anchor_gradient=like.new_zeros(problem.anchors.shape) if want_gradient else None,
+        statistics=AnchorStatistics(*(like.new_zeros(num_anchors, 1) for _ in range(3))),
+    )
 
 
-def complete(problem: Problem, denominator: DenominatorPart, positives: PositivesPart) -> Forward:
-    """Losses and gradient of anchors whose every entry is in both parts, which are overwritten."""
-    log_sum, mean = denominator
-    number, losses, weight, pull = positives
-    has_positive = number > 0
-    share = share_of(number, problem.compute_dtype)
-    if problem.denominator == "all":
-        # Not where there is no positive: Z is −∞ for an anchor that has nothing beside it.
-        losses = torch.where(has_positive, log_sum - losses, 0.0)
-        weight = has_positive.to(losses.dtype)
-    gradient = None
-    if mean is not None and pull is not None:
-        gradient = mean.mul_(weight[:, None]).sub_(pull).mul_(problem.inverse_temperature)
-    statistics = AnchorStatistics(log_sum[:, None], weight[:, None], share[:, None])
-    return Forward(losses, has_positive, gradient, statistics)
-
-
-def share_of(num_positives: Tensor, dtype: torch.dtype) -> Tensor:
-    """1/|P_i|, 0 without a positive."""
-    share = num_positives.clamp(min=1).to(dtype).reciprocal()
-    return torch.where(num_positives > 0, share, 0.0)
+def allocate_entries_gradient(problem: Problem, wanted: list[bool]) -> list[Tensor | None]:
+    """Return zeros of each requested contrast tensor's shape, None for the others."""
+    return [
+        contrast.entries.new_zeros(contrast.entries.shape, dtype=problem.compute_dtype)
+        if want
+        else None
+        for contrast, want in zip(problem.contrast, wanted, strict=True)
+    ]

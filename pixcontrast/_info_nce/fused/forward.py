@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from pixcontrast._info_nce.derivative import AnchorStatistics
 from pixcontrast._info_nce.fused.layout import lay_out
 from pixcontrast._info_nce.fused.passes import (
     denominator_pass,
@@ -22,26 +21,31 @@ from pixcontrast._info_nce.fused.passes import (
     positives_pass,
 )
 from pixcontrast._info_nce.fused.thresholds import select_thresholds
-from pixcontrast._info_nce.mined.passes import allocate_thresholds
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._info_nce.results import Forward
-from pixcontrast._info_nce.tiled.passes import allocate_entries_gradient, allocate_forward
-from pixcontrast.mining import Thresholds
+from pixcontrast._info_nce.results import (
+    AnchorStatistics,
+    ForwardResult,
+    allocate_entries_gradient,
+    allocate_forward,
+)
+from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds
 
 
-def fused_forward(problem: Problem, *, want_gradient: bool) -> tuple[Forward, Thresholds | None]:
+def fused_forward(
+    problem: Problem, *, want_gradient: bool
+) -> tuple[ForwardResult, Thresholds | None]:
     """Losses and, where wanted, the anchors' gradient through all entries but themselves.
 
     Z among the statistics, and the thresholds under mining (else None), are to the base 2.
     """
     result = allocate_forward(problem, want_gradient=want_gradient)
-    met = None if problem.mining is None else allocate_thresholds(problem)
-    num_entries = sum(piece.labels.numel() for piece in problem.pieces)
+    met = None if problem.negative_sampler is None else allocate_thresholds(problem)
+    num_entries = sum(piece.labels.numel() for piece in problem.contrast)
     if problem.labels.numel() == 0 or num_entries == 0:
         return result, met
     with on_device(problem.anchors.device):
         layout = lay_out(problem)
-        thresholds = None if problem.mining is None else select_thresholds(layout)
+        thresholds = None if problem.negative_sampler is None else select_thresholds(layout)
         partials = denominator_pass(layout, thresholds, want_gradient=want_gradient)
         sums = positives_pass(layout, partials, thresholds, want_gradient=want_gradient)
         finish(layout, partials, sums, result)
@@ -70,7 +74,7 @@ def fused_entries_gradient(
         order = layout.rows.order
         ordered = AnchorStatistics(*(column[order] for column in statistics))
         met = None
-        if problem.mining is not None:
+        if problem.negative_sampler is not None:
             met = Thresholds(*(column[order].contiguous() for column in thresholds))
         for number, piece in enumerate(layout.pieces):
             if not wanted[number]:

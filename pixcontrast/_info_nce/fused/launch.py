@@ -11,7 +11,7 @@ from torch import Tensor
 from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.layout import Columns, Layout, padded_dim
 from pixcontrast._info_nce.problem import LOG2_E
-from pixcontrast.mining import Thresholds
+from pixcontrast._info_nce.thresholds import Thresholds
 
 # A share of the entries should be worth a program: so many blocks at the least.
 LEAST_BLOCKS = 4
@@ -22,7 +22,7 @@ MOST_SHARES = 64
 
 def has_both_roles(layout: Layout, piece: Columns) -> bool:
     """Whether the backward makes a piece's gradient as anchors and as entries in one pass."""
-    return piece.is_anchors and layout.problem.mining is None
+    return piece.is_anchors and layout.problem.negative_sampler is None
 
 
 class Slots(NamedTuple):
@@ -120,7 +120,7 @@ def constants_of(layout: Layout, piece: Columns, configuration: Configuration) -
         "BLOCK_M": configuration.rows,
         "BLOCK_N": configuration.columns,
         "BOUNDED": layout.bounded,
-        "MINED": problem.mining is not None,
+        "MINED": problem.negative_sampler is not None,
         "NARROWS": torch.finfo(piece.entries.dtype).max > largest,
         "PRECISION": layout.precision,
         "WIDEN": layout.interpreted,

@@ -160,11 +160,13 @@ def lay_out(problem: Problem) -> Layout:
         device, dim = problem.anchors.device, problem.anchors.shape[1]
         kind = precision if problem.product_dtype == torch.float32 else "16"
         configurations = configurations_for(_capability(device), kind, dim)
-    if problem.mining is not None:
+    if problem.negative_sampler is not None:
         configurations = for_mining(configurations)
     block = configurations.denominator.columns
     rows = _sort(problem, block)
-    pieces = tuple(_columns(problem, number, rows, block) for number in range(len(problem.pieces)))
+    pieces = tuple(
+        _columns(problem, number, rows, block) for number in range(len(problem.contrast))
+    )
     return Layout(problem, rows, pieces, configurations, precision, on_cpu)
 
 
@@ -185,12 +187,12 @@ def _sort(problem: Problem, block: int) -> Rows:
     last = torch.iinfo(torch.int64).max
     ascending, order = problem.labels.masked_fill(~present, last).sort(stable=True)
     labels = ascending.masked_fill(ascending == last, IGNORED)
-    vectors = problem.within_range(problem.anchors.detach()[order]).to(problem.product_dtype)
+    vectors = problem.saturate(problem.anchors.detach()[order]).to(problem.product_dtype)
     # An accelerator multiplies what takes no part too, and 0 · NaN would reach the rest.
     vectors = torch.where((labels != IGNORED)[:, None], vectors, 0.0).contiguous()
     bits = torch.zeros_like(order, dtype=torch.int32)
     if problem.seed is not None:
-        rows = order + problem.first_row
+        rows = order + problem.first_anchor_id
         bits = PairKeys.of(problem.seed, rows, order[:0]).row_bits[:, 0].contiguous()
     num_present = present.sum(dtype=torch.int32)
     survey = _survey(labels, labels, num_present, block)
@@ -198,7 +200,7 @@ def _sort(problem: Problem, block: int) -> Rows:
 
 
 def _columns(problem: Problem, number: int, rows: Rows, block: int) -> Columns:
-    piece = problem.pieces[number]
+    piece = problem.contrast[number]
     if piece.is_anchors:
         entries, labels, numbers = rows.vectors, rows.labels, rows.order
     else:
@@ -206,7 +208,7 @@ def _columns(problem: Problem, number: int, rows: Rows, block: int) -> Columns:
         numbers = torch.arange(len(labels), device=labels.device)
     bits = torch.zeros_like(numbers, dtype=torch.int32)
     if problem.seed is not None:
-        columns = numbers + piece.first_column
+        columns = numbers + piece.first_id
         bits = PairKeys.of(problem.seed, numbers[:0], columns).column_bits.contiguous()
     survey = rows.survey
     if not piece.is_anchors:

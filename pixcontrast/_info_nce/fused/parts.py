@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pixcontrast._info_nce.derivative import inverse_or_zero
 from pixcontrast._info_nce.fused.forward import on_device
 from pixcontrast._info_nce.fused.launch import expansion
 from pixcontrast._info_nce.fused.layout import lay_out
 from pixcontrast._info_nce.fused.passes import Partials, denominator_pass, positives_pass
 from pixcontrast._info_nce.problem import LOG2_E, Problem
-from pixcontrast._info_nce.results import DenominatorPart, PositivesPart, share_of
+from pixcontrast._info_nce.results import DenominatorPartial, PositivesPartial
 from pixcontrast._labels import IGNORED
 
 
@@ -29,16 +30,16 @@ class FusedPasses:
             self._layout = lay_out(problem)
         self._present = self._layout.rows.labels != IGNORED
 
-    def denominator(self, *, want_gradient: bool) -> DenominatorPart:
+    def denominator(self, *, want_gradient: bool) -> DenominatorPartial:
         with on_device(self._layout.rows.vectors.device):
             partials = denominator_pass(self._layout, None, want_gradient=want_gradient)
         log_sums = torch.where(self._present, partials.log_sums, -torch.inf)
         mean = None
         if want_gradient:
             mean = self._in_callers_order(self._mean(partials, log_sums))
-        return DenominatorPart(self._in_callers_order(log_sums / LOG2_E), mean)
+        return DenominatorPartial(self._in_callers_order(log_sums / LOG2_E), mean)
 
-    def positives(self, log_sum: Tensor, *, want_gradient: bool) -> PositivesPart:
+    def positives(self, log_sum: Tensor, *, want_gradient: bool) -> PositivesPartial:
         layout = self._layout
         log_sums = (log_sum * LOG2_E)[layout.rows.order]
         nothing = log_sums.new_empty(0)
@@ -46,7 +47,7 @@ class FusedPasses:
         with on_device(layout.rows.vectors.device):
             sums = positives_pass(layout, partials, None, want_gradient=want_gradient)
         count = self._of_slots(sums.counts).to(torch.int64)
-        share = share_of(count, torch.float32)
+        share = inverse_or_zero(count, torch.float32)
         losses = self._of_slots(sums.losses) * (expansion(layout) * share) / LOG2_E
         weight = torch.zeros_like(losses)
         if layout.problem.denominator == "negatives":
@@ -55,7 +56,7 @@ class FusedPasses:
         if want_gradient:
             pull = self._in_callers_order(self._of_slots(sums.pulls) * share[:, None])
         number, losses, weight = (self._in_callers_order(one) for one in (count, losses, weight))
-        return PositivesPart(number, losses, weight, pull)
+        return PositivesPartial(number, losses, weight, pull)
 
     def _mean(self, partials: Partials, log_sums: Tensor) -> Tensor:
         """(M, D) Σ exp2(s − Z)·k, slot after slot."""

@@ -8,7 +8,6 @@ import torch
 import triton
 from torch import Tensor
 
-from pixcontrast._info_nce.derivative import AnchorStatistics
 from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel
 from pixcontrast._info_nce.fused.kernels.entries import entries_kernel
 from pixcontrast._info_nce.fused.kernels.finish import finish_kernel, log_sum_kernel
@@ -25,8 +24,8 @@ from pixcontrast._info_nce.fused.launch import (
     slots_of,
 )
 from pixcontrast._info_nce.fused.layout import CHUNK, Columns, Layout
-from pixcontrast._info_nce.results import Forward
-from pixcontrast.mining import Thresholds
+from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult
+from pixcontrast._info_nce.thresholds import Thresholds
 
 # Anchors and components of a program that merges partial results.
 MERGED_ROWS, MERGED_COMPONENTS = 16, 64
@@ -161,12 +160,12 @@ def positives_pass(
     return Sums(counts, losses, weights, pulls)
 
 
-def finish(layout: Layout, partials: Partials, sums: Sums, result: Forward) -> None:
+def finish(layout: Layout, partials: Partials, sums: Sums, result: ForwardResult) -> None:
     """Merge what the two passes left into the results, in the caller's order."""
     problem, rows = layout.problem, layout.rows
     num_anchors, dim = rows.vectors.shape
-    weighted = result.gradient is not None
-    gradient = result.losses if result.gradient is None else result.gradient
+    weighted = result.anchor_gradient is not None
+    gradient = result.losses if result.anchor_gradient is None else result.anchor_gradient
     blocks = triton.cdiv(dim, MERGED_COMPONENTS) if weighted else 1
     finish_kernel[(triton.cdiv(num_anchors, MERGED_ROWS), blocks)](
         rows.order,

@@ -14,9 +14,9 @@ from pixcontrast._info_nce.fused.launch import (
     slots_of,
 )
 from pixcontrast._info_nce.fused.layout import CHUNK, Layout
-from pixcontrast._info_nce.radix_select import DIGIT_BITS, number_of
+from pixcontrast._info_nce.radix_select import DIGIT_BITS, from_ordered_int
 from pixcontrast._info_nce.random_keys import LARGEST_KEY
-from pixcontrast.mining import Thresholds
+from pixcontrast._info_nce.thresholds import Thresholds, pool_size
 
 LEAST_IMAGE = torch.iinfo(torch.int32).min
 MERGED_ROWS = 32
@@ -24,7 +24,7 @@ MERGED_ROWS = 32
 
 def select_thresholds(layout: Layout) -> Thresholds:
     """(M, 1) what mining asks of each of the sorted anchors, similarities to the base 2."""
-    mining = layout.problem.mining
+    mining = layout.problem.negative_sampler
     assert mining is not None
     negative_hardness, negative_key = _side(layout, mining.num_negatives, positive=False)
     positive_hardness, positive_key = _side(layout, mining.num_positives, positive=True)
@@ -34,7 +34,7 @@ def select_thresholds(layout: Layout) -> Thresholds:
 
 def _side(layout: Layout, count: int | None, *, positive: bool) -> tuple[Tensor, Tensor]:
     """(M,) the least hardness and the largest key with which a candidate still counts."""
-    mining = layout.problem.mining
+    mining = layout.problem.negative_sampler
     assert mining is not None
     classes = layout.rows.classes
     hardness = torch.full(classes.shape, -torch.inf, device=classes.device)
@@ -46,7 +46,7 @@ def _side(layout: Layout, count: int | None, *, positive: bool) -> tuple[Tensor,
     if mining.strategy != "random":
         among = wanted
         if pooled:
-            among = mining.pool_size(_available(layout, positive=positive)).to(torch.int32)
+            among = pool_size(mining, _available(layout, positive=positive)).to(torch.int32)
         hardness = _hardness_of(_select(layout, among, None, positive=positive, by_key=False))
     if mining.strategy != "hardest":
         least = hardness if pooled else None
@@ -109,7 +109,7 @@ def _select(
 
 def _hardness_of(images: Tensor) -> Tensor:
     """float32 of the same order; −∞ for the least image, which no number has."""
-    return number_of(images).masked_fill(images == LEAST_IMAGE, -torch.inf)
+    return from_ordered_int(images).masked_fill(images == LEAST_IMAGE, -torch.inf)
 
 
 def _available(layout: Layout, *, positive: bool) -> Tensor:

@@ -1,94 +1,58 @@
-"""What complete rows of similarities select, by masks: on any device, whatever the labels."""
+"""Selection and loss of complete rows of similarities by masks: any device, any labels."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pixcontrast import mining
-from pixcontrast._info_nce.derivative import AnchorStatistics, coefficients, pulls
-from pixcontrast._info_nce.mined.row_blocks import Stripes
+from pixcontrast._info_nce.derivative import (
+    Masks,
+    complete,
+    derivative_,
+    inverse_or_zero,
+    positive_terms,
+)
+from pixcontrast._info_nce.mined.row_blocks import MaskedRows, RowBlocks
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._info_nce.results import share_of
-from pixcontrast.mining import Thresholds
-
-
-class MinedRows(NamedTuple):
-    """R anchors under mining.
-
-    Attributes:
-        losses: (R, 1) 0 without a positive.
-        statistics: of the selected entries.
-        thresholds: what an entry had to meet.
-        gradient: (R, D) ∂L_i/∂a_i with the entries held fixed, or None where none is wanted.
-    """
-
-    losses: Tensor
-    statistics: AnchorStatistics
-    thresholds: Thresholds
-    gradient: Tensor | None
+from pixcontrast._info_nce.results import DenominatorPartial, ForwardResult, PositivesPartial
+from pixcontrast._info_nce.thresholds import Thresholds, thresholds_of_rows
 
 
 def masked_rows(
-    stripes: Stripes, block: slice, logits: Tensor, problem: Problem, *, want_gradient: bool
-) -> MinedRows:
-    """What the (R, N) similarities of a block select."""
-    logits, positive, negative, keys = stripes.part(logits, block)
-    assert problem.mining is not None
-    found = problem.mining.thresholds(logits, positive, negative, keys)
-    positive, negative = mining.keep(found, logits, positive, negative, keys)
-    losses, statistics = _losses(logits, positive, negative, problem)
-    gradient = None
+    blocks: RowBlocks, part: MaskedRows, problem: Problem, *, want_gradient: bool
+) -> tuple[ForwardResult, Thresholds]:
+    """Return the result and the thresholds of R anchors. Their similarities are overwritten."""
+    assert problem.negative_sampler is not None
+    thresholds = thresholds_of_rows(problem.negative_sampler, part.logits, part.masks, part.keys)
+    masks = part.select(thresholds)
+    lse = lse_of(part.logits, masks, problem)
+    positives, _ = positives_of(part.logits, masks.positive, lse, problem)
+    result = complete(problem, DenominatorPartial(lse, None), positives)
     if want_gradient:
-        change = coefficients(logits, positive, negative, statistics, problem.denominator)
-        gradient = stripes.weigh_all(change)
-    return MinedRows(losses, statistics, found, gradient)
+        change = derivative_(part.logits, masks, result.statistics, problem.denominator)
+        gradient = blocks.weighted_sum(change).mul_(problem.inverse_temperature)
+        result = result._replace(anchor_gradient=gradient)
+    return result, thresholds
 
 
-def _losses(
-    logits: Tensor, positive: Tensor, negative: Tensor, problem: Problem
-) -> tuple[Tensor, AnchorStatistics]:
-    counted = negative if problem.denominator == "negatives" else positive | negative
-    log_sum = log_sum_of(logits, counted)
-    losses, weight, share, _ = positives_of(logits, positive, log_sum, problem)
-    if problem.denominator == "all":
-        losses = torch.where(share > 0, log_sum - losses, 0.0)
-        weight = (share > 0).to(logits.dtype)
-    return losses, AnchorStatistics(log_sum, weight, share)
-
-
-def log_sum_of(logits: Tensor, counted: Tensor) -> Tensor:
-    """(R, 1) Z over the entries that count; −∞ over none."""
-    return logits.masked_fill(~counted, -torch.inf).logsumexp(dim=1, keepdim=True)
-
-
-class PositiveMeans(NamedTuple):
-    """Means over the positives of R anchors, as in `PositivesPart`: (R, 1) each.
-
-    Attributes:
-        losses, weight: the means.
-        share: 1/|P_i|, 0 without a positive.
-        strength: (R, N) what each entry is weighed with in the mean of the entries.
-    """
-
-    losses: Tensor
-    weight: Tensor
-    share: Tensor
-    strength: Tensor
+def lse_of(logits: Tensor, masks: Masks, problem: Problem) -> Tensor:
+    """Return Z (R,) of the similarities (R, T); −∞ for an empty denominator."""
+    outside = ~masks.in_denominator(problem.denominator)
+    return logits.masked_fill(outside, -torch.inf).logsumexp(dim=1)
 
 
 def positives_of(
-    logits: Tensor, positive: Tensor, log_sum: Tensor, problem: Problem
-) -> PositiveMeans:
-    share = share_of(positive.sum(dim=1, keepdim=True), logits.dtype)
-    if problem.denominator == "negatives":
-        terms, strength = pulls((log_sum - logits).masked_fill_(~positive, -torch.inf))
-        losses = terms.mul_(share).sum(dim=1, keepdim=True)
-        weight = strength.mul_(share).sum(dim=1, keepdim=True)
+    logits: Tensor, positive: Tensor, lse: Tensor, problem: Problem
+) -> tuple[PositivesPartial, Tensor]:
+    """Return the means over the positives of R anchors, and the weights (R, T) of the mean of k."""
+    num_positives = positive.sum(dim=1)
+    inv_num_positives = inverse_or_zero(num_positives, logits.dtype)[:, None]
+    terms, strength = positive_terms(logits, lse[:, None], problem.denominator)
+    # Divide each term, because the sum of many finite terms could overflow.
+    losses = terms.masked_fill(~positive, 0.0).mul_(inv_num_positives).sum(dim=1)
+    if strength is None:
+        weights, weight = positive * inv_num_positives, torch.zeros_like(losses)
     else:
-        strength = positive * share
-        losses = logits.masked_fill(~positive, 0.0).mul_(share).sum(dim=1, keepdim=True)
-        weight = torch.zeros_like(losses)
-    return PositiveMeans(losses, weight, share, strength)
+        weights = strength.masked_fill_(~positive, 0.0).mul_(inv_num_positives)
+        weight = weights.sum(dim=1)
+    return PositivesPartial(num_positives, losses, weight, None), weights

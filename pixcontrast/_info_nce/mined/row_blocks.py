@@ -1,7 +1,7 @@
-"""Stripes, the tiles of mining: a few anchors against every entry.
+"""Row blocks, the tiles of mining: a few anchors against every contrast entry.
 
-An exact selection needs an anchor's whole row of similarities, so a stripe holds as many complete
-rows as fit into a fixed number of similarities, at the least one.
+An exact selection needs an anchor's complete row of similarities, so a row block has as many
+complete rows as fit into a fixed number of similarities, and at least one.
 """
 
 from __future__ import annotations
@@ -13,162 +13,173 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.random_keys import PairKeys
-from pixcontrast._info_nce.tiled.class_order import Arrangement, arrange_anchors, arrange_entries
-from pixcontrast._info_nce.tiled.similarities import TILE_ROWS, Similarities, slices, tile_columns
+from pixcontrast._info_nce.thresholds import Thresholds, apply_thresholds
+from pixcontrast._info_nce.tiled.class_order import ClassOrder, masks_of
+from pixcontrast._info_nce.tiled.similarities import TILE_ROWS, Similarities, split, tile_columns
 
-# Similarities in a stripe: 64 rows, under which products are slow, of 100,000 entries.
-STRIPE_SIZE = 13 << 19
+# Similarities of a row block: 64 rows of 100,000 entries. Products of fewer rows are slow.
+BLOCK_SIZE = 13 << 19
+# Similarities that are masked at a time: about a dozen tensors of this size exist at once.
+MASKED_SIZE = 1 << 20
 
 
-class Part(NamedTuple):
-    """A block of anchors against some columns: (R, T) each.
+class MaskedRows(NamedTuple):
+    """A few anchors against some columns, (R, T) each.
 
     Attributes:
+        rows: the anchors, in the order of `RowBlocks.anchors`.
         logits: the similarities.
-        positive: who is a positive of whom.
-        negative: who is a negative of whom.
-        keys: the random keys, or None where nothing is left to chance.
+        masks: the positives and negatives.
+        keys: the random keys, or None if the strategy draws nothing.
     """
 
+    rows: slice
     logits: Tensor
-    positive: Tensor
-    negative: Tensor
+    masks: Masks
     keys: Tensor | None
 
+    def select(self, thresholds: Thresholds) -> Masks:
+        """Return the positives and negatives that meet the thresholds of these anchors."""
+        return apply_thresholds(thresholds, self.logits, self.masks, self.keys)
 
-class Stripes:
-    """Makes the stripes of a problem. Columns are the arranged entries, piece after piece.
 
-    Of pieces that are not `wanted` labels alone are looked at.
+class RowBlocks:
+    """Computes the row blocks of a problem. The columns are the ordered entries of all tensors.
+
+    Args:
+        problem (Problem): the call.
+        wanted (list of bool): the contrast tensors whose similarities are needed. Of the others
+            only labels are read.
 
     Attributes:
-        anchors: the arranged anchors.
-        pieces: the arranged entries of each piece.
-        columns: which columns each piece has.
-        num_columns: N, less what is left out.
+        anchors (ClassOrder): the ordered anchors.
+        contrast (list of ClassOrder): the ordered entries of each contrast tensor.
+        columns (list of slice): the columns of each contrast tensor.
+        num_columns (int): the number of columns.
     """
 
     def __init__(self, problem: Problem, wanted: list[bool]) -> None:
         self._problem = problem
-        self.anchors: Arrangement = arrange_anchors(problem)
-        self.pieces = [arrange_entries(piece, problem) for piece in problem.pieces]
-        everyone = slice(0, len(self.anchors))
-        self.rows = self.anchors.rows(everyone)
-        looked_at = [p if want else None for p, want in zip(self.pieces, wanted, strict=True)]
-        self._similarities = Similarities(problem, self.rows, looked_at)
+        self.anchors = ClassOrder.of_anchors(problem)
+        self.contrast = [ClassOrder.of_entries(tensor, problem) for tensor in problem.contrast]
+        self.rows = self.anchors.operands(slice(0, len(self.anchors)))
+        read = [order if want else None for order, want in zip(self.contrast, wanted, strict=True)]
+        self._similarities = Similarities(problem, self.rows, read)
         self.columns: list[slice] = []
         self.num_columns = 0
-        for piece in self.pieces:
-            self.columns.append(slice(self.num_columns, self.num_columns + len(piece)))
-            self.num_columns += len(piece)
-        self._most_columns = tile_columns(self.rows.device)
-        self._anchor_numbers = self.anchors.numbers() + problem.first_row
+        for order in self.contrast:
+            self.columns.append(slice(self.num_columns, self.num_columns + len(order)))
+            self.num_columns += len(order)
+        self._max_columns = tile_columns(self.rows.device)
         self._keys = self._pair_keys()
 
     def blocks(self) -> list[slice]:
-        """Of all pieces, wanted or not: a block has the same rows in a forward and a backward.
+        """Return the anchors of each block, the same for any `wanted`.
 
-        Or else its similarities could differ in the last bit and cross a threshold.
+        The similarities of the forward and the backward are bit-identical only for equal blocks.
         """
-        height = min(TILE_ROWS, max(1, STRIPE_SIZE // max(1, self.num_columns)))
-        return list(slices(slice(0, len(self.anchors)), height))
+        height = min(TILE_ROWS, max(1, BLOCK_SIZE // max(1, self.num_columns)))
+        return list(split(slice(0, len(self.anchors)), height))
 
     def all(self) -> Iterator[tuple[slice, Tensor]]:
-        """Every block with its (R, N) similarities, a buffer that the next block overwrites."""
+        """Yield every block with its similarities (R, N), a buffer that the next one overwrites."""
         blocks = self.blocks()
         height = max((block.stop - block.start for block in blocks), default=0)
         buffer = self.rows.new_empty(height * self.num_columns)
         for block in blocks:
             num_rows = block.stop - block.start
             logits = buffer[: num_rows * self.num_columns].view(num_rows, self.num_columns)
-            for number, columns in enumerate(self.columns):
-                self.fill(logits[:, columns], block, number)
+            for index, columns in enumerate(self.columns):
+                self.write(logits[:, columns], block, index)
             yield block, logits
 
-    def tiles(self, number: int) -> list[slice]:
-        """The columns of a piece, counted within it, that are multiplied at a time."""
-        return list(slices(slice(0, len(self.pieces[number])), self._most_columns))
+    def masked(self) -> Iterator[MaskedRows]:
+        """Yield all anchors, a few at a time, against all columns."""
+        if self.num_columns == 0:
+            return
+        for block, logits in self.all():
+            yield from self.split(block, logits)
 
-    def fill(self, logits: Tensor, block: slice, number: int) -> Tensor:
-        """Write the similarities of a block with one piece into `logits` (R, n)."""
-        piece = self.pieces[number]
-        for tile in self.tiles(number):
-            self._similarities.write(logits[:, tile], self.rows[block], piece.rows(tile), number)
-        return logits
+    def split(self, block: slice, logits: Tensor) -> Iterator[MaskedRows]:
+        """Split a block with its similarities (R, N) into a few rows at a time."""
+        for rows in split(block, max(1, MASKED_SIZE // self.num_columns)):
+            yield self.mask(rows, logits[rows.start - block.start : rows.stop - block.start])
 
-    def part(self, logits: Tensor, block: slice, numbers: Sequence[int] | None = None) -> Part:
-        """What stands where in the similarities of a block with some pieces; None: with all."""
-        numbers = range(len(self.pieces)) if numbers is None else numbers
-        positives, negatives, keys = [], [], []
-        row_labels = self.anchors.labels[block][:, None]
-        for number in numbers:
-            labels = self.pieces[number].labels[None, :]
-            positive = row_labels == labels
-            negative = positive.logical_not()
-            if not self.pieces[number].sorted:
-                negative &= labels >= 0
-            if self._problem.pieces[number].is_anchors:
-                own = torch.arange(block.start, block.stop, device=labels.device)[:, None]
-                positive &= own != torch.arange(labels.shape[1], device=labels.device)
-            positives.append(positive)
-            negatives.append(negative)
+    def tiles(self, index: int) -> list[slice]:
+        """Split the entries of a contrast tensor into the columns of a matrix product."""
+        return list(split(slice(0, len(self.contrast[index])), self._max_columns))
+
+    def write(self, logits: Tensor, block: slice, index: int) -> None:
+        """Overwrite `logits` (R, n) by the similarities of a block with a contrast tensor."""
+        order = self.contrast[index]
+        for tile in self.tiles(index):
+            self._similarities.write(logits[:, tile], self.rows[block], order.operands(tile), index)
+
+    def mask(self, rows: slice, logits: Tensor, indices: Sequence[int] | None = None) -> MaskedRows:
+        """Return the masks and keys of some anchors with some contrast tensors; None: with all."""
+        indices = range(len(self.contrast)) if indices is None else indices
+        masks, keys = [], []
+        for index in indices:
+            order = self.contrast[index]
+            every = slice(0, len(order))
+            is_anchors = self._problem.contrast[index].is_anchors
+            masks.append(masks_of(self.anchors, rows, order, every, is_anchors=is_anchors))
             if self._keys is not None:
-                keys.append(self.keys(block, self.columns[number]).all())
-        return Part(
+                keys.append(self.keys(rows, self.columns[index]).all())
+        positive, negative = (torch.cat(parts, dim=1) for parts in zip(*masks, strict=True))
+        return MaskedRows(
+            rows,
             logits,
-            torch.cat(positives, dim=1),
-            torch.cat(negatives, dim=1),
+            Masks(positive, negative),
             torch.cat(keys, dim=1) if keys else None,
         )
 
-    def keys(self, block: slice, columns: slice | Tensor) -> PairKeys:
-        """The random keys of a block with some columns."""
-        assert self._keys is not None  # a strategy that asks has drawn a seed
-        return self._keys.of_rows(block).of_columns(columns)
+    def keys(self, rows: slice, columns: slice | Tensor) -> PairKeys:
+        """Return the random keys of some anchors with some columns."""
+        assert self._keys is not None  # every strategy with keys has drawn a seed
+        return self._keys.of_rows(rows).of_columns(columns)
 
-    def weigh_all(self, change: Tensor) -> Tensor:
-        """(R, D) Σ_j change_ij k_j / τ, over all columns."""
-        return self.sum_all(change).mul_(self._problem.inverse_temperature)
-
-    def sum_all(self, change: Tensor) -> Tensor:
-        """(R, D) Σ_j change_ij k_j, over all columns."""
-        result = self.rows.new_zeros(change.shape[0], self.rows.shape[1])
-        for number, (piece, columns) in enumerate(zip(self.pieces, self.columns, strict=True)):
-            for tile in self.tiles(number):
-                result.addmm_(change[:, columns][:, tile], piece.rows(tile))
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Return (R, D) Σ_j w_ij k_j over all columns, for weights (R, N)."""
+        result = self.rows.new_zeros(weights.shape[0], self.rows.shape[1])
+        for index, (order, columns) in enumerate(zip(self.contrast, self.columns, strict=True)):
+            for tile in self.tiles(index):
+                result.addmm_(weights[:, columns][:, tile], order.operands(tile))
         return result
 
-    def weigh(self, columns: Tensor, change: Tensor) -> Tensor:
-        """(R, D) Σ_j change_ij k_j / τ, over the columns of each row given as (R, k).
+    def weighted_sum_of(self, columns: Tensor, weights: Tensor) -> Tensor:
+        """Return (R, D) Σ_j w_ij k_j over each row's own columns (R, k), for weights (R, k).
 
-        The few entries are read where they stand; they have to be operands as they are.
+        The few entries are read in place, which needs `entries_are_operands`.
         """
-        result = self.rows.new_zeros(change.shape[0], self.rows.shape[1])
-        for piece, part in zip(self.pieces, self.columns, strict=True):
-            inside = (columns >= part.start) & (columns < part.stop)
+        result = self.rows.new_zeros(weights.shape[0], self.rows.shape[1])
+        for order, own in zip(self.contrast, self.columns, strict=True):
+            inside = (columns >= own.start) & (columns < own.stop)
             counts = inside.sum(dim=1)
             result += F.embedding_bag(
-                piece.numbers()[columns[inside] - part.start],
-                piece.vectors,
+                order.all_indices()[columns[inside] - own.start],
+                order.vectors,
                 counts.cumsum(0) - counts,
                 mode="sum",
-                per_sample_weights=change[inside],
+                per_sample_weights=weights[inside],
             )
-        return result.mul_(self._problem.inverse_temperature)
+        return result
 
-    def may_be_weighed_in_place(self) -> bool:
-        """Whether every entry is an operand as it is."""
+    def entries_are_operands(self) -> bool:
+        """Return whether every entry is an operand without conversion."""
         dtype = self._problem.compute_dtype
-        same = all(piece.entries.dtype == dtype for piece in self._problem.pieces)
+        same = all(tensor.entries.dtype == dtype for tensor in self._problem.contrast)
         return same and self._problem.product_dtype == dtype
 
     def _pair_keys(self) -> PairKeys | None:
-        if self._problem.seed is None or not self.pieces:
+        if self._problem.seed is None or not self.contrast:
             return None
-        numbers = [
-            arranged.numbers() + piece.first_column
-            for piece, arranged in zip(self._problem.pieces, self.pieces, strict=True)
+        anchor_ids = self.anchors.all_indices() + self._problem.first_anchor_id
+        entry_ids = [
+            order.all_indices() + tensor.first_id
+            for tensor, order in zip(self._problem.contrast, self.contrast, strict=True)
         ]
-        return PairKeys.of(self._problem.seed, self._anchor_numbers, torch.cat(numbers))
+        return PairKeys.of(self._problem.seed, anchor_ids, torch.cat(entry_ids))

@@ -1,135 +1,117 @@
-"""The hardest of many, or those with the smallest keys, by partial sorts; the CPU alone.
+"""The hardest candidates, or those with the smallest keys, by partial sorts on the CPU.
 
-`HardNegativeSampler.thresholds` is the rule; this comes to the same without a mask of what it
-looks at.
+The thresholds are those of `thresholds.RowCandidates`, without a mask of all candidates. The
+selected candidates are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
-from pixcontrast.mining import HardNegativeSampler
 
-# As many similarities may tie at a threshold before a stripe is masked instead.
-MOST_TIES = 8
-# Columns that are sorted out together; half as many groups as there are must then be wanted.
+# The partial sort has room for this many candidates that tie at a threshold.
+MAX_TIES = 8
+# Columns are preselected in groups of this size, if more than twice k groups exist.
 GROUP = 8
 
 
-class Side(NamedTuple):
-    """The selected positives, or negatives, of R anchors.
-
-    Attributes:
-        hardness: (R, k) of each one selected; −∞ for places that hold none.
-        places: (R, k) among the columns it was selected from, or None: all of them, in order.
-        least: (R, 1) the hardness it had to have.
-        last_key: (R, 1) int32, the largest key it might have.
-    """
-
-    hardness: Tensor
-    places: Tensor | None
-    least: Tensor
-    last_key: Tensor
-
-    def put(self, among: Tensor, values: Tensor) -> Tensor:
-        """`among` (R, n) overwritten: `values` (R, k) where they were selected, else 0."""
-        if self.places is None:
-            return among.copy_(values)
-        return among.zero_().scatter_(1, self.places, values)
+class TooManyTiesError(Exception):
+    """More candidates tie at a threshold than the partial sort has room for."""
 
 
-def select(
-    mining: HardNegativeSampler,
-    hardness: Tensor,
-    available: Tensor,
-    count: int | None,
-    keys: PairKeys | None,
-    fill_absent: Callable[[Tensor, float], None],
-) -> Side | None:
-    """What counts among (R, n) candidates; None where hardness ties at a threshold.
+class TopK:
+    """Candidates of R anchors; after `find_threshold`, the selected ones.
 
     Args:
-        mining: the rule.
-        hardness: −∞ for what is no candidate.
-        available: (R, 1) how many candidates there are.
-        count: how many are wanted, or None: all.
-        keys: of the candidates, where there are any.
-        fill_absent: overwrites what is no candidate in a tensor like `hardness`.
+        hardness (Tensor): (R, N); −∞ for columns that are no candidates.
+        available (Tensor): (R, 1) int64, number of candidates.
+        keys (PairKeys, optional): the random keys of all columns.
+        fill_others (callable): overwrites the columns that are no candidates in a tensor (R, N).
+
+    Attributes:
+        hardness (Tensor): (R, k), of each selected candidate; −∞ where there is none.
+        columns (Tensor, optional): (R, k), column of each selected candidate; None: all columns, in
+            order.
     """
-    num_rows, num_columns = hardness.shape
-    any_hardness = hardness.new_full((num_rows, 1), -torch.inf)
-    any_key = available.new_full((num_rows, 1), LARGEST_KEY, dtype=torch.int32)
-    if count is None or num_rows == 0 or num_columns == 0:
-        return Side(hardness, None, any_hardness, any_key)
-    if mining.strategy == "random":
-        assert keys is not None
-        drawn = keys.all()
-        fill_absent(drawn, LARGEST_KEY)
-        places, last_key = _smallest(drawn, available, count)
-        return Side(hardness.gather(1, places), places, any_hardness, last_key)
 
-    wanted = available.clamp(max=count)
-    if mining.strategy == "semi-hard":
-        wanted = torch.minimum(mining.pool_size(available), available)
-    found = _hardest(hardness, wanted.clamp(min=1))
-    if found is None:
-        return None
-    values, places, least = found
-    if mining.strategy == "hardest":
-        return Side(values, places, least, any_key)
-    assert keys is not None
-    pool = values > -torch.inf
-    drawn = keys.at(places).masked_fill_(~pool, LARGEST_KEY)
-    chosen, last_key = _smallest(drawn, pool.sum(dim=1, keepdim=True), count)
-    return Side(values.gather(1, chosen), places.gather(1, chosen), least, last_key)
+    def __init__(
+        self,
+        hardness: Tensor,
+        available: Tensor,
+        keys: PairKeys | None,
+        fill_others: Callable[[Tensor, float], None],
+    ) -> None:
+        self.hardness = hardness
+        self.columns: Tensor | None = None
+        self._available = available
+        self._keys = keys
+        self._fill_others = fill_others
+
+    def available(self) -> Tensor:
+        return self._available
+
+    def kth_hardness(self, k: Tensor) -> Tensor:
+        """Select the k hardest, and what ties with the last of them.
+
+        Raises:
+            TooManyTiesError: if more tie than there is room for.
+        """
+        k = torch.minimum(k, self._available).clamp(min=1)
+        num_columns = self.hardness.shape[1]
+        values, columns = _largest(self.hardness, min(int(k.max()) + MAX_TIES, num_columns))
+        num_extra = values.shape[1] - k
+        # The values are in no order; only the smallest few are sorted.
+        ascending = values.topk(int(num_extra.max()) + 1, largest=False).values
+        least = ascending.gather(1, num_extra)
+        if values.shape[1] < num_columns and bool((ascending[:, :1] >= least).any()):
+            raise TooManyTiesError
+        self.hardness, self.columns = values.masked_fill_(values < least, -torch.inf), columns
+        return least
+
+    def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
+        """Select the k smallest keys of what `kth_hardness` has selected, or of all candidates."""
+        assert self._keys is not None  # every strategy with keys has drawn a seed
+        if min_hardness is None or self.columns is None:
+            keys, available = self._keys.all(), self._available
+            self._fill_others(keys, LARGEST_KEY)
+        else:
+            pool = self.hardness > -torch.inf
+            keys = self._keys.at(self.columns).masked_fill_(~pool, LARGEST_KEY)
+            available = pool.sum(dim=1, keepdim=True)
+        # Only `LARGEST_KEY` occurs more than once in a row.
+        values, chosen = _largest(keys.bitwise_not_(), min(k, keys.shape[1]))
+        self.hardness = self.hardness.gather(1, chosen)
+        self.columns = chosen if self.columns is None else self.columns.gather(1, chosen)
+        last_key = values.amin(dim=1, keepdim=True).bitwise_not_()
+        return last_key.masked_fill_(available <= k, LARGEST_KEY)
+
+    def put_into(self, rows: Tensor, values: Tensor) -> Tensor:
+        """Overwrite rows (R, N): values (R, k) for the selected candidates, 0 elsewhere."""
+        if self.columns is None:
+            return rows.copy_(values)
+        return rows.zero_().scatter_(1, self.columns, values)
 
 
-def _hardest(hardness: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The `wanted` (R, 1) hardest of each row, and what ties with the last of them.
+def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest values of each row and their columns, in no order.
 
-    Values (R, k), −∞ for those that are not, their places, and the least that is. None where
-    more tie than there is room for.
-    """
-    num_columns = hardness.shape[1]
-    values, places = _largest(hardness, min(int(wanted.max()) + MOST_TIES, num_columns))
-    too_many = values.shape[1] - wanted
-    # Taken in no order: only the few too many are sorted.
-    ascending = values.topk(int(too_many.max()) + 1, largest=False).values
-    least = ascending.gather(1, too_many)
-    if values.shape[1] < num_columns and bool((ascending[:, :1] >= least).any()):
-        return None
-    return values.masked_fill_(values < least, -torch.inf), places, least
-
-
-def _smallest(drawn: Tensor, available: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Where each row's `count` smallest keys stand, and the last of them, as far as it matters."""
-    # Keys of one anchor are distinct, but for the largest, which what is no candidate has.
-    values, places = _largest(drawn.bitwise_not_(), min(count, drawn.shape[1]))
-    last_key = values.amin(dim=1, keepdim=True).bitwise_not_()
-    return places, last_key.masked_fill_(available <= count, LARGEST_KEY)
-
-
-def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row and their places, in no order.
-
-    Where these are few, groups of columns are sorted out first, by their largest.
+    For small k, groups of columns are preselected by their largest value.
     """
     num_rows, num_columns = values.shape
     num_groups = num_columns // GROUP
-    if 2 * count > num_groups:
-        found, places = values.topk(count, sorted=False)
-        return found, places
+    if 2 * k > num_groups:
+        largest, columns = values.topk(k, sorted=False)
+        return largest, columns
     grouped = values[:, : GROUP * num_groups].reshape(num_rows, GROUP, num_groups)
-    _, groups = grouped.amax(dim=1).topk(count, sorted=False)
-    columns = torch.arange(num_columns, device=values.device)
-    firsts, rest = columns[: GROUP * num_groups : num_groups], columns[GROUP * num_groups :]
-    places = groups[:, None, :] + firsts[:, None]
-    places = torch.cat([places.flatten(1), rest.expand(num_rows, -1)], dim=1)
-    among = values.gather(1, places)
-    found, numbers = among.topk(count, sorted=False)
-    return found, places.gather(1, numbers)
+    _, groups = grouped.amax(dim=1).topk(k, sorted=False)
+    every = torch.arange(num_columns, device=values.device)
+    firsts, rest = every[: GROUP * num_groups : num_groups], every[GROUP * num_groups :]
+    columns = groups[:, None, :] + firsts[:, None]
+    columns = torch.cat([columns.flatten(1), rest.expand(num_rows, -1)], dim=1)
+    among = values.gather(1, columns)
+    largest, chosen = among.topk(k, sorted=False)
+    return largest, columns.gather(1, chosen)

@@ -1,9 +1,9 @@
-"""Mining over entries that are spread over ranks: thresholds are found together.
+"""Mining over entries that are distributed over ranks: the ranks find the thresholds together.
 
-A threshold is the k-th largest hardness (or smallest random key) of an anchor's candidates on all
-ranks. As integers of the same order both are found digit by digit: each rank counts how many of
-its candidates reach each value that the next 4 bits could make, and the counts are added up. Exact,
-ties included, by messages of 16 numbers an anchor; similarities are made anew each time.
+A threshold is the k-th largest hardness, or the k-th smallest random key, of an anchor's candidates
+on all ranks. Radix selection needs only counts: each rank counts its own candidates, and the counts
+are added up. The result is exact, ties included. A message holds 16 numbers an anchor; the
+similarities are computed again for each of them.
 """
 
 from __future__ import annotations
@@ -14,204 +14,168 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pixcontrast import mining
 from pixcontrast._distributed import Ranks, add_up
-from pixcontrast._info_nce.merge import finite
-from pixcontrast._info_nce.mined.masked import log_sum_of, positives_of
-from pixcontrast._info_nce.mined.passes import MASKED_SIZE
-from pixcontrast._info_nce.mined.row_blocks import Part, Stripes
+from pixcontrast._info_nce.derivative import Masks, finite
+from pixcontrast._info_nce.mined.masked import lse_of, positives_of
+from pixcontrast._info_nce.mined.row_blocks import MaskedRows, RowBlocks
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._info_nce.radix_select import DIGIT_BITS, image_of, number_of
-from pixcontrast._info_nce.random_keys import LARGEST_KEY
-from pixcontrast._info_nce.results import DenominatorPart, PositivesPart
-from pixcontrast._info_nce.tiled.similarities import slices
-from pixcontrast.mining import Thresholds
+from pixcontrast._info_nce.radix_select import (
+    count_digits_of,
+    from_ordered_int,
+    radix_select,
+    to_ordered_int,
+)
+from pixcontrast._info_nce.results import DenominatorPartial, PositivesPartial
+from pixcontrast._info_nce.thresholds import Thresholds, find_thresholds
 
-_DIGITS = 1 << DIGIT_BITS
 
-
-class Side(NamedTuple):
-    """What is selected among: the positives or the negatives, by hardness or by random key.
+class Selection(NamedTuple):
+    """What to count: the positives or the negatives, by their hardness or by their random key.
 
     Attributes:
-        positive: the positives, and not the negatives.
-        by_key: the smallest keys, and not the greatest hardness.
-        least: (M, 1) the hardness that a candidate has to have, or None: any.
+        positive (bool): the positives, not the negatives.
+        by_key (bool): the key, of which the smallest is first; not the hardness.
+        min_hardness (Tensor, optional): (M, 1), candidates need at least this hardness.
     """
 
     positive: bool
     by_key: bool
-    least: Tensor | None
+    min_hardness: Tensor | None
 
 
 class MinedPasses:
-    """The two passes of a problem under mining; results are in the caller's order.
+    """The two passes of a problem with a negative sampler, with results in the caller's order.
 
     Attributes:
-        thresholds: (M, 1) each, what every rank has found for the anchors.
+        thresholds (Thresholds): (M, 1) each; to be set before the passes run.
     """
 
     thresholds: Thresholds
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._stripes = Stripes(problem, [True] * len(problem.pieces))
+        self._blocks = RowBlocks(problem, [True] * len(problem.contrast))
 
-    def denominator(self, *, want_gradient: bool) -> DenominatorPart:
+    def denominator(self, *, want_gradient: bool) -> DenominatorPartial:
         like = self._problem.anchors.new_empty(0, dtype=self._problem.compute_dtype)
-        log_sums = like.new_full(self._problem.labels.shape, -torch.inf)
-        mean = like.new_zeros(self._problem.anchors.shape) if want_gradient else None
-        for places, logits, positive, negative in self._kept():
-            counted = negative
-            if self._problem.denominator == "all":
-                counted = positive | negative
-            log_sum = log_sum_of(logits, counted)
-            log_sums[places] = log_sum.squeeze(1)
-            if mean is not None:
-                share = torch.exp(logits - finite(log_sum)).masked_fill_(~counted, 0.0)
-                mean[places] = self._stripes.sum_all(share)
-        return DenominatorPart(log_sums, mean)
+        lse = like.new_full(self._problem.labels.shape, -torch.inf)
+        negative_mean = like.new_zeros(self._problem.anchors.shape) if want_gradient else None
+        for indices, part, masks in self.selected():
+            own = lse_of(part.logits, masks, self._problem)
+            lse[indices] = own
+            if negative_mean is not None:
+                outside = ~masks.in_denominator(self._problem.denominator)
+                softmax = torch.exp(part.logits - finite(own)[:, None]).masked_fill_(outside, 0.0)
+                negative_mean[indices] = self._blocks.weighted_sum(softmax)
+        return DenominatorPartial(lse, negative_mean)
 
-    def positives(self, log_sum: Tensor, *, want_gradient: bool) -> PositivesPart:
-        losses, weights = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
-        number = torch.zeros_like(log_sum, dtype=torch.int64)
-        pull = log_sum.new_zeros(self._problem.anchors.shape) if want_gradient else None
-        for places, logits, positive, _ in self._kept():
-            means = positives_of(logits, positive, log_sum[places][:, None], self._problem)
-            number[places] = positive.sum(dim=1)
-            losses[places] = means.losses.squeeze(1)
-            weights[places] = means.weight.squeeze(1)
-            if pull is not None:
-                pull[places] = self._stripes.sum_all(means.strength)
-        return PositivesPart(number, losses, weights, pull)
+    def positives(self, lse: Tensor, *, want_gradient: bool) -> PositivesPartial:
+        losses, weight = torch.zeros_like(lse), torch.zeros_like(lse)
+        num_positives = torch.zeros_like(lse, dtype=torch.int64)
+        positive_grad = lse.new_zeros(self._problem.anchors.shape) if want_gradient else None
+        for indices, part, masks in self.selected():
+            own, weights = positives_of(part.logits, masks.positive, lse[indices], self._problem)
+            num_positives[indices] = own.num_positives
+            losses[indices] = own.losses
+            weight[indices] = own.weight
+            if positive_grad is not None:
+                positive_grad[indices] = self._blocks.weighted_sum(weights)
+        return PositivesPartial(num_positives, losses, weight, positive_grad)
 
     def available(self, *, positive: bool) -> Tensor:
-        """(M,) how many candidates each anchor has here."""
-        found = torch.zeros_like(self._problem.labels)
-        for places, part in self._parts():
-            found[places] = (part.positive if positive else part.negative).sum(dim=1)
-        return found
+        """Return the number of candidates of each anchor in this problem, (M, 1)."""
+        available = torch.zeros_like(self._problem.labels)[:, None]
+        for part in self._blocks.masked():
+            candidate = part.masks.positive if positive else part.masks.negative
+            available[self._blocks.anchors.indices(part.rows)] = candidate.sum(1, keepdim=True)
+        return available
 
-    def count_digits(self, side: Side, prefix: Tensor, shift: int) -> Tensor:
-        """(M, 16) how many candidates have each next digit, of those that start with `prefix`."""
-        counts = torch.zeros_like(self._problem.labels)[:, None].repeat(1, _DIGITS)
-        for places, part in self._parts():
-            candidate = part.positive if side.positive else part.negative
-            hardness = -part.logits if side.positive else part.logits
-            if side.least is not None:
-                candidate = candidate & (hardness >= side.least[places])
-            image = _image_of_keys(part.keys) if side.by_key else image_of(hardness)
-            above = shift + DIGIT_BITS
-            if above < _bits_of(image):
-                candidate = candidate & (image >> above == prefix[places][:, None] >> above)
-            digit = (image >> shift & (_DIGITS - 1)).to(torch.int64)
-            counted = counts.new_zeros(len(digit), _DIGITS)
-            counts[places] = counted.scatter_add_(1, digit, candidate.to(torch.int64))
+    def count_digits(self, selection: Selection, prefix: Tensor, shift: int) -> Tensor:
+        """Count the candidates of each anchor (M, 16), see `radix_select.CountDigits`."""
+        counts = torch.zeros_like(self._problem.labels)[:, None].repeat(1, 16)
+        for part in self._blocks.masked():
+            indices = self._blocks.anchors.indices(part.rows)
+            candidate = part.masks.positive if selection.positive else part.masks.negative
+            hardness = -part.logits if selection.positive else part.logits
+            if selection.min_hardness is not None:
+                candidate = candidate & (hardness >= selection.min_hardness[indices])
+            integers = to_ordered_int(hardness)
+            if selection.by_key:
+                assert part.keys is not None  # every strategy with keys has drawn a seed
+                integers = ~part.keys  # the smallest key is the largest integer
+            counts[indices] = count_digits_of(integers, candidate, prefix[indices], shift)
         return counts
 
-    def _kept(self) -> Iterator[tuple[slice | Tensor, Tensor, Tensor, Tensor]]:
-        """A few anchors at a time: similarities, and the positives and negatives that count."""
-        for places, part in self._parts():
-            found = Thresholds(*(column[places] for column in self.thresholds))
-            positive, negative = mining.keep(
-                found, part.logits, part.positive, part.negative, part.keys
-            )
-            yield places, part.logits, positive, negative
-
-    def _parts(self) -> Iterator[tuple[slice | Tensor, Part]]:
-        stripes = self._stripes
-        if stripes.num_columns == 0:
-            return
-        for block, logits in stripes.all():
-            for rows in slices(block, max(1, MASKED_SIZE // stripes.num_columns)):
-                own = logits[rows.start - block.start : rows.stop - block.start]
-                yield stripes.anchors.places(rows), stripes.part(own, rows)
+    def selected(self) -> Iterator[tuple[slice | Tensor, MaskedRows, Masks]]:
+        """Yield a few anchors at a time: their indices, similarities and selected candidates."""
+        for part in self._blocks.masked():
+            indices = self._blocks.anchors.indices(part.rows)
+            yield indices, part, part.select(self.thresholds.of(indices))
 
 
-def find_thresholds(
-    of_shard: MinedPasses, own: MinedPasses, problem: Problem, ranks: Ranks
-) -> Thresholds:
-    """(W·M, 1) what an entry must meet to count for each rank's anchors, the same on every rank.
+class _RankCandidates:
+    """Candidates on all ranks, for the (W·M) anchors of all ranks; see `thresholds.Candidates`.
 
-    `of_shard` holds all ranks' anchors against this rank's shard, `own` this rank's anchors
-    against what its batch contributes.
+    `of_shard` has the anchors of all ranks and the entries of this rank's shard, `own` has the
+    anchors of this rank and the entries of its batch.
     """
-    asked = problem.mining
-    assert asked is not None
-    search = _Search(of_shard, own, problem, ranks)
-    sides = []
-    for positive, count in ((False, asked.num_negatives), (True, asked.num_positives)):
-        least = search.like.new_full((search.num_anchors, 1), -torch.inf)
-        key = torch.full_like(least, LARGEST_KEY, dtype=torch.int32)
-        if count is not None:
-            wanted = search.like.new_full((search.num_anchors,), count, dtype=torch.int64)
-            pooled = asked.strategy == "semi-hard"
-            if asked.strategy != "random":
-                among = asked.pool_size(search.available(positive=positive)) if pooled else wanted
-                found, there = search.largest(Side(positive, False, None), among)
-                image = found.to(image_of(least).dtype)
-                least = number_of(image).masked_fill(~there, -torch.inf)[:, None]
-            if asked.strategy != "hardest":
-                side = Side(positive, True, least if pooled else None)
-                found, there = search.largest(side, wanted)
-                key = (-1 - found).masked_fill(~there, LARGEST_KEY).to(torch.int32)[:, None]
-        sides.append((least, key))
-    (negative_least, negative_key), (positive_least, positive_key) = sides
-    return Thresholds(negative_least, negative_key, -positive_least, positive_key)
-
-
-class _Search:
-    """Candidates on all ranks, counted together."""
 
     def __init__(
-        self, of_shard: MinedPasses, own: MinedPasses, problem: Problem, ranks: Ranks
+        self, of_shard: MinedPasses, own: MinedPasses, like: Tensor, ranks: Ranks, *, positive: bool
     ) -> None:
-        num_own = problem.labels.numel()
-        self.num_anchors = ranks.size * num_own
-        self.like = problem.anchors.new_empty(0, dtype=problem.compute_dtype)
-        self._of_shard, self._own, self._ranks = of_shard, own, ranks
-        self._mine = slice(ranks.rank * num_own, (ranks.rank + 1) * num_own)
+        self._of_shard, self._own = of_shard, own
+        self._like = like
+        self._ranks = ranks
+        self._positive = positive
+        num_own = len(like) // ranks.size
+        self._own_anchors = slice(ranks.rank * num_own, (ranks.rank + 1) * num_own)
 
-    def available(self, *, positive: bool) -> Tensor:
-        """(W·M,) how many candidates each anchor has."""
-        found = self._of_shard.available(positive=positive)
-        found[self._mine] += self._own.available(positive=positive)
-        return add_up(self._ranks, found)
+    def available(self) -> Tensor:
+        available = self._of_shard.available(positive=self._positive)
+        available[self._own_anchors] += self._own.available(positive=self._positive)
+        return add_up(self._ranks, available)
 
-    def largest(self, side: Side, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """The `wanted`-th largest image of each anchor's candidates, and whether there is one."""
-        bits = 32 if side.by_key else torch.finfo(self.like.dtype).bits
-        prefix = torch.zeros_like(wanted)
-        remaining = wanted.clone()
-        there = torch.ones_like(wanted, dtype=torch.bool)
-        for shift in range(bits - DIGIT_BITS, -1, -DIGIT_BITS):
-            counts = self._of_shard.count_digits(side, prefix, shift)
-            counts[self._mine] += self._own.count_digits(self._of(side), prefix[self._mine], shift)
-            counts = add_up(self._ranks, counts)
-            digits = torch.arange(_DIGITS, device=wanted.device)
-            # The first digit has the sign: negative numbers, whose digits are 8 and up, are least.
-            order = digits ^ (_DIGITS // 2) if shift == bits - DIGIT_BITS else digits
-            at_least = counts[:, order].flip(1).cumsum(dim=1).flip(1)
-            reached = (at_least >= remaining[:, None]).sum(dim=1)
-            there &= reached > 0
-            place = (reached - 1).clamp(min=0)
-            beyond = torch.nn.functional.pad(at_least, (0, 1)).gather(1, place[:, None] + 1)
-            remaining = remaining - beyond.squeeze(1)
-            digit = order[place]
-            if shift == bits - DIGIT_BITS:
-                digit = torch.where(digit >= _DIGITS // 2, digit - _DIGITS, digit)
-            prefix = prefix + (digit << shift)
-        return prefix, there
+    def kth_hardness(self, k: Tensor) -> Tensor:
+        dtype = to_ordered_int(self._like).dtype
+        found = self._select(Selection(self._positive, False, None), k, dtype)
+        no_candidate = found == torch.iinfo(dtype).min
+        return from_ordered_int(found).masked_fill(no_candidate, -torch.inf)
 
-    def _of(self, side: Side) -> Side:
-        return side if side.least is None else side._replace(least=side.least[self._mine])
+    def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
+        selection = Selection(self._positive, True, min_hardness)
+        every = torch.full_like(self._like, k, dtype=torch.int64)
+        return ~self._select(selection, every, torch.int32)
+
+    def _select(self, selection: Selection, k: Tensor, dtype: torch.dtype) -> Tensor:
+        own = selection
+        if selection.min_hardness is not None:
+            own = selection._replace(min_hardness=selection.min_hardness[self._own_anchors])
+
+        def count_digits(prefix: Tensor, shift: int) -> Tensor:
+            counts = self._of_shard.count_digits(selection, prefix, shift)
+            own_prefix = prefix[self._own_anchors]
+            counts[self._own_anchors] += self._own.count_digits(own, own_prefix, shift)
+            return add_up(self._ranks, counts)
+
+        return radix_select(count_digits, k, dtype)
 
 
-def _image_of_keys(keys: Tensor | None) -> Tensor:
-    """The smallest key is the largest image."""
-    assert keys is not None  # every strategy that comes here draws a seed
-    return -1 - keys
+def find_rank_thresholds(
+    of_shard: MinedPasses, own: MinedPasses, problem: Problem, ranks: Ranks
+) -> Thresholds:
+    """Return the thresholds of the anchors of all ranks, (W·M, 1) each, the same on every rank.
 
-
-def _bits_of(image: Tensor) -> int:
-    return torch.iinfo(image.dtype).bits
+    Args:
+        of_shard (MinedPasses): the anchors of all ranks against this rank's shard.
+        own (MinedPasses): this rank's anchors against the entries of its batch.
+        problem (Problem): of `own`.
+        ranks (Ranks): the ranks.
+    """
+    sampler = problem.negative_sampler
+    assert sampler is not None
+    num_anchors = ranks.size * problem.labels.numel()
+    like = problem.anchors.new_zeros(num_anchors, 1, dtype=problem.compute_dtype)
+    negatives, positives = (
+        _RankCandidates(of_shard, own, like, ranks, positive=positive) for positive in (False, True)
+    )
+    return find_thresholds(sampler, negatives, positives, like)

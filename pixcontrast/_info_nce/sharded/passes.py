@@ -1,37 +1,36 @@
-"""The equation over entries that are spread over ranks: what each rank holds stays there.
+"""The equation over entries that are distributed over ranks and never leave their rank.
 
-The anchors of all ranks go to every rank, which makes its part of Z and o for all of them over its
-own entries. The parts go back to the anchors' owners and are merged in rank order. Then the same
-with the positives, under the Z that the owners have found. What an owner's batch contributes is
-one more part, of its own anchors alone. No message grows with the entries.
+Every rank receives the anchors of all ranks and computes Z and o of its own shard for them. These
+partial results are sent to the owners of the anchors and merged in rank order. The same is done for
+the positives, with the merged Z. The entries of a rank's batch give one more partial result, for
+its own anchors. The size of a message does not depend on the number of entries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, exchange, gather
-from pixcontrast._info_nce.mined.passes import allocate_thresholds
-from pixcontrast._info_nce.problem import LOG2_E, Piece, Problem, numbered
+from pixcontrast._info_nce.derivative import complete
+from pixcontrast._info_nce.merge import merge_denominators, merge_positives
+from pixcontrast._info_nce.problem import LOG2_E, ContrastTensor, Problem, contrast_tensors
 from pixcontrast._info_nce.results import (
-    DenominatorPart,
-    Forward,
+    DenominatorPartial,
+    ForwardResult,
     Passes,
-    PositivesPart,
-    complete,
-    merge_denominators,
-    merge_positives,
+    PositivesPartial,
+    allocate_forward,
 )
-from pixcontrast._info_nce.sharded.mining import MinedPasses, find_thresholds
-from pixcontrast._info_nce.tiled.passes import TiledPasses, allocate_forward
+from pixcontrast._info_nce.sharded.mining import MinedPasses, find_rank_thresholds
+from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds
+from pixcontrast._info_nce.tiled.passes import TiledPasses
 from pixcontrast._labels import IGNORED
-from pixcontrast.mining import Thresholds
 
-Part = TypeVar("Part", DenominatorPart, PositivesPart)
+Partial = TypeVar("Partial", DenominatorPartial, PositivesPartial)
 
 
 def sharded_forward(
@@ -41,82 +40,82 @@ def sharded_forward(
     *,
     want_gradient: bool,
     fused: bool,
-) -> tuple[Forward, Thresholds | None, Tensor]:
-    """The forward over a problem's own pieces and every rank's shard.
+) -> tuple[ForwardResult, Thresholds | None, Tensor]:
+    """Compute the forward over a problem's own contrast tensors and the shards of all ranks.
 
-    Every rank calls this with as many anchors, those that take no part among them.
+    Every rank makes this call, with the same number of anchors (ignored ones included).
 
     Args:
-        problem: this rank's anchors, and what is at hand to contrast them with.
-        shard: (n, D) entries and their labels (n,), of the same shapes on every rank.
-        ranks: the ranks.
-        want_gradient: whether to make the gradient of the anchors.
-        fused: by kernels; not under mining.
+        problem (Problem): this rank's anchors, and the contrast entries of its batch.
+        shard (sequence of (Tensor, Tensor)): entries (n, D) and labels (n,), of the same shapes on
+            every rank.
+        ranks (Ranks): the ranks.
+        want_gradient (bool): whether to compute the anchors' gradient.
+        fused (bool): whether to use the fused form. It must be False with a negative sampler.
 
     Returns:
-        The result for this rank's anchors, the thresholds of mining, if there is any, and () int64
-        how many entries all shards hold.
+        The result of this rank's anchors, the thresholds of the negative sampler (None without one)
+        and the number of entries in all shards, () int64.
     """
     num_anchors = problem.labels.numel()
-    if num_anchors == 0:  # and so on every rank
-        nothing = allocate_forward(problem, want_gradient=want_gradient)
-        none = None if problem.mining is None else allocate_thresholds(problem)
-        return nothing, none, problem.labels.sum()
+    if num_anchors == 0:  # on every rank
+        result = allocate_forward(problem, want_gradient=want_gradient)
+        none = None if problem.negative_sampler is None else allocate_thresholds(problem)
+        return result, none, problem.labels.sum()
     anchors, labels = gather(ranks, [problem.anchors, problem.labels])
-    of_all = replace(
+    all_anchors = replace(
         problem,
         anchors=anchors.flatten(0, 1),
         labels=labels.flatten(),
-        pieces=_numbered(shard, ranks),
-        first_row=0,
+        contrast=_shard_tensors(shard, ranks),
+        first_anchor_id=0,
     )
-    passes: list[Passes]
+    of_shard: Passes
+    own: Passes
     thresholds = None
-    if problem.mining is None:
-        passes = [_passes(of_all, fused), _passes(problem, fused)]
+    if problem.negative_sampler is None:
+        of_shard, own = _passes(all_anchors, fused), _passes(problem, fused)
     else:
-        mined = MinedPasses(of_all), MinedPasses(problem)
-        of_everyone = find_thresholds(*mined, problem, ranks)
-        mine = slice(problem.first_row, problem.first_row + num_anchors)
-        thresholds = Thresholds(*(column[mine].clone() for column in of_everyone))
-        mined[0].thresholds, mined[1].thresholds = of_everyone, thresholds
-        passes = list(mined)
+        of_shard, own = MinedPasses(all_anchors), MinedPasses(problem)
+        of_shard.thresholds = find_rank_thresholds(of_shard, own, problem, ranks)
+        own_anchors = slice(problem.first_anchor_id, problem.first_anchor_id + num_anchors)
+        own.thresholds = of_shard.thresholds.of(own_anchors)
+        thresholds = Thresholds(*(column.clone() for column in own.thresholds))
 
-    of_shard, own = (part.denominator(want_gradient=want_gradient) for part in passes)
-    denominator = merge_denominators([*_to_owners(ranks, of_shard), own])
-
-    entries = sum(((own_labels != IGNORED).sum() for _, own_labels in shard), labels.new_zeros(()))
-    log_sums, held = gather(ranks, [denominator.log_sum, entries])
-    pulled, own_pulled = (
-        part.positives(log_sum, want_gradient=want_gradient)
-        for part, log_sum in zip(passes, (log_sums.flatten(), denominator.log_sum), strict=True)
-    )
-    positives = merge_positives([*_to_owners(ranks, pulled), own_pulled])
+    of_all = of_shard.denominator(want_gradient=want_gradient)
+    of_own = own.denominator(want_gradient=want_gradient)
+    denominator = merge_denominators([*_send_to_owners(ranks, of_all), of_own])
+    zero = labels.new_zeros(())
+    num_entries = sum(((own_labels != IGNORED).sum() for _, own_labels in shard), zero)
+    all_lse, all_num_entries = gather(ranks, [denominator.lse, num_entries])
+    positives_of_all = of_shard.positives(all_lse.flatten(), want_gradient=want_gradient)
+    own_positives = own.positives(denominator.lse, want_gradient=want_gradient)
+    positives = merge_positives([*_send_to_owners(ranks, positives_of_all), own_positives])
     result = complete(problem, denominator, positives)
     if fused:
-        # Its backward takes Z to the base 2.
-        result.statistics.log_sum.mul_(LOG2_E)
-    return result, thresholds, held.sum()
+        # The backward of the fused form expects Z to the base 2.
+        result.statistics.lse.mul_(LOG2_E)
+    return result, thresholds, all_num_entries.sum()
 
 
-def _numbered(shard: Sequence[tuple[Tensor, Tensor]], ranks: Ranks) -> tuple[Piece, ...]:
-    """A shard as pieces, numbered through over all ranks, below what is at hand."""
+def _shard_tensors(
+    shard: Sequence[tuple[Tensor, Tensor]], ranks: Ranks
+) -> tuple[ContrastTensor, ...]:
+    """Assign negative ids to the entries of a shard, distinct over all ranks."""
     total = sum(labels.numel() for _, labels in shard)
-    return numbered(((*pair, False) for pair in shard), -total * (ranks.rank + 1))
+    return contrast_tensors(((*pair, False) for pair in shard), -total * (ranks.rank + 1))
 
 
-def _to_owners(ranks: Ranks, part: Part) -> list[Part]:
-    """A part for all ranks' anchors, sent to whose they are; back come the parts for our own."""
-    there = [column for column in part if column is not None]
-    by_owner = [column.view(ranks.size, -1, *column.shape[1:]) for column in there]
-    received = iter(exchange(ranks, by_owner))
-    columns = [None if column is None else next(received) for column in part]
-    return [part._replace(**_of_rank(rank, part._fields, columns)) for rank in range(ranks.size)]
-
-
-def _of_rank(rank: int, names: Sequence[str], columns: Sequence[Tensor | None]) -> dict[str, Any]:
-    pairs = zip(names, columns, strict=True)
-    return {name: None if column is None else column[rank] for name, column in pairs}
+def _send_to_owners(ranks: Ranks, partial: Partial) -> list[Partial]:
+    """Send partial results of all anchors to the anchors' ranks; return those of own anchors."""
+    columns = [column for column in partial if column is not None]
+    by_owner = [column.view(ranks.size, -1, *column.shape[1:]) for column in columns]
+    received = exchange(ranks, by_owner)
+    # Only the last column, a gradient, may be None.
+    absent = [None] * (len(partial) - len(columns))
+    return [
+        type(partial)(*(column[rank] for column in received), *absent) for rank in range(ranks.size)
+    ]
 
 
 def _passes(problem: Problem, fused: bool) -> Passes:

@@ -1,8 +1,8 @@
 """Vectors sorted by class, without copying them, so that most tiles need no mask.
 
-On the CPU, where looking at a value costs nothing, those that take no part are left out and the
-classes' places are known. On any other device that would be a wait: vectors stay as they
-stand, and every question is answered so that it holds for whatever labels there are.
+On the CPU, reading a value costs nothing: ignored vectors are left out, and the ranges of the
+classes are known. On any other device reading a value makes the host wait. There the vectors keep
+their order, and every question is answered so that it holds for any labels.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pixcontrast._info_nce.problem import Piece, Problem
+from pixcontrast._info_nce.derivative import Masks
+from pixcontrast._info_nce.problem import ContrastTensor, Problem
 from pixcontrast._labels import IGNORED
 
-# On an accelerator absent anchors stay in their place. With a label of their own they match no
-# entry, not even an absent one.
+# Ignored anchors that keep their place need a label that no entry has, not even an ignored one.
 IGNORED_ANCHOR = IGNORED - 1
 
 
-def values_cost_nothing(device: torch.device) -> bool:
-    """Whether the host may look at values on this device without waiting for it."""
+def reads_are_free(device: torch.device) -> bool:
+    """Return whether the host can read a value of this device without waiting."""
     return device.type == "cpu"
 
 
-class Classes(NamedTuple):
-    """Which classes stand where in sorted labels, on the host, where asking costs nothing.
+class ClassRanges(NamedTuple):
+    """The range of each class in sorted labels, as lists of the host.
 
     Attributes:
         labels: the classes, ascending.
-        starts: where each one's vectors start.
-        stops: and where they stop.
+        starts, stops: index range of each class.
     """
 
     labels: list[int]
@@ -40,34 +39,35 @@ class Classes(NamedTuple):
     stops: list[int]
 
     @classmethod
-    def of(cls, ascending: Tensor) -> Classes:
+    def of(cls, ascending: Tensor) -> ClassRanges:
+        """Find the ranges in ascending labels (n,)."""
         if len(ascending) == 0:
             return cls([], [], [])
-        # A byte for each vector, which of a bank are many.
+        # A bool for each vector: a bank has many.
         starts = [0, *((ascending[1:] != ascending[:-1]).nonzero().squeeze(1) + 1).tolist()]
         return cls(ascending[starts].tolist(), starts, [*starts[1:], len(ascending)])
 
-    def range(self, tile: slice) -> tuple[int, int]:
-        """The least and the largest label of a tile that is not empty."""
+    def labels_of(self, tile: slice) -> tuple[int, int]:
+        """Return the least and the largest label of a non-empty tile."""
         first, last = bisect_right(self.stops, tile.start), bisect_right(self.stops, tile.stop - 1)
         return self.labels[first], self.labels[last]
 
-    def slice(self, first: int, last: int) -> slice:
-        """The part that holds the labels from `first` to `last`."""
+    def slice_of(self, first: int, last: int) -> slice:
+        """Return the slice of the labels from `first` to `last`."""
         start, stop = bisect_left(self.labels, first), bisect_right(self.labels, last)
         if start == stop:
             return slice(0, 0)
         return slice(self.starts[start], self.stops[stop - 1])
 
 
-class Arrangement:
-    """(n, D) vectors in an order that suits the tiles.
+class ClassOrder:
+    """(n, D) vectors in the order of their classes, where the host may know it.
 
     Attributes:
-        vectors: (n, D) as they came.
-        labels: (m,) in that order; m is n, or fewer where absent vectors are left out.
-        order: (m,) the places of the vectors in the tensor they came in, or None: as it stands.
-        sorted: whether labels ascend and none is absent.
+        vectors (Tensor): (n, D), unchanged.
+        labels (Tensor): (m,) in the new order; m < n if ignored vectors are left out.
+        order (Tensor, optional): (m,) index of each vector in `vectors`; None: unchanged order.
+        sorted (bool): whether labels ascend and no ignored vector is left.
     """
 
     def __init__(self, vectors: Tensor, labels: Tensor, problem: Problem) -> None:
@@ -75,110 +75,124 @@ class Arrangement:
         self._problem = problem
         self.labels = labels
         self.order: Tensor | None = None
-        self._classes = Classes([], [], [])
-        self.sorted = values_cost_nothing(labels.device)
+        self._ranges = ClassRanges([], [], [])
+        self.sorted = reads_are_free(labels.device)
         if self.sorted:
             self._sort()
+
+    @classmethod
+    def of_anchors(cls, problem: Problem) -> ClassOrder:
+        """Order the anchors of a problem."""
+        labels = problem.labels
+        if not reads_are_free(labels.device):
+            labels = labels.masked_fill(labels == IGNORED, IGNORED_ANCHOR)
+        return cls(problem.anchors, labels, problem)
+
+    @classmethod
+    def of_entries(cls, contrast: ContrastTensor, problem: Problem) -> ClassOrder:
+        """Order the entries of a contrast tensor."""
+        return cls(contrast.entries, contrast.labels, problem)
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
-    def rows(self, tile: slice) -> Tensor:
-        """The vectors of a tile, as operands: a view where they lie together, else a copy."""
-        operand = self._problem.operand(self.vectors[self.places(tile)])
+    def operands(self, tile: slice) -> Tensor:
+        """Return the vectors of a tile as operands: a view if they are adjacent, else a copy."""
+        operand = self._problem.operand(self.vectors[self.indices(tile)])
         if self.sorted:
             return operand
-        # 0 · NaN in a product would reach those that take part.
+        # Ignored vectors may contain NaN; mask them because 0 · NaN is NaN.
         return torch.where((self.labels[tile] >= 0)[:, None], operand, 0.0)
 
-    def places(self, tile: slice) -> slice | Tensor:
-        """Where the vectors of a tile lie in the tensor they came in."""
+    def indices(self, tile: slice) -> slice | Tensor:
+        """Return the indices of a tile's vectors in `vectors`."""
         if self.order is None or tile.start == tile.stop:
             return tile
-        if self._lies_together:
-            return slice(self._first + tile.start, self._first + tile.stop)
-        if self._breaks[tile.start] == self._breaks[tile.stop - 1]:
+        if self._gaps[tile.start] == self._gaps[tile.stop - 1]:
             first = int(self.order[tile.start])
             return slice(first, first + tile.stop - tile.start)
         return self.order[tile]
 
-    def numbers(self) -> Tensor:
-        """(m,) the places of the vectors in the tensor they came in."""
+    def all_indices(self) -> Tensor:
+        """Return the index of each vector in `vectors`, (m,) int64."""
         if self.order is not None:
             return self.order
         return torch.arange(len(self), device=self.labels.device)
 
-    def overlap(self, tile: slice, other: Arrangement, other_tile: slice) -> bool:
-        """Whether a class of one tile may stand in the other (or an absent vector in either)."""
+    def may_share_class(self, tile: slice, other: ClassOrder, other_tile: slice) -> bool:
+        """Return False only if no class of one tile is in the other and no vector is ignored."""
         if not self.sorted:
             return True
-        first, last = self._classes.range(tile)
-        other_first, other_last = other._classes.range(other_tile)
+        first, last = self._ranges.labels_of(tile)
+        other_first, other_last = other._ranges.labels_of(other_tile)
         return first <= other_last and other_first <= last
 
     def is_one_class(self, tile: slice) -> bool:
-        """Whether a tile is known to be of one class."""
+        """Return whether a tile is known to consist of one class."""
         if not self.sorted:
             return False
-        first, last = self._classes.range(tile)
+        first, last = self._ranges.labels_of(tile)
         return first == last
 
-    def long_runs(self, length: int) -> list[slice]:
-        """Where classes stand that have at least `length` vectors, as far as may be known."""
-        if not self.sorted:
-            return []
-        ends = zip(self._classes.starts, self._classes.stops, strict=True)
+    def long_classes(self, length: int) -> list[slice]:
+        """Return the known ranges of the classes of at least `length` vectors."""
+        ends = zip(self._ranges.starts, self._ranges.stops, strict=True)
         return [slice(start, stop) for start, stop in ends if stop - start >= length]
 
-    def runs(self, tile: slice) -> list[slice]:
-        """The parts of a tile of sorted vectors that are of one class each."""
-        ends = [stop for stop in self._classes.stops if tile.start < stop < tile.stop]
+    def classes_in(self, tile: slice) -> list[slice]:
+        """Split a tile of sorted vectors into slices of one class each."""
+        ends = [stop for stop in self._ranges.stops if tile.start < stop < tile.stop]
         starts = [tile.start, *ends]
-        return [slice(*run) for run in zip(starts, [*ends, tile.stop], strict=True)]
+        return [slice(*one) for one in zip(starts, [*ends, tile.stop], strict=True)]
 
-    def with_classes_of(self, other: Arrangement, other_tile: slice) -> slice:
-        """The part that holds every vector of the other tile's classes."""
+    def slice_with_classes_of(self, other: ClassOrder, other_tile: slice) -> slice:
+        """Return a slice that contains every vector of the classes in the other's tile."""
         if not self.sorted:
             return slice(0, len(self))
-        return self._classes.slice(*other._classes.range(other_tile))
+        return self._ranges.slice_of(*other._ranges.labels_of(other_tile))
 
     def count_of(self, labels: Tensor) -> Tensor:
-        """How many vectors here have each of the given labels."""
+        """Return the number of vectors with each of the given labels."""
         ascending = self.labels if self.sorted else self.labels.sort().values
         after = torch.searchsorted(ascending, labels, right=True)
         return after - torch.searchsorted(ascending, labels)
 
     def _sort(self) -> None:
-        absent = self.labels == IGNORED
-        if not bool(absent.any()) and _ascend(self.labels):
-            # A full bank: nothing to number, and of N numbers none is kept.
-            self._classes = Classes.of(self.labels)
+        ignored = self.labels == IGNORED
+        if not bool(ignored.any()) and _ascends(self.labels):
+            # A full bank is sorted: its indices need no memory.
+            self._ranges = ClassRanges.of(self.labels)
             return
-        present = absent.logical_not_().nonzero().squeeze(1)
+        present = ignored.logical_not_().nonzero().squeeze(1)
         ascending, order = self.labels[present], present
-        # A bank is sorted as it stands.
-        if not _ascend(ascending):
+        if not _ascends(ascending):
             ascending, order = ascending.sort(stable=True)
             order = present[order]
         self.labels = ascending
-        self._classes = Classes.of(ascending)
+        self._ranges = ClassRanges.of(ascending)
         self.order = order
+        # Vectors with the same number of gaps before them are adjacent in memory.
         gaps = (order.diff() != 1).to(torch.int64)
-        self._breaks = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
-        self._lies_together = len(order) > 0 and not bool(gaps.any())
-        self._first = int(order[0]) if len(order) else 0
+        self._gaps = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
 
 
-def _ascend(labels: Tensor) -> bool:
+def masks_of(
+    anchors: ClassOrder, block: slice, entries: ClassOrder, columns: slice, *, is_anchors: bool
+) -> Masks:
+    """Return which of some entries are positives and negatives of a block of anchors.
+
+    `is_anchors` says that the entries are the anchors, in the same order.
+    """
+    labels = entries.labels[columns]
+    positive = anchors.labels[block][:, None] == labels[None, :]
+    negative = positive.logical_not()
+    if not entries.sorted:
+        negative &= labels >= 0
+    if is_anchors:
+        rows = torch.arange(block.start, block.stop, device=labels.device)
+        positive &= rows[:, None] != torch.arange(columns.start, columns.stop, device=labels.device)
+    return Masks(positive, negative)
+
+
+def _ascends(labels: Tensor) -> bool:
     return not bool((labels[1:] < labels[:-1]).any())
-
-
-def arrange_anchors(problem: Problem) -> Arrangement:
-    labels = problem.labels
-    if not values_cost_nothing(labels.device):
-        labels = labels.masked_fill(labels == IGNORED, IGNORED_ANCHOR)
-    return Arrangement(problem.anchors, labels, problem)
-
-
-def arrange_entries(piece: Piece, problem: Problem) -> Arrangement:
-    return Arrangement(piece.entries, piece.labels, problem)

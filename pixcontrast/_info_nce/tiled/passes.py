@@ -5,10 +5,9 @@ and its output is the negative part of the anchors' gradient:
 
     τ · ∂L_i/∂a_i = w_i · o_i − 1/|P_i| Σ_p σ(Z_i − s_ip) k_p,    o_i = Σ_n softmax_n(s_i) k_n
 
-`denominator_pass` makes Z and o, one tile at a time; `positives_pass` then visits the positives
-alone and makes the loss, w and the rest. The gradient of the anchors in their role as anchors is
-complete when the forward ends. Entries that require a gradient take one more pass in the
-backward, `entries_gradient`.
+The first pass computes Z and o, one tile at a time. The second pass visits the positives alone and
+computes the loss, w and the rest. The gradient of the anchors in their role as anchors is complete
+when the forward ends. Entries that require a gradient take one more pass in the backward.
 """
 
 from __future__ import annotations
@@ -16,184 +15,179 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pixcontrast._info_nce.derivative import AnchorStatistics, coefficients, pulls
-from pixcontrast._info_nce.merge import Partial
+from pixcontrast._info_nce.derivative import (
+    complete,
+    derivative_,
+    inverse_or_zero,
+    positive_terms,
+)
+from pixcontrast._info_nce.merge import OnlineSoftmax
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import (
-    DenominatorPart,
-    Forward,
-    PositivesPart,
-    complete,
-    share_of,
+    AnchorStatistics,
+    DenominatorPartial,
+    ForwardResult,
+    PositivesPartial,
+    allocate_entries_gradient,
+    allocate_forward,
 )
-from pixcontrast._info_nce.tiled.class_order import Arrangement, arrange_anchors, arrange_entries
+from pixcontrast._info_nce.tiled.class_order import ClassOrder
 from pixcontrast._info_nce.tiled.tiles import Tiling
 
 
-def allocate_forward(problem: Problem, *, want_gradient: bool) -> Forward:
-    """The results, made before any tile so that they lie together, as for M absent anchors."""
-    like = problem.anchors.new_zeros(0, dtype=problem.compute_dtype)
-    num_anchors = problem.labels.numel()
-    return Forward(
-        losses=like.new_zeros(num_anchors),
-        has_positive=like.new_zeros(num_anchors, dtype=torch.bool),
-        gradient=like.new_zeros(problem.anchors.shape) if want_gradient else None,
-        statistics=AnchorStatistics(*(like.new_zeros(num_anchors, 1) for _ in range(3))),
-    )
-
-
-def tiled_forward(problem: Problem, *, want_gradient: bool) -> Forward:
-    """Losses and, where wanted, the gradient of the anchors in their role as anchors."""
+def tiled_forward(problem: Problem, *, want_gradient: bool) -> ForwardResult:
+    """Compute the losses and, if requested, the anchors' gradient in their role as anchors."""
     if problem.labels.numel() == 0:
         return allocate_forward(problem, want_gradient=want_gradient)
     passes = TiledPasses(problem)
     denominator = passes.denominator(want_gradient=want_gradient)
-    positives = passes.positives(denominator.log_sum, want_gradient=want_gradient)
+    positives = passes.positives(denominator.lse, want_gradient=want_gradient)
     return complete(problem, denominator, positives)
 
 
 class TiledPasses:
-    """The two passes over the tiles of a problem; results are in the caller's order."""
+    """The two passes over the tiles of a problem, with results in the caller's order."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._anchors = arrange_anchors(problem)
-        self._pieces = [arrange_entries(piece, problem) for piece in problem.pieces]
-        self._tiling = Tiling(problem, self._anchors, self._pieces)
-        self._places = self._anchors.places(slice(0, len(self._anchors)))
+        self._anchors = ClassOrder.of_anchors(problem)
+        self._contrast = [ClassOrder.of_entries(tensor, problem) for tensor in problem.contrast]
+        self._tiling = Tiling(problem, self._anchors, self._contrast)
+        self._indices = self._anchors.indices(slice(0, len(self._anchors)))
 
-    def denominator(self, *, want_gradient: bool) -> DenominatorPart:
-        partial = denominator_pass(self._tiling, want_gradient)
-        return DenominatorPart(
-            self._in_callers_order(partial.log_sum(), -torch.inf),
-            self._in_callers_order(partial.mean()) if want_gradient else None,
+    def denominator(self, *, want_gradient: bool) -> DenominatorPartial:
+        softmax = denominator_pass(self._tiling, want_gradient)
+        return DenominatorPartial(
+            self._unsort(softmax.lse(), -torch.inf),
+            self._unsort(softmax.mean()) if want_gradient else None,
         )
 
-    def positives(self, log_sum: Tensor, *, want_gradient: bool) -> PositivesPart:
-        count = _count_positives(self._problem, self._anchors, self._pieces)
-        share = share_of(count, self._problem.compute_dtype)[:, None]
-        losses, weight, pull = positives_pass(
-            self._tiling, log_sum[self._places][:, None], share, self._problem, want_gradient
+    def positives(self, lse: Tensor, *, want_gradient: bool) -> PositivesPartial:
+        count = self._count_positives()
+        losses, weight, positive_grad = positives_pass(
+            self._tiling,
+            self._problem,
+            lse[self._indices][:, None],
+            inverse_or_zero(count, self._problem.compute_dtype)[:, None],
+            want_gradient,
         )
-        return PositivesPart(
-            self._in_callers_order(count),
-            self._in_callers_order(losses.squeeze(1)),
-            self._in_callers_order(weight.squeeze(1)),
-            None if pull is None else self._in_callers_order(pull),
+        return PositivesPartial(
+            self._unsort(count),
+            self._unsort(losses.squeeze(1)),
+            self._unsort(weight.squeeze(1)),
+            None if positive_grad is None else self._unsort(positive_grad),
         )
 
-    def _in_callers_order(self, values: Tensor, absent: float = 0.0) -> Tensor:
+    def _count_positives(self) -> Tensor:
+        """Return |P_i| of the ordered anchors (m,), from the labels alone."""
+        labels = self._anchors.labels
+        count = torch.zeros_like(labels)
+        for tensor, order in zip(self._problem.contrast, self._contrast, strict=True):
+            count += order.count_of(labels)
+            if tensor.is_anchors:
+                count -= (labels >= 0).to(count.dtype)
+        return count
+
+    def _unsort(self, values: Tensor, ignored: float = 0.0) -> Tensor:
         num_anchors = self._problem.labels.numel()
-        result = values.new_full((num_anchors, *values.shape[1:]), absent)
-        result[self._places] = values
+        result = values.new_full((num_anchors, *values.shape[1:]), ignored)
+        result[self._indices] = values
         return result
 
 
-def denominator_pass(tiling: Tiling, want_gradient: bool) -> Partial:
-    """Z and o over N_i, or over everything but i itself for `denominator="all"`."""
-    partial = Partial(tiling.rows, bounded=tiling.bounded, weighted=want_gradient)
-    # Attention makes o whether it is wanted or not.
+def denominator_pass(tiling: Tiling, want_gradient: bool) -> OnlineSoftmax:
+    """Compute Z and o over N_i, or over everything but i itself for `denominator="all"`."""
+    softmax = OnlineSoftmax(tiling.rows, bounded=tiling.bounded, weighted=want_gradient)
+    # Attention always computes o, so it is used only if o is requested.
     for tile in tiling.in_denominator(attending=want_gradient):
         outside = tiling.outside_denominator(tile)
-        if outside is None and want_gradient and tiling.may_attend(tile.piece):
-            for log_sum, mean in tiling.attend(tile):
-                partial.merge(tile.block, log_sum, mean)
+        if outside is None and want_gradient and tiling.may_attend(tile.index):
+            for lse, mean in tiling.attend(tile):
+                softmax.add_partial(tile.block, lse, mean)
             continue
         logits = tiling.logits(tile)
         if outside is not None:
             logits.masked_fill_(outside, -torch.inf)
-        partial.merge_tile(tile.block, logits, tile.entries)
-    if tiling.stands_twice:
-        partial.merge_halves()
-    return partial
+        softmax.add_tile(tile.block, logits, tile.entries)
+    if tiling.doubled:
+        softmax.merge_halves()
+    return softmax
 
 
 def positives_pass(
-    tiling: Tiling, log_sum: Tensor, share: Tensor, problem: Problem, want_gradient: bool
+    tiling: Tiling, problem: Problem, lse: Tensor, inv_num_positives: Tensor, want_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Means over P_i: two of (m, 1), and one of (m, D) where wanted.
-
-    For `"negatives"`, of softplus(Z − s), σ(Z − s) and σ(Z − s)·k. For `"all"`, of s, 0 and k.
-    """
-    losses, weight = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
-    pull = tiling.rows.new_zeros(len(log_sum), tiling.rows.shape[1]) if want_gradient else None
-    # The sum of many finite terms could overflow, so they are divided by |P_i| first, unless
-    # they are known to be small.
-    early, late = (None, share) if tiling.bounded else (share, None)
+    """Compute the means that `PositivesPartial` holds: losses and weight (m, 1), positive_grad."""
+    losses, weight = torch.zeros_like(lse), torch.zeros_like(lse)
+    positive_grad = None
+    if want_gradient:
+        positive_grad = tiling.rows.new_zeros(len(lse), tiling.rows.shape[1])
+    # The sum of many finite terms could overflow. Divide each term by |P_i|, or, if the terms are
+    # known to be small, the sum.
+    per_term = None if tiling.bounded else inv_num_positives
     for tile in tiling.with_positives():
         logits = tiling.logits(tile)
-        part = None if early is None else early[tile.block].expand_as(logits)
+        factor = None if per_term is None else per_term[tile.block].expand_as(logits)
         if not tiling.is_all_positive(tile):
-            positive = tiling.positive(tile)
-            if positive is None:
+            masks = tiling.masks(tile)
+            if masks is None:
                 continue
-            part = positive if part is None else positive * part
-        if problem.denominator == "negatives":
-            terms, strength = pulls(torch.sub(log_sum[tile.block], logits))
-        else:
-            terms, strength = logits, torch.ones_like(logits)
-        if part is not None:
-            terms, strength = terms.mul_(part), strength.mul_(part)
-        losses[tile.block] += terms.sum(dim=1, keepdim=True)
-        if problem.denominator == "negatives":
+            factor = masks.positive if factor is None else masks.positive * factor
+        terms, strength = positive_terms(logits, lse[tile.block], problem.denominator)
+        if strength is not None:
+            strength = strength if factor is None else strength.mul_(factor)
             weight[tile.block] += strength.sum(dim=1, keepdim=True)
-        if pull is not None:
-            # Not in place: a product that starts from a long sum loses the digits of each term.
-            pull[tile.block] += strength @ tile.entries
-    if late is not None:
-        for sums in (losses, weight, pull):
+        elif factor is not None:
+            strength = factor.to(logits.dtype)
+        losses[tile.block] += (terms if factor is None else terms.mul_(factor)).sum(1, keepdim=True)
+        if positive_grad is not None:
+            if strength is None:
+                strength = torch.ones_like(logits)
+            # Not addmm_: a product that starts from a large sum loses digits of its terms.
+            positive_grad[tile.block] += strength @ tile.entries
+    if tiling.bounded:
+        for sums in (losses, weight, positive_grad):
             if sums is not None:
-                sums.mul_(late)
-    return losses, weight, pull
+                sums.mul_(inv_num_positives)
+    return losses, weight, positive_grad
 
 
-def entries_gradient(
+def tiled_entries_gradient(
     problem: Problem, statistics: AnchorStatistics, upstream: Tensor, wanted: list[bool]
 ) -> list[Tensor | None]:
-    """Σ_i g_i ∂L_i/∂k_j for the entries of the pieces that want it, else None.
+    """Compute Σ_i g_i ∂L_i/∂k_j for the entries of the requested contrast tensors.
 
-    `upstream` is g (M,). Pieces that want nothing are not looked at: a bank may have been
-    written to since the forward.
+    Args:
+        problem (Problem): the call.
+        statistics (AnchorStatistics): from the forward.
+        upstream (Tensor): (M,) g, the gradient with respect to the losses.
+        wanted (list of bool): which contrast tensors need a gradient. The entries of the others
+            are not read: a bank may have changed since the forward.
+
+    Returns:
+        A gradient in the dtype that accumulates for each contrast tensor, None if not requested.
     """
     results = allocate_entries_gradient(problem, wanted)
-    anchors = arrange_anchors(problem)
+    anchors = ClassOrder.of_anchors(problem)
     if len(anchors) == 0:
         return results
-    pieces = [
-        arrange_entries(piece, problem) if want else None
-        for piece, want in zip(problem.pieces, wanted, strict=True)
+    contrast = [
+        ClassOrder.of_entries(tensor, problem) if want else None
+        for tensor, want in zip(problem.contrast, wanted, strict=True)
     ]
-    tiling = Tiling(problem, anchors, pieces)
-    everyone = anchors.places(slice(0, len(anchors)))
-    statistics = statistics.of(everyone)
-    scale = upstream[everyone][:, None] * problem.inverse_temperature
+    tiling = Tiling(problem, anchors, contrast)
+    indices = anchors.indices(slice(0, len(anchors)))
+    statistics = statistics.of(indices)
+    scale = upstream[indices][:, None] * problem.inverse_temperature
     for tile in tiling.all():
-        change = coefficients(
+        change = derivative_(
             tiling.logits(tile),
-            tiling.positive(tile),
-            tiling.negative(tile),
+            tiling.masks(tile),
             statistics.of(tile.block),
             problem.denominator,
         ).mul_(scale[tile.block])
-        result, piece = results[tile.piece], pieces[tile.piece]
+        result, order = results[tile.index], contrast[tile.index]
         assert result is not None
-        assert piece is not None
-        result[piece.places(tile.columns)] += change.T @ tiling.rows[tile.block]
+        assert order is not None
+        result[order.indices(tile.columns)] += change.T @ tiling.rows[tile.block]
     return results
-
-
-def allocate_entries_gradient(problem: Problem, wanted: list[bool]) -> list[Tensor | None]:
-    return [
-        piece.entries.new_zeros(piece.entries.shape, dtype=problem.compute_dtype) if want else None
-        for piece, want in zip(problem.pieces, wanted, strict=True)
-    ]
-
-
-def _count_positives(problem: Problem, anchors: Arrangement, pieces: list[Arrangement]) -> Tensor:
-    """(m,) |P_i|, from the labels alone."""
-    count = torch.zeros_like(anchors.labels)
-    for piece, arrangement in zip(problem.pieces, pieces, strict=True):
-        count += arrangement.count_of(anchors.labels)
-        if piece.is_anchors:
-            count -= (anchors.labels >= 0).to(count.dtype)
-    return count

@@ -1,56 +1,62 @@
-"""The similarities of a tile: one matrix product, scaled by 1/τ, saturated where it must be."""
+"""The similarities of a tile: one matrix product, scaled by 1/τ, saturated where necessary."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._info_nce.tiled.cache import last_level_cache
-from pixcontrast._info_nce.tiled.class_order import Arrangement, values_cost_nothing
+from pixcontrast._info_nce.tiled.class_order import ClassOrder, reads_are_free
 
-# A tile of similarities is at most 1,024 × 4,096, 16 MB in float32: with fewer rows the products
-# fall behind the processor's rate, and more columns gain nothing (docs/performance.md).
+# A tile has at most 1,024 × 4,096 similarities, 16 MB in float32. Products of fewer rows are below
+# the processor's rate, and more columns gain nothing (docs/performance.md).
 TILE_ROWS = 1024
 TILE_COLUMNS = 4096
-# On the CPU it is written by one product, read by exp, sum and the other product, and so has to
-# stay in the cache beside what they read: a quarter of it, as others use it too.
-SHARE_OF_CACHE = 0.25
+# One product writes the tile; exp, a sum and a second product read it. It may take a quarter of the
+# CPU's cache, which also holds the operands.
+CACHE_FRACTION = 0.25
+# Assumed size of the last-level cache, in bytes, if the system does not report it.
+ASSUMED_CACHE = 16 << 20
 
-# Below this no exponential of a similarity overflows, nor does a row of them underflow to
-# nothing, so that they need no maximum taken off: exp(±40) in float32, which ends at exp(88).
+# If no similarity exceeds this, exp and its sum over a row neither overflow nor underflow, so no
+# maximum has to be subtracted. The largest exponents are 88 in float32 and 709 in float64.
 BOUNDED_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
+
+_CACHE_INFO = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNITS = {"K": 1 << 10, "M": 1 << 20}
 
 
 class Similarities:
-    """How the similarities of arranged anchors with arranged entries are to be made.
+    """How to compute the similarities of the anchors with each contrast tensor.
 
     Attributes:
-        bounded: whether every one is known to lie within `BOUNDED_LOGIT`.
-        may_saturate: for each piece, whether one of its own may be too large for its dtype.
+        bounded (bool): whether every similarity is known to be within `BOUNDED_LOGIT`.
+        may_saturate (list of bool): for each contrast tensor, whether a similarity may exceed the
+            range of its dtype.
     """
 
     def __init__(
-        self, problem: Problem, rows: Tensor, pieces: Sequence[Arrangement | None]
+        self, problem: Problem, rows: Tensor, contrast: Sequence[ClassOrder | None]
     ) -> None:
         self._scale = problem.inverse_temperature
         self._limit = problem.logit_limit
-        longest_row = longest(rows)
-        scaled_row = longest_row * self._scale
-        entries = [0.0 if piece is None else _longest_of(piece) for piece in pieces]
-        self.bounded = scaled_row * max(entries, default=0.0) <= BOUNDED_LOGIT[rows.dtype]
-        # A product must not overflow on the way to a small result, whether it scales its rows
-        # first or its results last: a library does either.
-        # Decided for each piece by itself: a backward pass may look at one of them alone, and has
-        # to see the same bits.
-        larger = max(scaled_row, longest_row)
-        self.may_saturate = [not larger * max(one, 1.0) < self._limit for one in entries]
+        row_norm = max_norm(rows)
+        scaled_norm = row_norm * self._scale
+        norms = [0.0 if tensor is None else _max_norm_of(tensor) for tensor in contrast]
+        self.bounded = scaled_norm * max(norms, default=0.0) <= BOUNDED_LOGIT[rows.dtype]
+        # A library may scale the rows before the product or the results after it, and neither may
+        # overflow. Each tensor is decided on its own: a backward that needs only one of them must
+        # compute the same bits.
+        largest = max(scaled_norm, row_norm)
+        self.may_saturate = [not largest * max(norm, 1.0) < self._limit for norm in norms]
 
-    def write(self, logits: Tensor, rows: Tensor, entries: Tensor, piece: int) -> None:
-        """`logits` (R, T) overwritten by the similarities of (R, D) with (T, D) of a piece."""
-        if self.may_saturate[piece]:
+    def write(self, logits: Tensor, rows: Tensor, entries: Tensor, index: int) -> None:
+        """Overwrite `logits` (R, T) by the similarities of rows with entries of a tensor."""
+        if self.may_saturate[index]:
             torch.mm(rows, entries.T, out=logits)
             logits.mul_(self._scale).clamp_(-self._limit, self._limit)
         else:
@@ -58,31 +64,49 @@ class Similarities:
 
 
 def tile_columns(device: torch.device) -> int:
-    """The most columns of a tile of `TILE_ROWS` float32 rows."""
-    if not values_cost_nothing(device):
+    """Return the largest number of columns of a tile of `TILE_ROWS` float32 rows."""
+    if not reads_are_free(device):
         return TILE_COLUMNS
-    fitting = int(SHARE_OF_CACHE * last_level_cache()) // (4 * TILE_ROWS)
+    fitting = int(CACHE_FRACTION * last_level_cache()) // (4 * TILE_ROWS)
     return min(TILE_COLUMNS, max(fitting, 256))
 
 
-def slices(part: slice, size: int) -> Iterator[slice]:
-    """Consecutive parts of at most `size`, as even as can be: a product dislikes a thin rest."""
-    length = part.stop - part.start
+def split(whole: slice, size: int) -> Iterator[slice]:
+    """Split a slice into slices of at most `size` that differ in length by at most one.
+
+    A matrix product with a small remainder would be slow.
+    """
+    length = whole.stop - whole.start
     count = -(-length // size)
-    for number in range(count):
-        start, stop = number * length // count, (number + 1) * length // count
-        yield slice(part.start + start, part.start + stop)
+    for index in range(count):
+        start, stop = index * length // count, (index + 1) * length // count
+        yield slice(whole.start + start, whole.start + stop)
 
 
-def longest(vectors: Tensor) -> float:
-    """The length of the longest of (n, D) vectors; infinite where looking would be a wait."""
-    if not values_cost_nothing(vectors.device):
+def max_norm(vectors: Tensor) -> float:
+    """Return the largest norm of (n, D) vectors; infinity if the host would have to wait for it."""
+    if not reads_are_free(vectors.device):
         return float("inf")
     if vectors.shape[0] == 0:
         return 0.0
     return float(torch.linalg.vector_norm(vectors, dim=1).max())
 
 
-def _longest_of(piece: Arrangement) -> float:
-    tiles = slices(slice(0, len(piece)), TILE_COLUMNS)
-    return max((longest(piece.rows(columns)) for columns in tiles), default=0.0)
+def _max_norm_of(tensor: ClassOrder) -> float:
+    tiles = split(slice(0, len(tensor)), TILE_COLUMNS)
+    return max((max_norm(tensor.operands(columns)) for columns in tiles), default=0.0)
+
+
+@functools.cache
+def last_level_cache() -> int:
+    """Return the size of the largest CPU cache in bytes; `ASSUMED_CACHE` if it is unknown."""
+    return largest_size(_CACHE_INFO)
+
+
+def largest_size(folder: Path) -> int:
+    """Return the largest `index*/size`, such as `36608K`, of a folder laid out as in /sys."""
+    try:
+        sizes = [path.read_text().strip() for path in folder.glob("index*/size")]
+        return max((int(size[:-1]) * _UNITS[size[-1]] for size in sizes), default=ASSUMED_CACHE)
+    except (OSError, ValueError, KeyError, IndexError):
+        return ASSUMED_CACHE
