@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from problems import labels, vectors
+from problems import error_of_loss, labels, vectors
 
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RegionContrastLoss
 from pixcontrast._info_nce.operator_inputs import Inputs
@@ -181,4 +181,7 @@ def test_without_gradient():
         torch.manual_seed(1)
         actual = compiled(emb, pixel_labels)
         torch.manual_seed(1)
-        assert torch.equal(actual, loss(emb, pixel_labels))
+        expected = loss(emb, pixel_labels)
+    # The compiler takes pixels in another layout, and so their lengths may be summed otherwise.
+    bound = error_of_loss(torch.float32, 4, 1 / 0.1, 25)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=bound)
