@@ -18,8 +18,10 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
-# The problems are small: a second thread would be waited for more than it helps.
+# The problems are small: a second thread would be waited for more than it helps. Workers run side
+# by side, and processes that tests start inherit the variable.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 MOST_WORKERS = 8  # each has PyTorch, Triton and scikit-learn in memory
 
 

@@ -28,7 +28,7 @@ def run_part(launcher: str, number: int, count: int, **environment: str) -> int:
         [*command, str(Path(launcher).parent), f"--ignore={launcher}"],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", PART: f"{number}/{count}", **environment},
+        env={**os.environ, PART: f"{number}/{count}", **environment},
         cwd=ROOT,
         check=False,
     )
