@@ -15,6 +15,8 @@ DOCS = ROOT / "docs"
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 OTHERS = ("CONTRIBUTING.md", "CHANGELOG.md")
+LOADED = re.compile(r'<(?:script|img|link)\b[^>]*\b(?:src|href)="((?:https?:)?//[^"]+)"')
+"""What a page loads over the network when it is viewed."""
 LINK = re.compile(r"\]\(\s*(?![a-z]+:)([^)\s]+)\s*\)")
 
 
@@ -114,7 +116,7 @@ def test_every_public_name_has_its_place_in_the_reference():
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
-    for needed in ("sphinx", "furo", "myst_parser"):
+    for needed in ("sphinx", "furo", "myst_parser", "latex2mathml"):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed: pip install -e '.[docs]'")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-E"]
@@ -127,3 +129,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert all(f"docs/recipes/{name}" in page for name in scripts)
     reference = (tmp_path / "api.html").read_text(encoding="utf-8")
     assert "(B, D, *S)" in reference
+    method = (tmp_path / "method.html").read_text(encoding="utf-8")
+    assert "<math" in method
+    assert "<math" in reference
+    pages = [path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")]
+    assert not [url for page in pages for url in LOADED.findall(page)]
