@@ -43,7 +43,7 @@ from benchmarks.gpu_cases import (
 from benchmarks.gpu_table import row_lines, table_head
 from benchmarks.gpu_ways import DENSE_WAYS, MODES, WAYS, Case, Drawn, ways
 from benchmarks.script import write_record
-from pixcontrast._agreement import matmul_precision
+from pixcontrast._self_check import matmul_precision
 
 Row = dict[str, Any]
 RECORD = "hot_path_gpu.json"

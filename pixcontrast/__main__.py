@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 import pixcontrast
-from pixcontrast._agreement import TOLERANCES, check_backend
 from pixcontrast._equation.backends import Form, choose, import_failure, why_not_fused
+from pixcontrast._self_check import TOLERANCES, compare_with_reference
 
 FORMS: tuple[Form, ...] = ("dense", "tiled", "triton")
 ROW = "  {:<8} {:<7} {:<9} {:>8} {:>9}  {}"
@@ -96,7 +96,7 @@ def check_device(device: torch.device) -> Iterator[tuple[str, bool]]:
             yield _row(device, form, "", "", "", f"cannot run: {reason}"), True
             continue
         for dtype in dtypes_of(device):
-            found = check_backend(form, device, dtype)
+            found = compare_with_reference(form, device, dtype)
             result = "ok" if found.ok else f"FAILED: {found.failure or _expected(found.tolerance)}"
             errors = (f"{error:.0e}" for error in (found.loss_error, found.gradient_error))
             yield _row(device, form, str(dtype).removeprefix("torch."), *errors, result), found.ok

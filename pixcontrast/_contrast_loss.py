@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pixcontrast import _check as check
-from pixcontrast._across import Across
+from pixcontrast._distributed import GroupReference, pad, ranks_of
 from pixcontrast._entries import BatchPiece, entries_of_call
 from pixcontrast._equation.backends import Backend
 from pixcontrast._equation.problem import Denominator
 from pixcontrast._equation.reduction import Reduction
-from pixcontrast._labels import mark_absent
+from pixcontrast._labels import mark_ignored
+from pixcontrast._loss.gather import Across
 from pixcontrast._pixels import (
     as_images,
     flat_map,
@@ -22,7 +23,6 @@ from pixcontrast._pixels import (
     take_pixels,
     unit_length,
 )
-from pixcontrast._ranks import GroupReference, pad, ranks_of
 from pixcontrast._stats import MOST_CLASSES, Call, Stats, describe
 from pixcontrast.bank import QUEUES, MemoryBank
 from pixcontrast.functional import (
@@ -156,7 +156,7 @@ class ContrastLoss(nn.Module):
 
         images = as_images(emb)
         num_classes = None if self.bank is None else self.bank.num_classes
-        marked = mark_absent(flat_map(labels, images), self.ignore_index, num_classes)
+        marked = mark_ignored(flat_map(labels, images), self.ignore_index, num_classes)
         classes = None if preds is None else flat_predictions(preds, images)
         sample = self.anchor_sampler(
             marked, classes, ignore_index=self.ignore_index, generator=generator
@@ -208,7 +208,7 @@ class ContrastLoss(nn.Module):
         self._call = Call(
             labels=marked,
             indices=sample.indices,
-            sampled=mark_absent(sample.labels, self.ignore_index),
+            sampled=mark_ignored(sample.labels, self.ignore_index),
             preds=None if classes is None else classes.flatten()[sample.indices],
             anchors=anchors[: len(sample.labels)].detach(),
             has_positive=has_positive,

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pixcontrast._across import Across
 from pixcontrast._equation.forms import Shards
-from pixcontrast._labels import mark_absent
+from pixcontrast._labels import mark_ignored
+from pixcontrast._loss.gather import Across
 from pixcontrast._regions import Regions
 from pixcontrast.bank import QUEUES, MemoryBank
 
@@ -30,7 +30,7 @@ class Entries(NamedTuple):
 
     Attributes:
         vectors, labels: those at hand, as `info_nce` takes them.
-        batch_labels: (n,) int64, of those that batches contribute, `ABSENT` where there is none;
+        batch_labels: (n,) int64, of those that batches contribute, `IGNORED` where there is none;
             None: they contribute none.
         shards: those of a bank that is spread over ranks.
     """
@@ -60,7 +60,7 @@ def entries_of_call(
             assert bank is not None  # the loss was not built without
             entries, entry_labels = bank.entries(source)
             if bank.is_spread:
-                of_shards.append((entries, mark_absent(entry_labels, ignore_index)))
+                of_shards.append((entries, mark_ignored(entry_labels, ignore_index)))
             else:
                 vectors.append(entries)
                 labels.append(entry_labels)
@@ -84,5 +84,5 @@ def entries_of_call(
         assert bank.ranks is not None
         shards = Shards(bank.ranks, *zip(*of_shards, strict=True))
     if batch_labels is not None:
-        batch_labels = mark_absent(batch_labels, ignore_index)
+        batch_labels = mark_ignored(batch_labels, ignore_index)
     return Entries(vectors, labels, batch_labels, shards)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pixcontrast._labels import ABSENT
+from pixcontrast._labels import IGNORED
 
 _LABEL_BITS = 24
 MAX_LABEL = (1 << _LABEL_BITS) - 1
@@ -79,7 +79,7 @@ def draw_groups(
     about a group is searched for in the sorted keys.
 
     Args:
-        labels: (B, P) int64 up to `MAX_LABEL`, or `ABSENT`; n = B·P of at least 1.
+        labels: (B, P) int64 up to `MAX_LABEL`, or `IGNORED`; n = B·P of at least 1.
         first: (B, P) or None: nothing is marked.
         most: how many groups at most, at least 1.
         min_pixels: at least 1.
@@ -90,7 +90,7 @@ def draw_groups(
     image = torch.arange(num_images, device=device)[:, None] << _LABEL_BITS
     last = torch.ones_like(labels, dtype=torch.bool) if first is None else ~first
     halves = torch.add(last, image + labels, alpha=2)
-    halves = halves.masked_fill(labels == ABSENT, 2 * num_groups).flatten()
+    halves = halves.masked_fill(labels == IGNORED, 2 * num_groups).flatten()
     # One draw for two purposes: its upper bits order the pixels, its lower bits are the lots.
     draw = torch.randint(1 << (2 * DRAW_BITS), halves.shape, generator=generator, device=device)
     pixels = sort_pixels(halves, 2 * num_groups, draw >> DRAW_BITS)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pixcontrast._distributed import Ranks, agree, gather, pad
 from pixcontrast._groups import DRAW_BITS, sort_pixels
-from pixcontrast._labels import ABSENT
+from pixcontrast._labels import IGNORED
 from pixcontrast._pixels import take_pixels, unit_length
-from pixcontrast._ranks import Ranks, agree, gather, pad
 from pixcontrast._regions import Regions, region_means, usable_pixels
 
 
@@ -40,7 +40,7 @@ def new_entries(
 
     Args:
         images: (B, D, *S).
-        labels: (B, P) int64 below num_classes, or `ABSENT`.
+        labels: (B, P) int64 below num_classes, or `IGNORED`.
         regions: of these images and labels, with num_classes slots, where known already.
         num_classes: C.
         pixels_per_image: the most pixels of a class that an image gives; 0: no queue of pixels.
@@ -60,7 +60,7 @@ def new_entries(
         found_regions = (regions.means[:, :, None].to(dtype), regions.present.to(torch.int64))
     if pixels_per_image:
         usable = usable_pixels(images) if regions is None else regions.usable
-        labels = labels.masked_fill(~usable, ABSENT)
+        labels = labels.masked_fill(~usable, IGNORED)
         most = min(pixels_per_image, labels.shape[1])
         vectors, available = _sample_pixels(images, labels, num_classes, most, generator)
         found_pixels = (vectors.to(dtype), available)
@@ -98,7 +98,7 @@ def _sample_pixels(
     num_images, dim = labels.shape[0], images.shape[1]
     num_groups = num_images * num_classes
     first_group = torch.arange(0, num_groups, num_classes, device=labels.device)
-    groups = (first_group[:, None] + labels).masked_fill(labels == ABSENT, num_groups)
+    groups = (first_group[:, None] + labels).masked_fill(labels == IGNORED, num_groups)
     draw = torch.randint(
         1 << DRAW_BITS, (labels.numel(),), generator=generator, device=labels.device
     )

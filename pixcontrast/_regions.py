@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._equation.backends import choose
-from pixcontrast._labels import ABSENT
+from pixcontrast._labels import IGNORED
 from pixcontrast._pixels import SMALLEST, largest_component, sum_of_squares, unit_length
 
 # Components that are worked on at a time: on the CPU, 4 MB of float32, so that they are read
@@ -50,13 +50,13 @@ def region_means(images: Tensor, slots: Tensor, num_slots: int) -> Regions:
 
     Args:
         images: (B, D, *S).
-        slots: (B, P) int64 in [0, num_slots), or `ABSENT`.
+        slots: (B, P) int64 in [0, num_slots), or `IGNORED`.
         num_slots: R.
     """
     flat = images.flatten(2)
     sums, usable = (sums_operator if _is_fused(flat) else sums_in_parts)(flat, slots, num_slots)
     # Unit vectors that cancel leave a sum of rounding errors, which points nowhere.
-    count = _count_slots(slots.masked_fill(~usable, ABSENT), num_slots)
+    count = _count_slots(slots.masked_fill(~usable, IGNORED), num_slots)
     present = torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
     return Regions(unit_length(sums, dim=2), present, usable)
 
@@ -66,7 +66,7 @@ def sums_in_parts(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, 
 
     Args:
         flat: (B, D, P).
-        slots: (B, P) int64 in [0, num_slots), or `ABSENT`.
+        slots: (B, P) int64 in [0, num_slots), or `IGNORED`.
         num_slots: R.
     """
     num_images, dim = flat.shape[:2]
@@ -75,7 +75,7 @@ def sums_in_parts(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, 
     for part in _chunks(flat):
         pixels, factor = directions(flat[part[0], :, part[1]])
         usable[part] = factor > 0
-        there = slots[part] != ABSENT
+        there = slots[part] != IGNORED
         members = factor.new_zeros(factor.shape[0], num_slots, factor.shape[1])
         members.scatter_(1, slots[part].clamp(min=0)[:, None], (factor * there)[:, None])
         # In place, where autocast leaves the operands alone: it would round them to 16 bits.
@@ -103,7 +103,7 @@ def usable_pixels(images: Tensor) -> Tensor:
     """(B, P) whether a pixel's embedding has a direction: it is finite, and not zero."""
     flat = images.flatten(2)
     if _is_fused(flat):
-        no_slot = torch.full((flat.shape[0], flat.shape[2]), ABSENT, device=flat.device)
+        no_slot = torch.full((flat.shape[0], flat.shape[2]), IGNORED, device=flat.device)
         found: Tensor = sums_operator(flat, no_slot, 1)[1]
         return found
     usable = flat.new_zeros(flat.shape[0], flat.shape[2], dtype=torch.bool)
@@ -135,20 +135,20 @@ def classes_by_image(labels: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
     """Number the classes that stand in each image, where how many classes there are is unknown.
 
     Args:
-        labels: (B, P) int64, `ABSENT` where a pixel takes no part.
+        labels: (B, P) int64, `IGNORED` for ignored pixels.
         num_slots: R; of an image with more classes the R lowest labels count.
 
     Returns:
-        (B, P) the slot of each pixel or `ABSENT`, and (B, R) the label of each slot or `ABSENT`.
+        (B, P) the slot of each pixel or `IGNORED`, and (B, R) the label of each slot or `IGNORED`.
     """
     ascending, order = labels.sort(dim=1)
-    is_new = ascending != ABSENT
+    is_new = ascending != IGNORED
     is_new[:, 1:] &= ascending[:, 1:] != ascending[:, :-1]
     slots = is_new.cumsum(dim=1) - 1  # absent labels sort first, before slot 0
-    slots = slots.masked_fill(slots >= num_slots, ABSENT)
-    labels_of_slots = labels.new_full((labels.shape[0], num_slots + 1), ABSENT)
+    slots = slots.masked_fill(slots >= num_slots, IGNORED)
+    labels_of_slots = labels.new_full((labels.shape[0], num_slots + 1), IGNORED)
     # One write a slot, by its first pixel; what has none lands beyond the last.
-    place = torch.where(is_new & (slots != ABSENT), slots, num_slots)
+    place = torch.where(is_new & (slots != IGNORED), slots, num_slots)
     labels_of_slots.scatter_(1, place, ascending)
     return torch.zeros_like(slots).scatter_(1, order, slots), labels_of_slots[:, :num_slots]
 
@@ -156,7 +156,7 @@ def classes_by_image(labels: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
 def _count_slots(slots: Tensor, num_slots: int) -> Tensor:
     """(B, R) how many pixels stand in each slot. Integers: their order does not matter."""
     image = torch.arange(slots.shape[0], device=slots.device)[:, None] * (num_slots + 1)
-    place = image + slots + 1  # the first of each image is for `ABSENT`
+    place = image + slots + 1  # the first of each image is for `IGNORED`
     count = slots.new_zeros(slots.shape[0] * (num_slots + 1))
     count.scatter_add_(0, place.flatten(), torch.ones_like(slots).flatten())
     return count.view(slots.shape[0], num_slots + 1)[:, 1:]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pixcontrast._autocast import without_autocast
-from pixcontrast._labels import ABSENT
+from pixcontrast._dtypes import without_autocast
+from pixcontrast._labels import IGNORED
 from pixcontrast._pixels import unit_length
 
 # Classes that are told of where how many there are is unknown.
@@ -50,13 +50,13 @@ class Call(NamedTuple):
     """What a call leaves behind, of which its statistics can be made.
 
     Attributes:
-        labels: (B, P) int64, `ABSENT` where a pixel takes no part.
+        labels: (B, P) int64, `IGNORED` for ignored pixels.
         indices: (K,) the numbers of the sampled pixels among B·P.
-        sampled: (K,) int64, their labels, `ABSENT` for padding.
+        sampled: (K,) int64, their labels, `IGNORED` for padding.
         preds: (K,) their predicted classes, or None: all as the labels say.
         anchors: (K, D) detached.
         has_positive: (K,) bool.
-        batch_labels: (n,) int64, of the entries that the batch itself gave, `ABSENT` where there
+        batch_labels: (n,) int64, of the entries that the batch itself gave, `IGNORED` where there
             is none; None: it gave none.
         bank_entries: () int64 each, how many valid entries each queue gave.
         written: () int64 each, how many slots of each queue were written after the call.
@@ -83,7 +83,7 @@ def describe(call: Call) -> Stats:
     none = call.sampled.new_zeros(())
     groups, skipped = count_groups(call.labels, call.sampled, call.indices, call.num_classes)
     positive, negative = similarities(call.anchors, call.sampled, call.num_classes)
-    of_batch = () if call.batch_labels is None else ((call.batch_labels != ABSENT).sum(),)
+    of_batch = () if call.batch_labels is None else ((call.batch_labels != IGNORED).sum(),)
     return Stats(
         anchors=call.has_positive.sum(),
         entries=sum((*of_batch, *call.bank_entries), none),
@@ -130,7 +130,7 @@ def hard_share(preds: Tensor | None, labels: Tensor) -> Tensor:
     """() float32, of sampled pixels (K,) with these predicted classes and labels."""
     if preds is None:
         return torch.zeros((), device=labels.device)
-    there = labels != ABSENT
+    there = labels != IGNORED
     return (there & (preds != labels)).sum() / there.sum().clamp(min=1)
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._bank_state import faults_of_state
+from pixcontrast._distributed import GroupReference, Ranks, ranks_of
 from pixcontrast._intake import new_entries, of_all_ranks
-from pixcontrast._labels import mark_absent
+from pixcontrast._labels import mark_ignored
 from pixcontrast._own_buffers import OwnBuffers
 from pixcontrast._pixels import as_images, flat_map
-from pixcontrast._ranks import GroupReference, Ranks, ranks_of
 from pixcontrast._regions import Regions
 from pixcontrast._ring import WHOLE, Shard, prepare_write, write_all
 
@@ -216,7 +216,7 @@ class MemoryBank(OwnBuffers):
             check.check_label_range(labels, self.ignore_index, self.num_classes)
 
         images = as_images(emb)
-        marked = mark_absent(flat_map(labels, images), self.ignore_index, self.num_classes)
+        marked = mark_ignored(flat_map(labels, images), self.ignore_index, self.num_classes)
         self._take_in(images, marked, None, generator)
 
     @torch.no_grad()
@@ -231,7 +231,7 @@ class MemoryBank(OwnBuffers):
 
         Args:
             images: (B, D, *S).
-            labels: (B, P) int64 below num_classes, or `ABSENT`.
+            labels: (B, P) int64 below num_classes, or `IGNORED`.
             regions: of these images and labels, with num_classes slots, where known already.
             generator: the source of randomness.
         """

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._autocast import product_dtype, without_autocast
+from pixcontrast._distributed import Ranks
+from pixcontrast._dtypes import product_dtype, without_autocast
 from pixcontrast._equation.backends import Backend, check_triton_imports, choose
 from pixcontrast._equation.forms import Shards, run_form
 from pixcontrast._equation.problem import (
@@ -20,8 +21,7 @@ from pixcontrast._equation.problem import (
     numbered,
 )
 from pixcontrast._equation.reduction import Reduction, reduce_losses
-from pixcontrast._labels import mark_absent
-from pixcontrast._ranks import Ranks
+from pixcontrast._labels import mark_ignored
 from pixcontrast.mining import HardNegativeSampler
 
 __all__ = ["info_nce"]
@@ -199,7 +199,7 @@ def info_nce_of(
 
     problem = Problem(
         anchors=anchors,
-        labels=mark_absent(anchor_labels, ignore_index),
+        labels=mark_ignored(anchor_labels, ignore_index),
         pieces=pieces,
         temperature=float(temperature),
         denominator=denominator,
@@ -251,7 +251,7 @@ def _check_and_split(
             check.check_same_width(name, entries, "anchors", anchors)
             check.check_same_device(name, entries, "anchors", anchors)
         assert labels is not None  # check_vector_labels has seen them
-        found.append((entries, mark_absent(labels, ignore_index), is_anchors))
+        found.append((entries, mark_ignored(labels, ignore_index), is_anchors))
     return numbered(found)
 
 

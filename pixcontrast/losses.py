@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pixcontrast._contrast_loss import ContrastLoss
 from pixcontrast._entries import BatchPiece
-from pixcontrast._labels import ABSENT
+from pixcontrast._labels import IGNORED
 from pixcontrast._regions import classes_by_image, region_means
 
 # Without a bank the number of classes is not known, and shapes must not depend on labels.
@@ -139,7 +139,7 @@ class RegionContrastLoss(ContrastLoss):
             num_slots, slots = self.bank.num_classes, labels
             labels_of_slots = torch.arange(num_slots, device=labels.device)[None]
         regions = region_means(images.detach(), slots, num_slots)
-        region_labels = torch.where(regions.present, labels_of_slots, ABSENT)
+        region_labels = torch.where(regions.present, labels_of_slots, IGNORED)
         return BatchPiece(
             regions.means.flatten(0, 1).to(images.dtype),
             region_labels.flatten(),

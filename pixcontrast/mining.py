@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._check import check_choice, check_count, check_fraction
-from pixcontrast._device import widest_float
+from pixcontrast._dtypes import widest_float
 from pixcontrast._keys import LARGEST_KEY, PairKeys
 
 Strategy = Literal["hardest", "semi-hard", "random"]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._device import widest_float
+from pixcontrast._dtypes import widest_float
 from pixcontrast._groups import MAX_LABEL, DrawnGroups, draw_groups
-from pixcontrast._labels import mark_absent
+from pixcontrast._labels import mark_ignored
 
 
 class AnchorSample(NamedTuple):
@@ -212,7 +212,7 @@ def _check_and_mark(labels: Tensor, ignore_index: int, generator: torch.Generato
     check.check_generator(generator, labels.device)
     if check.values_can_be_seen(labels):
         check.check_largest_label(labels, ignore_index, MAX_LABEL)
-    return mark_absent(labels, ignore_index, MAX_LABEL + 1)
+    return mark_ignored(labels, ignore_index, MAX_LABEL + 1)
 
 
 def _check_predictions(preds: Tensor, labels: Tensor) -> Tensor:

@@ -17,13 +17,18 @@ from typing import Any, NamedTuple
 import pytest
 
 TESTS = tuple(
-    f"tests/test_{name}.py"
-    for name in (
-        *("errors", "samplers", "bank", "checkpoints", "mining", "selection", "parts", "losses"),
-        *("regions", "resize", "stats", "authors_defects", "public_api", "bank_states"),
-        *("backends", "numerics", "equation", "equation_properties", "bank_faults"),
-    )
-)
+    f"tests/{folder}/test_{name}.py"
+    for folder, names in {
+        "api": ("errors", "public_api"),
+        "samplers": ("samplers",),
+        "bank": ("bank", "checkpoints", "bank_states", "bank_faults"),
+        "losses": ("losses", "stats", "authors_defects"),
+        "pixels": ("regions", "resize"),
+        "info_nce": ("mining", "selection", "parts", "backends", "numerics", "equation",
+                     "equation_properties"),
+    }.items()
+    for name in names
+)  # fmt: skip
 """Those that run in one process, without a compiler, an interpreter of kernels or a renderer."""
 
 
@@ -32,7 +37,7 @@ PLAIN = ("-x", "-q", "-p", "no:cacheprovider", "--assert=plain")
 IMPORTED = ""
 """The name that coverage gives to what runs outside of any test."""
 
-SIGNATURES = "tests/test_public_api.py"
+SIGNATURES = "tests/api/test_public_api.py"
 
 
 class Reach(NamedTuple):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from pixcontrast._autocast import product_is_cast
 from pixcontrast._check.options import FLOATING, check_instance, kind_of
+from pixcontrast._dtypes import product_is_cast
 
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

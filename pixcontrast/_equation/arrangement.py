@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from pixcontrast._equation.problem import Piece, Problem
-from pixcontrast._labels import ABSENT
+from pixcontrast._labels import IGNORED
 
 # On an accelerator absent anchors stay in their place. With a label of their own they match no
 # entry, not even an absent one.
-ABSENT_ANCHOR = ABSENT - 1
+IGNORED_ANCHOR = IGNORED - 1
 
 
 def values_cost_nothing(device: torch.device) -> bool:
@@ -149,7 +149,7 @@ class Arrangement:
         return after - torch.searchsorted(ascending, labels)
 
     def _sort(self) -> None:
-        absent = self.labels == ABSENT
+        absent = self.labels == IGNORED
         if not bool(absent.any()) and _ascend(self.labels):
             # A full bank: nothing to number, and of N numbers none is kept.
             self._classes = Classes.of(self.labels)
@@ -176,7 +176,7 @@ def _ascend(labels: Tensor) -> bool:
 def arrange_anchors(problem: Problem) -> Arrangement:
     labels = problem.labels
     if not values_cost_nothing(labels.device):
-        labels = labels.masked_fill(labels == ABSENT, ABSENT_ANCHOR)
+        labels = labels.masked_fill(labels == IGNORED, IGNORED_ANCHOR)
     return Arrangement(problem.anchors, labels, problem)
 
 

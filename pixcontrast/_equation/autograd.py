@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixcontrast._distributed import Ranks
 from pixcontrast._equation.coefficients import AnchorStatistics
 from pixcontrast._equation.operators import (
     entries_gradient_operator,
@@ -15,7 +16,6 @@ from pixcontrast._equation.operators import (
     sharded_losses_operator,
 )
 from pixcontrast._equation.problem import Problem
-from pixcontrast._ranks import Ranks
 from pixcontrast.mining import Thresholds
 
 

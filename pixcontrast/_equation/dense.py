@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixcontrast._equation.problem import Piece, Problem
-from pixcontrast._labels import ABSENT
+from pixcontrast._labels import IGNORED
 
 
 def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
     limit = problem.logit_limit
     logits = (_product(anchors, entries) * problem.inverse_temperature).clamp(-limit, limit)
 
-    present = (problem.labels != ABSENT)[:, None] & (labels != ABSENT)[None, :]
+    present = (problem.labels != IGNORED)[:, None] & (labels != IGNORED)[None, :]
     same_class = problem.labels[:, None] == labels[None, :]
     positive = present & same_class & ~_self_columns(problem)
     negative = present & ~same_class
@@ -91,4 +91,4 @@ def _self_columns(problem: Problem) -> Tensor:
 
 def _zero_absent(vectors: Tensor, labels: Tensor) -> Tensor:
     """Vectors that take no part hold zeros: 0 · inf in a product would reach those that do."""
-    return torch.where((labels != ABSENT)[:, None], vectors, 0.0)
+    return torch.where((labels != IGNORED)[:, None], vectors, 0.0)

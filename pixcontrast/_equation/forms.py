@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pixcontrast._distributed import Ranks, gather
 from pixcontrast._equation import autograd
 from pixcontrast._equation.backends import Form
 from pixcontrast._equation.dense import dense_losses
 from pixcontrast._equation.problem import Problem, numbered
-from pixcontrast._labels import ABSENT
-from pixcontrast._ranks import Ranks, gather
+from pixcontrast._labels import IGNORED
 
 
 class Shards(NamedTuple):
@@ -23,7 +23,7 @@ class Shards(NamedTuple):
     Attributes:
         ranks: which.
         entries: (n, D) each, what this one holds; of the same shapes on every rank.
-        labels: (n,) int64 each, `ABSENT` for entries that take no part.
+        labels: (n,) int64 each, `IGNORED` for entries that take no part.
     """
 
     ranks: Ranks
@@ -65,7 +65,7 @@ def run_form(form: Form, problem: Problem, shards: Shards | None) -> Losses:
     entries, labels = gathered[: len(shards.entries)], gathered[len(shards.entries) :]
     own = ((piece.entries, piece.labels, piece.is_anchors) for piece in problem.pieces)
     pieces = numbered([*own, *((*pair, False) for pair in zip(entries, labels, strict=True))])
-    held = (torch.cat(labels) != ABSENT).sum()
+    held = (torch.cat(labels) != IGNORED).sum()
     return Losses(*_run_alone(form, replace(problem, pieces=pieces)), held)
 
 

@@ -24,7 +24,7 @@ from pixcontrast._equation.kernels.survey import runs_kernel, survey_kernel
 from pixcontrast._equation.problem import Problem
 from pixcontrast._equation.products import BOUNDED_LOGIT
 from pixcontrast._keys import PairKeys
-from pixcontrast._labels import ABSENT
+from pixcontrast._labels import IGNORED
 
 # Blocks whose labels a program looks at together.
 CHUNK = 1024
@@ -181,13 +181,13 @@ def padded_dim(dim: int) -> int:
 
 
 def _sort(problem: Problem, block: int) -> Rows:
-    present = problem.labels != ABSENT
+    present = problem.labels != IGNORED
     last = torch.iinfo(torch.int64).max
     ascending, order = problem.labels.masked_fill(~present, last).sort(stable=True)
-    labels = ascending.masked_fill(ascending == last, ABSENT)
+    labels = ascending.masked_fill(ascending == last, IGNORED)
     vectors = problem.within_range(problem.anchors.detach()[order]).to(problem.product_dtype)
     # An accelerator multiplies what takes no part too, and 0 · NaN would reach the rest.
-    vectors = torch.where((labels != ABSENT)[:, None], vectors, 0.0).contiguous()
+    vectors = torch.where((labels != IGNORED)[:, None], vectors, 0.0).contiguous()
     bits = torch.zeros_like(order, dtype=torch.int32)
     if problem.seed is not None:
         rows = order + problem.first_row

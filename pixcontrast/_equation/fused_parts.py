@@ -15,7 +15,7 @@ from pixcontrast._equation.fused_layout import lay_out
 from pixcontrast._equation.fused_passes import Partials, denominator_pass, positives_pass
 from pixcontrast._equation.parts import DenominatorPart, PositivesPart, share_of
 from pixcontrast._equation.problem import LOG2_E, Problem
-from pixcontrast._labels import ABSENT
+from pixcontrast._labels import IGNORED
 
 
 class FusedPasses:
@@ -27,7 +27,7 @@ class FusedPasses:
     def __init__(self, problem: Problem) -> None:
         with on_device(problem.anchors.device):
             self._layout = lay_out(problem)
-        self._present = self._layout.rows.labels != ABSENT
+        self._present = self._layout.rows.labels != IGNORED
 
     def denominator(self, *, want_gradient: bool) -> DenominatorPart:
         with on_device(self._layout.rows.vectors.device):

@@ -13,14 +13,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pixcontrast._autocast import without_autocast
+from pixcontrast._distributed import ranks_named
+from pixcontrast._dtypes import without_autocast
 from pixcontrast._equation.coefficients import AnchorStatistics
 from pixcontrast._equation.mined import mined_entries_gradient, mined_forward
 from pixcontrast._equation.parts import Forward
 from pixcontrast._equation.problem import Denominator, Problem, compute_dtype, numbered
 from pixcontrast._equation.sharded import sharded_forward
 from pixcontrast._equation.tiled import entries_gradient, tiled_forward
-from pixcontrast._ranks import ranks_named
 from pixcontrast.mining import HardNegativeSampler, Strategy, Thresholds
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]

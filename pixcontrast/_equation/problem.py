@@ -23,7 +23,7 @@ class Piece:
 
     Attributes:
         entries: (n, D), as the caller gave them; the anchors themselves where `is_anchors`.
-        labels: (n,) int64, `ABSENT` for entries that take no part.
+        labels: (n,) int64, `IGNORED` for entries that take no part.
         is_anchors: whether entry j is anchor j, and so not its own positive.
         first_column: the number of this piece's first entry among all N entries; of those that
             other ranks may hold, below 0.
@@ -52,7 +52,7 @@ class Problem:
 
     Attributes:
         anchors: (M, D), as the caller gave them.
-        labels: (M,) int64, `ABSENT` for anchors that take no part.
+        labels: (M,) int64, `IGNORED` for anchors that take no part.
         pieces: the contrast entries.
         temperature: τ.
         denominator: what Z sums over, see `pixcontrast.functional.info_nce`.

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pixcontrast._device import widest_float
-from pixcontrast._ranks import Ranks, gather
+from pixcontrast._distributed import Ranks, gather
+from pixcontrast._dtypes import widest_float
 
 Reduction = Literal["mean", "sum", "none"]
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from pixcontrast._distributed import Ranks, exchange, gather
 from pixcontrast._equation.mined import allocate_thresholds
 from pixcontrast._equation.parts import (
     DenominatorPart,
@@ -27,8 +28,7 @@ from pixcontrast._equation.parts import (
 from pixcontrast._equation.problem import LOG2_E, Piece, Problem, numbered
 from pixcontrast._equation.sharded_mining import MinedPasses, find_thresholds
 from pixcontrast._equation.tiled import TiledPasses, allocate_forward
-from pixcontrast._labels import ABSENT
-from pixcontrast._ranks import Ranks, exchange, gather
+from pixcontrast._labels import IGNORED
 from pixcontrast.mining import Thresholds
 
 Part = TypeVar("Part", DenominatorPart, PositivesPart)
@@ -85,7 +85,7 @@ def sharded_forward(
     of_shard, own = (part.denominator(want_gradient=want_gradient) for part in passes)
     denominator = merge_denominators([*_to_owners(ranks, of_shard), own])
 
-    entries = sum(((own_labels != ABSENT).sum() for _, own_labels in shard), labels.new_zeros(()))
+    entries = sum(((own_labels != IGNORED).sum() for _, own_labels in shard), labels.new_zeros(()))
     log_sums, held = gather(ranks, [denominator.log_sum, entries])
     pulled, own_pulled = (
         part.positives(log_sum, want_gradient=want_gradient)

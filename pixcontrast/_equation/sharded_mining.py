@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast import mining
+from pixcontrast._distributed import Ranks, add_up
 from pixcontrast._equation.images import DIGIT_BITS, image_of, number_of
 from pixcontrast._equation.masked import log_sum_of, positives_of
 from pixcontrast._equation.mined import MASKED_SIZE
@@ -24,7 +25,6 @@ from pixcontrast._equation.problem import Problem
 from pixcontrast._equation.products import slices
 from pixcontrast._equation.stripes import Part, Stripes
 from pixcontrast._keys import LARGEST_KEY
-from pixcontrast._ranks import Ranks, add_up
 from pixcontrast.mining import Thresholds
 
 _DIGITS = 1 << DIGIT_BITS

@@ -15,11 +15,11 @@ from pixcontrast import (
     RandomAnchorSampler,
     RegionContrastLoss,
 )
+from pixcontrast._distributed import Ranks, add_up, ranks_of
 from pixcontrast._equation import sharded
 from pixcontrast._equation.operators import sharded_losses_operator
 from pixcontrast._equation.problem import Problem
 from pixcontrast._equation.sharded_mining import MinedPasses, find_thresholds
-from pixcontrast._ranks import Ranks, add_up, ranks_of
 from pixcontrast.mining import Strategy, Thresholds
 
 LOSSES = {"pixels": PixelContrastLoss, "regions": RegionContrastLoss}

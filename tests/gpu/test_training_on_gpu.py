@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, PixelContrastLoss
-from pixcontrast._agreement import matmul_precision
+from pixcontrast._self_check import matmul_precision
 from pixcontrast.functional import info_nce
 
 pytestmark = needs_gpu

@@ -1,14 +1,17 @@
 """Kernels in Triton's interpreter, which is chosen when Triton is first imported.
 
-So these tests need a process of their own: `tests/test_interpreter.py` starts it.
+These tests need a process of their own, which `test_in_the_interpreter.py` starts.
 """
 
 import os
+from pathlib import Path
 
 import pytest
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
+LAUNCHER = "test_in_the_interpreter.py"
+OTHERS = [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != LAUNCHER]
+collect_ignore = [LAUNCHER] if INTERPRETED else OTHERS
 
 
 @pytest.fixture(autouse=True)

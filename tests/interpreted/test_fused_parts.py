@@ -4,7 +4,7 @@ import pytest
 import torch
 from drawn import BOUND
 from problems import DENOMINATORS, worst_error
-from test_parts import SPLITS, expected_of, forward_in_parts
+from splits import SPLITS, expected_of, forward_in_parts
 
 from pixcontrast._equation.fused_parts import FusedPasses
 

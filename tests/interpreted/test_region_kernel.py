@@ -6,7 +6,7 @@ import torch
 from pixcontrast import MemoryBank, _region_sums, _regions
 from pixcontrast._regions import sums_in_parts, sums_operator, usable_pixels
 
-ABSENT = -1
+IGNORED = -1
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def _small_tiles(monkeypatch):
 def scene(dtype=torch.float32, images=2, dim=5, pixels=150, slots=3):
     flat = torch.randn(images, dim, pixels, dtype=torch.float64)
     flat *= 10 ** torch.empty(images, 1, pixels, dtype=torch.float64).uniform_(-2, 2)
-    return flat.to(dtype), torch.randint(ABSENT, slots, (images, pixels)), slots
+    return flat.to(dtype), torch.randint(IGNORED, slots, (images, pixels)), slots
 
 
 def check(flat, slots, num_slots):

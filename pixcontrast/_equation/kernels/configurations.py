@@ -1,7 +1,7 @@
 """How each kernel is cut into tiles: fixed per card, dtype and D, so that no run has to search.
 
 Shared memory decides: 227 KB a program on Hopper and data-centre Blackwell, 163 KB on A100,
-99 KB on consumer cards. Every row is compiled ahead of time by `tests/test_ahead_of_time.py`, which
+99 KB on consumer cards. Every row is compiled ahead of time by `test_ahead_of_time.py`, which
 checks that it fits and that 16-bit and TF32 products spill no register. That is so with Triton 3.9
 and 3.8. With 3.6 the second pass in TF32 at D = 512 on Hopper and Blackwell spills 16 bytes, and
 mining's selection in TF32 at D = 256 on Blackwell 8.

@@ -6,7 +6,7 @@ import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MOST_BYTES = 200_000
 NEEDED = {"torch", "triton"}
 """All that the package itself may depend on."""

@@ -2,7 +2,7 @@
 
 The suite goes through a few hundred steps. By hand, ten thousand, and how many there were:
 
-    python -m pytest tests/test_bank_states.py -s --hypothesis-profile=campaign
+    python -m pytest tests/bank/test_bank_states.py -s --hypothesis-profile=campaign
 """
 
 import copy

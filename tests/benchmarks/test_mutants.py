@@ -37,7 +37,7 @@ def test_every_change_is_one_change_of_its_line():
 
 def test_a_fault_is_shown_to_the_tests_that_execute_it():
     lines = {"a.py": {"1": [IMPORTED], "5": ["slow", "quick"], "6": ["slow"]}}
-    names = "tests/test_public_api.py::test_names"
+    names = "tests/api/test_public_api.py::test_names"
     reach = Reach(lines, {"slow": 2.0, "quick": 0.1, "other": 1.0, names: 0.5})
     assert reach.of("a.py", [5]) == ["quick", "slow"]
     assert reach.of("a.py", [5], seconds=1.0) == ["quick"]

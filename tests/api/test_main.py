@@ -12,7 +12,7 @@ import torch
 
 import pixcontrast
 from pixcontrast import __main__ as report
-from pixcontrast import _agreement as agreement
+from pixcontrast import _self_check as agreement
 from pixcontrast._equation import autograd, backends
 
 CPU = torch.device("cpu")
@@ -110,8 +110,8 @@ def test_a_wrong_backend_fails(interpreted, monkeypatch, capsys, of, error):
 
 def test_a_small_error_of_float32_fails(interpreted, monkeypatch):
     monkeypatch.setattr(autograd, "fused_losses", wrong_by(gradient=1e-3))
-    assert not agreement.check_backend("triton", CPU, torch.float32).ok
-    assert agreement.check_backend("triton", CPU, torch.bfloat16).ok
+    assert not agreement.compare_with_reference("triton", CPU, torch.float32).ok
+    assert agreement.compare_with_reference("triton", CPU, torch.bfloat16).ok
 
 
 def test_a_backend_that_raises_fails(interpreted, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_backend_that_raises_fails(interpreted, monkeypatch):
         raise RuntimeError("out of\nregisters")
 
     monkeypatch.setattr(autograd, "fused_losses", losses_of)
-    found = agreement.check_backend("triton", CPU, torch.float32)
+    found = agreement.compare_with_reference("triton", CPU, torch.float32)
     assert not found.ok
     assert found.failure == "RuntimeError: out of registers"
     lines = [line for line, ok in report.check_device(CPU) if not ok]
@@ -138,7 +138,7 @@ def test_the_checks_multiply_exactly_and_leave_the_precision_alone(interpreted, 
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
-        assert agreement.check_backend("triton", CPU, torch.float32).ok
+        assert agreement.compare_with_reference("triton", CPU, torch.float32).ok
         assert seen == ["highest"]
         assert torch.get_float32_matmul_precision() == "high"
     finally:
@@ -150,7 +150,7 @@ def test_the_tolerances_tell_right_from_wrong(dtype):
     """Right forms stay well inside; an anchor that is its own positive is far outside."""
     tolerance = agreement.TOLERANCES[dtype]
     for form in ("dense", "tiled"):
-        found = agreement.check_backend(form, CPU, dtype)
+        found = agreement.compare_with_reference(form, CPU, dtype)
         assert max(found.loss_error, found.gradient_error) < tolerance / 3
     anchors, anchor_labels, bank, bank_labels = agreement.small_case(dtype)
     truth = agreement._true_loss_and_gradient(dtype)

@@ -28,12 +28,12 @@ def test_the_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider"]
     running = [
         subprocess.Popen(
-            [*command, str(HERE / "interpreted" / file)],
+            [*command, str(HERE / file)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env=environment,
-            cwd=HERE.parent,
+            cwd=HERE.parents[1],
         )
         for file in FILES
     ]

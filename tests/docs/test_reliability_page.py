@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
 FAULTS = [json.loads(line) for line in (RESULTS / "mutants.jsonl").read_text().splitlines()]

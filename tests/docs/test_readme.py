@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README, INDEX, EXPERIMENTS = (
     (ROOT / name).read_text(encoding="utf-8")
     for name in ("README.md", "docs/index.md", "docs/experiments.md")

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from pixcontrast import MemoryBank, RegionContrastLoss, _regions
 from pixcontrast._regions import region_means, usable_pixels
 
-ABSENT = -1
+IGNORED = -1
 BAD = [float("nan"), float("inf"), -float("inf"), 0.0, 1e-31]
 
 
@@ -29,7 +29,7 @@ def _chunks(request, monkeypatch):
 def scene(dtype=torch.float32, images=3, dim=4, size=(2, 4), slots=3):
     emb = torch.randn(images, dim, *size, dtype=torch.float64)
     emb = emb * 10 ** torch.empty(images, 1, *size).uniform_(-2, 2)  # lengths do not count
-    labels = torch.randint(ABSENT, slots, (images, size[0] * size[1]))
+    labels = torch.randint(IGNORED, slots, (images, size[0] * size[1]))
     return emb.to(dtype), labels
 
 
@@ -83,7 +83,7 @@ def test_a_bad_pixel_reaches_no_other(bad, labelled):
     emb, slots = scene()
     emb[1, :, 0, 2] = bad
     emb[2, 1, 1, 1] = bad  # a single component: fatal where it is not finite
-    slots[1, 2] = slots[2, 5] = 1 if labelled else ABSENT
+    slots[1, 2] = slots[2, 5] = 1 if labelled else IGNORED
     check(emb, slots)
 
 

@@ -60,7 +60,7 @@ def test_public_names_are_those_agreed_on():
     agreed = json.loads(PUBLIC_NAMES.read_text(encoding="utf-8"))
     assert names_found() == agreed, (
         "a public name or signature changed: see docs/releasing.md for what that takes, and where "
-        "it is meant, run `python tests/test_public_api.py` and commit tests/public_names.json"
+        "it is meant, run `python tests/api/test_public_api.py` and commit public_names.json"
     )
 
 

@@ -1,9 +1,9 @@
 """What must hold before a release: run by hand, from a clone, in an environment with `build`.
 
-    python tests/release_check.py                     # as users install it now
-    python tests/release_check.py --tag v0.1.0        # and the changelog is dated
-    python tests/release_check.py --torch 2.7.1 --python python3.10      # the oldest promised
-    python tests/release_check.py --coverage          # and the share of lines and branches tested
+    python tests/release/release_check.py  # as users install it now
+    python tests/release/release_check.py --tag v0.1.0  # and the changelog is dated
+    python tests/release/release_check.py --torch 2.7.1 --python python3.10  # the oldest promised
+    python tests/release/release_check.py --coverage  # and the share of lines and branches tested
 
 Builds wheel and sdist and looks into them; installs each into an empty environment; there, outside
 of the clone, runs the README's Python block, `python -m pixcontrast` with and without Triton, and
@@ -23,21 +23,21 @@ from pathlib import Path
 from distributions import ROOT, changelog_faults, sdist_faults, wheel_faults
 
 SHORT_TESTS = [
-    "test_backends.py",
-    "test_bank.py",
-    "test_compile.py",
-    "test_equation.py",
-    "test_errors.py",
-    "test_losses.py",
-    "test_main.py",
-    "test_mining.py",
-    "test_no_wait.py",
-    "test_public_api.py",
-    "test_regions.py",
-    "test_resize.py",
-    "test_samplers.py",
-    "test_selection.py",
-    "test_stats.py",
+    "info_nce/test_backends.py",
+    "bank/test_bank.py",
+    "losses/test_compile.py",
+    "info_nce/test_equation.py",
+    "api/test_errors.py",
+    "losses/test_losses.py",
+    "api/test_main.py",
+    "info_nce/test_mining.py",
+    "losses/test_no_wait.py",
+    "api/test_public_api.py",
+    "pixels/test_regions.py",
+    "pixels/test_resize.py",
+    "samplers/test_samplers.py",
+    "info_nce/test_selection.py",
+    "losses/test_stats.py",
 ]
 """Of the installed package alone: no benchmarks, no clone, no cards to compile for."""
 TESTED_WITH = ["hypothesis", "numpy", "pytest", "pytest-timeout", "pytorch-metric-learning"]

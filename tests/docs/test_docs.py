@@ -10,7 +10,7 @@ import pytest
 import torch
 from stand_ins import stand_in
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
@@ -100,6 +100,17 @@ def test_links_lead_somewhere(page):
         assert found.is_relative_to(ROOT), f"{page}: {target}"
         if anchor:
             assert anchor in anchors(found.read_text(encoding="utf-8")), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", [*TEXTS, *OTHERS])
+def test_files_and_commands_named_exist(page):
+    text = PAGES.get(page, ROOT / page).read_text(encoding="utf-8")
+    for file in re.findall(r"\b(?:tests|benchmarks|docs)/[\w/-]+\.\w+", text):
+        assert (ROOT / file).is_file(), f"{page}: {file}"
+    for name in re.findall(r"\btest_\w+\.py", text):
+        assert [*(ROOT / "tests").rglob(name)], f"{page}: {name}"
+    for name in re.findall(r"\b(?:python -m |`)(benchmarks\.[\w.]+)", text):
+        assert importlib.util.find_spec(name), f"{page}: {name}"
 
 
 def test_every_page_is_in_the_index():
