@@ -38,6 +38,7 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Call", "Call"), ("Shape", "Shape")]
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"pixcontrast {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
