@@ -31,6 +31,8 @@ from benchmarks.figures import BASES
 from benchmarks.network import Outputs, full_resolution, nearest_labels
 from benchmarks.training import Arm, Plan, initial_network
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank
+from pixcontrast._info_nce.derivative import Masks
+from pixcontrast._info_nce.thresholds import select_from_rows
 
 IMAGES = 4
 SEED = 100
@@ -152,7 +154,8 @@ def save_negatives(path: Path, scene: Scene, pictures: np.ndarray) -> None:
     mining = HardNegativeSampler(
         strategy="hardest", num_negatives=NEGATIVES, num_positives=POSITIVES
     )
-    kept_positive, kept_negative = mining.select(logits, candidates, ~same, seed=None)
+    masks = Masks(candidates, ~same)
+    kept_positive, kept_negative = select_from_rows(mining, logits, masks, seed=None)
     height, width = scene.labels.shape[-2:]
     figure = plt.figure(figsize=(2.3 * IMAGES, 4.9), layout="constrained")
     grid = figure.add_gridspec(2, IMAGES, height_ratios=(1.15, 1))

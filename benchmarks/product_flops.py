@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pixcontrast._equation import operators
+from pixcontrast._info_nce import operators
 
 NAMESPACE = "pixcontrast"
 OURS = {

@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.cuda_timing import attempt, seconds_of
 from benchmarks.device import describe_device
 from benchmarks.gpu_ways import MODES
-from pixcontrast._equation.kernels.configurations import (
+from pixcontrast._info_nce.fused.configurations import (
     Configuration,
     Configurations,
     configurations_for,

@@ -91,7 +91,7 @@ def variants(problem: Problem) -> dict[str, Run]:
     return {
         "floor": _floor(problem),
         "tiled": trained(tiled),
-        "mined": trained(partial(tiled, mining=HardNegativeSampler())),
+        "mined": trained(partial(tiled, negative_sampler=HardNegativeSampler())),
         "compiled": trained(lambda *given: _compiled()(*given)),
         "dense": trained(dense_formula),
         "authors": trained(authors_loss),

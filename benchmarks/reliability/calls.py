@@ -39,7 +39,7 @@ from pixcontrast import (
     MemoryBank,
     ProjectionHead,
 )
-from pixcontrast._equation.backends import Backend
+from pixcontrast._triton import Backend
 from pixcontrast.functional import info_nce
 
 
@@ -101,7 +101,7 @@ def _info_nce(random: Random) -> tuple[str, Callable[..., Any], dict[str, Any]]:
         "temperature": temperature_in(random),
         "denominator": random.choice(("negatives", "all")),
         "weight": random.choice((None, None, torch.rand(rows), torch.zeros(rows))),
-        "mining": mining_in(random),
+        "negative_sampler": mining_in(random),
         "generator": generator_in(random),
         "reduction": random.choice(("mean", "sum", "none")),
         "ignore_index": IGNORE,
@@ -180,7 +180,9 @@ def _built_mining(random: Random) -> tuple[str, Callable[..., Any], dict[str, An
     backend: Backend = random.choice(("dense", "tiled"))
 
     def build_and_call(**given: Any) -> Any:
-        return info_nce(anchors, labels, mining=HardNegativeSampler(**given), backend=backend)
+        return info_nce(
+            anchors, labels, negative_sampler=HardNegativeSampler(**given), backend=backend
+        )
 
     return "built mining", build_and_call, mining_options(random)
 

@@ -28,7 +28,7 @@ from benchmarks.reliability.memory import limited_memory
 from benchmarks.reliability.oracle import SECONDS, defect_of
 from benchmarks.reliability.placed import placed
 from benchmarks.reliability.rank_fuzz import run_ranks
-from pixcontrast._equation.backends import Backend
+from pixcontrast._triton import Backend
 
 PART = 1000
 WATCHED = 20

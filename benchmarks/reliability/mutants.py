@@ -40,7 +40,7 @@ MOST_SECONDS = 60.0
 def main(arguments: list[str] | None = None) -> int:
     """Every fault of the files, or as many as asked for, drawn by a fixed seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="+", help="of the package, as _equation/tiled.py")
+    parser.add_argument("files", nargs="+", help="of the package, as _info_nce/tiled/passes.py")
     parser.add_argument("--most", type=int, help="faults of each file")
     parser.add_argument("--out", type=Path, required=True, help="a line for each fault")
     parser.add_argument("--reach", type=Path, help="a file for which test executes which line")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.reliability.calls import Call
 from benchmarks.reliability.snapshot import tensors_in
-from pixcontrast._equation.backends import Backend
+from pixcontrast._triton import Backend
 
 MOST_NUMBERS = 500
 """In the embeddings of a call, for the interpreter."""
@@ -60,9 +60,9 @@ def _on_device(call: Call, device: str) -> Call | None:
         return None
     if not all(_can_move(tensor) for tensor in tensors_in(call.arguments.values())):
         return None
-    mining = call.arguments["mining"]
+    mining = call.arguments["negative_sampler"]
     if mining is not None and mining.strategy != "hardest":
-        call.arguments["mining"] = None
+        call.arguments["negative_sampler"] = None
 
     def there(**given: Any) -> Any:
         moved = {name: _moved(value, device) for name, value in given.items()}

@@ -129,7 +129,7 @@ def _equation(
     contrast: list[Tensor | None] = []
     labels: list[Tensor | None] = []
     off = 0.0
-    for source in answers[0]["contrast"]:
+    for source in answers[0]["contrast_with"]:
         if source != "batch":
             bank = calls[0].bank
             assert bank is not None  # where else would its entries come from
@@ -230,7 +230,7 @@ def _shares(equation: Equation, answers: Answers) -> list[float]:
     weight = torch.ones(len(anchors)) if options["weight"] is None else options["weight"]
     entries = [None if c is None else rounded_to(c, anchors.dtype) for c in contrast]
     given = {**options, "reduction": "none", "weight": weight.double(), "backend": "dense"}
-    given |= {"mining": mining, "generator": draw}
+    given |= {"negative_sampler": mining, "generator": draw}
     losses = info_nce(anchors.double(), labels, entries, contrast_labels, **given)
     # What has no positive counts for nothing: its loss is 0 whatever the weight.
     positives = _has_positive(equation)

@@ -79,7 +79,7 @@ def wrong_info_nce(
         [None if c is None else plain(c) for c in contrast],
         list(contrast_labels),
         {name: given[name] for name in OPTIONS},
-        given["mining"],
+        given["negative_sampler"],
         known.get("draw"),
     )
     return judge(equation, plain(loss), gradients).wrong
@@ -176,7 +176,7 @@ def _in_double(
         equation.labels,
         [leaves.get(f"contrast[{n}]", entries) for n, entries in enumerate(rounded)],
         equation.contrast_labels,
-        mining=equation.mining,
+        negative_sampler=equation.mining,
         generator=None if equation.draw is None else copy_of(equation.draw),
         backend="dense",
         **equation.options,

@@ -13,12 +13,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pixcontrast._equation.fused_layout import CHUNK, padded_dim
-from pixcontrast._equation.kernels.configurations import Configuration
-from pixcontrast._equation.kernels.denominator import denominator_kernel
-from pixcontrast._equation.kernels.entries import entries_kernel
-from pixcontrast._equation.kernels.positives import positives_kernel
-from pixcontrast._equation.kernels.selection import count_kernel
+from pixcontrast._info_nce.fused.configurations import Configuration
+from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel
+from pixcontrast._info_nce.fused.kernels.entries import entries_kernel
+from pixcontrast._info_nce.fused.kernels.positives import positives_kernel
+from pixcontrast._info_nce.fused.kernels.selection import count_kernel
+from pixcontrast._info_nce.fused.layout import CHUNK, padded_dim
 
 KERNELS = {
     "denominator": denominator_kernel,

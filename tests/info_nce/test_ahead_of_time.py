@@ -12,7 +12,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from ahead_of_time import KERNELS, SHARED_MEMORY, compile_kernel  # noqa: E402
 
-from pixcontrast._equation.kernels.configurations import (  # noqa: E402
+from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
     LARGEST_DIM,
     TABLE,
     Configuration,

@@ -91,7 +91,7 @@ def test_similarities_beyond_float32_saturate(backend, denominator, length, mini
     anchors = torch.tensor([[length], [-length], [length], [0.0]])
     loss = info_nce(
         anchors, torch.tensor([0, 0, 1, 1]), denominator=denominator, reduction="none",
-        backend=backend, mining=mining,
+        backend=backend, negative_sampler=mining,
     )  # fmt: skip
     assert torch.isfinite(loss).all()
     assert loss.max() > 1e37

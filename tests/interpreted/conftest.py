@@ -17,9 +17,10 @@ collect_ignore = [LAUNCHER] if INTERPRETED else OTHERS
 @pytest.fixture(autouse=True)
 def _fine_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little problems in many programs, shares and chunks."""
-    from pixcontrast._equation import fused_launch, fused_layout, fused_passes, fused_selection
+    from pixcontrast._info_nce.fused import launch, layout, thresholds
+    from pixcontrast._info_nce.fused import passes as fused_passes
 
-    monkeypatch.setattr(fused_launch, "LEAST_BLOCKS", 1)
-    monkeypatch.setattr(fused_layout, "INTERPRETED_PROCESSORS", 4)
-    for module in (fused_layout, fused_passes, fused_selection):
+    monkeypatch.setattr(launch, "LEAST_BLOCKS", 1)
+    monkeypatch.setattr(layout, "INTERPRETED_PROCESSORS", 4)
+    for module in (layout, fused_passes, thresholds):
         monkeypatch.setattr(module, "CHUNK", 4)

@@ -7,10 +7,12 @@ import torch
 from problems import IGNORE, labels
 
 from pixcontrast import HardNegativeSampler
-from pixcontrast._equation.fused_layout import lay_out
-from pixcontrast._equation.fused_selection import select_thresholds
-from pixcontrast._equation.problem import LOG2_E, Piece, Problem
-from pixcontrast._keys import PairKeys
+from pixcontrast._info_nce.derivative import Masks
+from pixcontrast._info_nce.fused.layout import lay_out
+from pixcontrast._info_nce.fused.thresholds import select_thresholds
+from pixcontrast._info_nce.problem import LOG2_E, ContrastTensor, Problem
+from pixcontrast._info_nce.random_keys import PairKeys
+from pixcontrast._info_nce.thresholds import thresholds_of_rows
 from pixcontrast._labels import mark_ignored
 
 SIDES = [(1, 5), (7, None), (60, 500)]
@@ -38,17 +40,17 @@ def problem(mining, seed=0, scale=1.0, num_anchors=33, classes=4):
     bank_labels = torch.arange(65) // 13
     bank_labels[10:13] = bank_labels[20:35] = -1  # not yet written
     pieces = [
-        Piece(whole_numbers(17, generator, scale), other_labels, False, 0),
-        Piece(anchors, anchor_labels, True, 17),
-        Piece(whole_numbers(65, generator, 1.0), bank_labels, False, 17 + num_anchors),
+        ContrastTensor(whole_numbers(17, generator, scale), other_labels, False, 0),
+        ContrastTensor(anchors, anchor_labels, True, 17),
+        ContrastTensor(whole_numbers(65, generator, 1.0), bank_labels, False, 17 + num_anchors),
     ]
     return Problem(
         anchors=anchors,
         labels=anchor_labels,
-        pieces=tuple(pieces),
+        contrast=tuple(pieces),
         temperature=0.5,
         denominator="negatives",
-        mining=mining,
+        negative_sampler=mining,
         seed=torch.tensor(seed + 12345),
         product_dtype=torch.float32,
         compute_dtype=torch.float32,
@@ -69,7 +71,7 @@ def by_the_rule(layout):
     first = len(layout.pieces[0])
     positive[:, first : first + len(rows.classes)].fill_diagonal_(False)
     keys = PairKeys(rows.bits[:, None], bits).all()
-    return given.mining.thresholds(logits, positive, there & ~same, keys)
+    return thresholds_of_rows(given.negative_sampler, logits, Masks(positive, there & ~same), keys)
 
 
 @pytest.mark.parametrize("mining", MININGS, ids=range(len(MININGS)))
