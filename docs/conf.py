@@ -88,8 +88,8 @@ def _escape(
     """Escape `*` and `|`, so that `*S` is not emphasis and `|P_i|` not a substitution."""
     in_code = False
     for number, line in enumerate(lines):
-        if line.startswith((".. math::", "The same value")) or (in_code and not line.strip()):
-            in_code = True
+        if line.rstrip().endswith("::") or (in_code and not line.strip()):
+            in_code = True  # a literal block or a formula
         elif not line.startswith(" "):
             in_code = False
         if not in_code:

@@ -113,6 +113,14 @@ def test_files_and_commands_named_exist(page):
         assert importlib.util.find_spec(name), f"{page}: {name}"
 
 
+def test_the_code_map_names_files_of_the_package():
+    package = ROOT / "pixcontrast"
+    code_map = TEXTS["design.md"].split("## Code map")[1].split("\n## ")[0]
+    named = re.findall(r"`((?:\w+/)*\w+(?:\.py|/))`", code_map)
+    assert len(named) > 20
+    assert [name for name in named if not (package / name).exists()] == ["pixcontrast/"]
+
+
 def test_every_page_is_in_the_index():
     listed = set(re.findall(r"^([a-z-]+)$", TEXTS["index.md"], flags=re.MULTILINE))
     assert {path.stem for path in DOCS.glob("*.md")} - {"index"} <= listed
