@@ -21,10 +21,10 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
+from benchmarks._measure.environment import describe_environment
 from benchmarks.ablation_plot import save_plot
 from benchmarks.ablation_report import Runs, format_lines
 from benchmarks.arguments import positive, size_of
-from benchmarks.environment import describe_environment
 from benchmarks.experiment import load_data, run_experiment
 from benchmarks.runs import Key, append_run, load_runs
 from benchmarks.tables import TABLES, Table

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks._measure.command import write_record
+from benchmarks._measure.environment import describe_environment
 from benchmarks.arguments import picture_parser, positive
 from benchmarks.data import SegmentationData
-from benchmarks.environment import describe_environment
 from benchmarks.experiment import load_data
 from benchmarks.figure import save_figure
 from benchmarks.figure_anchors import save_anchors
@@ -31,7 +32,6 @@ from benchmarks.measures import measure
 from benchmarks.pairs import Networks
 from benchmarks.recipe import RECIPES, Recipe
 from benchmarks.report import without_nan
-from benchmarks.script import write_record
 from benchmarks.tables import BANK, SGD
 from benchmarks.training import initial_network, train_arm
 

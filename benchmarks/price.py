@@ -18,14 +18,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks._measure.command import (
+    add_run_options,
+    cell,
+    look_at_machine,
+    set_threads,
+    write_record,
+)
+from benchmarks._measure.memory import measured_peak, peak_memory
+from benchmarks._measure.timers import measure
+from benchmarks._ways.batches import BatchShape, draw_bank, draw_patches
 from benchmarks.arguments import positive, size_of
-from benchmarks.batches import BatchShape, draw_bank, draw_patches
 from benchmarks.data import IGNORE_INDEX
 from benchmarks.network import SegmentationNetwork
 from benchmarks.recipe import Recipe
-from benchmarks.script import add_run_options, cell, look_at_machine, set_threads, write_record
 from benchmarks.tables import BANK, LARGE, SGD
-from benchmarks.timing import alternate, measured_peak, peak_memory, summarise
 from benchmarks.training import Arm
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -104,7 +111,7 @@ def _recipe(network: str, way: str, options: argparse.Namespace) -> Recipe:
 
 def _measure(network: str, options: argparse.Namespace) -> dict[str, Any]:
     steps = {way: Step(_recipe(network, way, options)) for way in WAYS}
-    measured = summarise(alternate(steps, options.repeats), (REFERENCE,))
+    measured = measure(steps, options.repeats, references=(REFERENCE,), strict=True)
     parameters = sum(weight.numel() for weight in steps[REFERENCE].arm.network.parameters())
     steps.clear()
     for way, one in measured.items():

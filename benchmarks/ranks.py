@@ -22,6 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from benchmarks._measure.command import look_at_machine, write_record
+from benchmarks._measure.memory import measured_peak
+from benchmarks._measure.product_flops import ProductFlops
+from benchmarks._measure.timers import measure as measure_runs
 from benchmarks.costs import (
     Step,
     bank_bytes,
@@ -31,11 +35,8 @@ from benchmarks.costs import (
     messages,
     slots,
 )
-from benchmarks.product_flops import ProductFlops
 from benchmarks.rank_messages import counted_messages
 from benchmarks.rank_processes import on_ranks
-from benchmarks.script import look_at_machine, write_record
-from benchmarks.timing import alternate, measured_peak, spread
 from pixcontrast import MemoryBank, PixelContrastLoss, RandomAnchorSampler
 
 Row = dict[str, Any]
@@ -124,8 +125,8 @@ def time_losses(ranks: int, repeats: int) -> list[Row]:
                 name = f"{sharded} {growth}"
                 steps[name] = step
                 runs[name] = _together(Case(step, ("pixels",)))
-    seconds = alternate(runs, repeats)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    measured = measure_runs(runs, repeats, strict=True)
+    medians = {name: one["seconds"] for name, one in measured.items()}
     rows: list[Row] = []
     for name, step in steps.items():
         of_kind, of_growth = name.split()
@@ -136,7 +137,7 @@ def time_losses(ranks: int, repeats: int) -> list[Row]:
                 "entries": entries(step),
                 "to_whole": medians[name] / medians[f"False {of_growth}"],
                 "to_smallest": medians[name] / medians[f"{of_kind} {GROWTH[0]}"],
-                "spread": spread(seconds[name]),
+                "spread": measured[name]["spread"],
             }
         )
     return rows

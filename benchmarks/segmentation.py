@@ -14,16 +14,16 @@ from pathlib import Path
 
 import torch
 
+from benchmarks._measure.command import write_record
+from benchmarks._measure.environment import describe_environment
 from benchmarks.arguments import count, positive, size_of
 from benchmarks.camvid import load_camvid
 from benchmarks.data import SegmentationData
-from benchmarks.environment import describe_environment
 from benchmarks.figure import save_figure
 from benchmarks.pairs import Networks, Pair, run_pairs
 from benchmarks.recipe import RECIPES, Recipe
 from benchmarks.report import as_record, format_table
 from benchmarks.scenes import load_scenes
-from benchmarks.script import write_record
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -239,6 +239,6 @@ def _check_predictions(preds: Tensor, labels: Tensor) -> Tensor:
     check.check_sampler_map("preds", preds)
     if preds.shape != labels.shape:
         expected = f"the shape of labels, {check.shape_of(labels)}"
-        check.refuse("preds", expected, f"{check.shape_of(preds)}")
+        check.refuse("preds", expected, check.shape_of(preds))
     check.check_same_device("preds", preds, "labels", labels)
     return preds

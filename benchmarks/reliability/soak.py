@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.environment import describe_environment
-from benchmarks.script import write_record
+from benchmarks._measure.command import write_record
+from benchmarks._measure.environment import describe_environment
 from pixcontrast import (
     HardAnchorSampler,
     MemoryBank,
