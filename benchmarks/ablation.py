@@ -21,13 +21,13 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from benchmarks.ablation_plot import save_plot
-from benchmarks.ablation_report import Runs, format_lines
-from benchmarks.arguments import positive, size_of
+from benchmarks._measure.arguments import positive, size_of
+from benchmarks._plots.ablation import save_plot
+from benchmarks._tables.ablation import Runs, format_lines
+from benchmarks._training.experiment import load_data, run_experiment
+from benchmarks._training.protocol import TABLES, Table
+from benchmarks._training.runs import Key, append_run, load_runs
 from benchmarks.environment import describe_environment
-from benchmarks.experiment import load_data, run_experiment
-from benchmarks.runs import Key, append_run, load_runs
-from benchmarks.tables import TABLES, Table
 
 FILE = "ablation.jsonl"
 COMMITTED = Path(__file__).parent / "results" / FILE

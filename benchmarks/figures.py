@@ -18,22 +18,22 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.arguments import picture_parser, positive
-from benchmarks.data import SegmentationData
+from benchmarks._measure.arguments import picture_parser, positive
+from benchmarks._plots.anchors import save_anchors
+from benchmarks._plots.bank import Occupancy, save_occupancy
+from benchmarks._plots.classes import class_similarity, save_class_similarity
+from benchmarks._plots.maps import save_figure
+from benchmarks._plots.scatter import save_scatter
+from benchmarks._tables.pairs import without_nan
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.experiment import load_data
+from benchmarks._training.measures import measure
+from benchmarks._training.pairs import Networks
+from benchmarks._training.protocol import BANK, SGD
+from benchmarks._training.recipe import RECIPES, Recipe
+from benchmarks._training.training import initial_network, train_arm
 from benchmarks.environment import describe_environment
-from benchmarks.experiment import load_data
-from benchmarks.figure import save_figure
-from benchmarks.figure_anchors import save_anchors
-from benchmarks.figure_bank import Occupancy, save_occupancy
-from benchmarks.figure_classes import class_similarity, save_class_similarity
-from benchmarks.figure_scatter import save_scatter
-from benchmarks.measures import measure
-from benchmarks.pairs import Networks
-from benchmarks.recipe import RECIPES, Recipe
-from benchmarks.report import without_nan
 from benchmarks.script import write_record
-from benchmarks.tables import BANK, SGD
-from benchmarks.training import initial_network, train_arm
 
 BASES = {
     "digits": dataclasses.replace(RECIPES["digits"], **BANK),

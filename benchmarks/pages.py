@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks._tables.ablation import markdown_lines
+from benchmarks._tables.readings import markdown_readings
+from benchmarks._tables.scale import scale_table
+from benchmarks._tables.text import markdown_table, signed
+from benchmarks._training.protocol import TABLES
+from benchmarks._training.runs import load_runs
 from benchmarks.ablation import COMMITTED
-from benchmarks.ablation_report import markdown_lines
-from benchmarks.markdown import markdown_table, signed
-from benchmarks.reading_report import markdown_readings
-from benchmarks.runs import load_runs
-from benchmarks.scale_report import scale_table
-from benchmarks.tables import TABLES
 
 ROOT = Path(__file__).parents[1]
 PAGES = tuple(ROOT / "docs" / name for name in ("experiments.md", "reading.md", "scale.md"))

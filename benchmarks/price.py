@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.arguments import positive, size_of
+from benchmarks._measure.arguments import positive, size_of
+from benchmarks._training.data import IGNORE_INDEX
+from benchmarks._training.network import SegmentationNetwork
+from benchmarks._training.protocol import BANK, LARGE, SGD
+from benchmarks._training.recipe import Recipe
+from benchmarks._training.training import Arm
 from benchmarks.batches import BatchShape, draw_bank, draw_patches
-from benchmarks.data import IGNORE_INDEX
-from benchmarks.network import SegmentationNetwork
-from benchmarks.recipe import Recipe
 from benchmarks.script import add_run_options, cell, look_at_machine, set_threads, write_record
-from benchmarks.tables import BANK, LARGE, SGD
 from benchmarks.timing import alternate, measured_peak, peak_memory, summarise
-from benchmarks.training import Arm
 
 WAYS: dict[str, dict[str, Any]] = {
     "cross entropy": {"sources": (), "bank": 0},

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from benchmarks.costs import (
+from benchmarks._ranks.costs import (
     Step,
     bank_bytes,
     bank_flops,
@@ -31,9 +31,9 @@ from benchmarks.costs import (
     messages,
     slots,
 )
+from benchmarks._ranks.messages import counted_messages
+from benchmarks._ranks.pool import on_ranks
 from benchmarks.product_flops import ProductFlops
-from benchmarks.rank_messages import counted_messages
-from benchmarks.rank_processes import on_ranks
 from benchmarks.script import look_at_machine, write_record
 from benchmarks.timing import alternate, measured_peak, spread
 from pixcontrast import MemoryBank, PixelContrastLoss, RandomAnchorSampler

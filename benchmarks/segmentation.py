@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.arguments import count, positive, size_of
-from benchmarks.camvid import load_camvid
-from benchmarks.data import SegmentationData
+from benchmarks._measure.arguments import count, positive, size_of
+from benchmarks._plots.maps import save_figure
+from benchmarks._tables.pairs import as_record, format_table
+from benchmarks._training.camvid import load_camvid
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.pairs import Networks, Pair, run_pairs
+from benchmarks._training.recipe import RECIPES, Recipe
+from benchmarks._training.scenes import load_scenes
 from benchmarks.environment import describe_environment
-from benchmarks.figure import save_figure
-from benchmarks.pairs import Networks, Pair, run_pairs
-from benchmarks.recipe import RECIPES, Recipe
-from benchmarks.report import as_record, format_table
-from benchmarks.scenes import load_scenes
 from benchmarks.script import write_record
 
 

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ablation, experiment, pages, price
-from benchmarks.ablation_report import format_lines, lines_of, markdown_lines
-from benchmarks.criterion import contrast_weight, make_criterion
-from benchmarks.measures import Measured, Similarity
-from benchmarks.network import SegmentationNetwork
-from benchmarks.optimizer import make_optimizer, set_learning_rate
-from benchmarks.reading_report import markdown_readings
-from benchmarks.runs import Run, append_run, load_runs
-from benchmarks.scenes import load_scenes
-from benchmarks.tables import SGD, TABLES, Row, Table
-from benchmarks.training import is_sampled
+from benchmarks import ablation, pages, price
+from benchmarks._tables.ablation import format_lines, lines_of, markdown_lines
+from benchmarks._tables.readings import markdown_readings
+from benchmarks._training import experiment
+from benchmarks._training.criterion import contrast_weight, make_criterion
+from benchmarks._training.measures import Measured, Similarity
+from benchmarks._training.network import SegmentationNetwork
+from benchmarks._training.optimizer import make_optimizer, set_learning_rate
+from benchmarks._training.protocol import SGD, TABLES, Row, Table
+from benchmarks._training.runs import Run, append_run, load_runs
+from benchmarks._training.scenes import load_scenes
+from benchmarks._training.training import is_sampled
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, RandomAnchorSampler
 
 QUICK = ["--seeds", "2", "--steps", "3", "--batch-size", "2", "--size", "24x24"]

@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import figure_method, figure_sphere, figures
-from benchmarks.figure_bank import Occupancy
-from benchmarks.figure_classes import class_similarity
-from benchmarks.figure_scatter import _balanced
-from benchmarks.measures import measure
-from benchmarks.network import SegmentationNetwork
-from benchmarks.scenes import load_scenes
+from benchmarks import figures
+from benchmarks._plots import method as figure_method
+from benchmarks._plots import sphere as figure_sphere
+from benchmarks._plots.bank import Occupancy
+from benchmarks._plots.classes import class_similarity
+from benchmarks._plots.scatter import _balanced
+from benchmarks._training.measures import measure
+from benchmarks._training.network import SegmentationNetwork
+from benchmarks._training.scenes import load_scenes
 
 NAMES = ("maps", "anchors", "scatter", "similarity", "bank")
 
 
 def test_pictures_of_a_real_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.figure_scatter.PIXELS_OF_CLASS", 12)
+    monkeypatch.setattr("benchmarks._plots.scatter.PIXELS_OF_CLASS", 12)
     figures.main(["--steps", "3", "--out", str(tmp_path)])
     for name in NAMES:
         assert (tmp_path / f"digits-{name}.png").stat().st_size > 5_000
@@ -47,7 +49,7 @@ def test_the_matrix_of_classes_has_the_measured_means():
 
 
 def test_a_scatter_takes_as_many_pixels_of_every_class(monkeypatch):
-    monkeypatch.setattr("benchmarks.figure_scatter.PIXELS_OF_CLASS", 5)
+    monkeypatch.setattr("benchmarks._plots.scatter.PIXELS_OF_CLASS", 5)
     labels = torch.tensor([0] * 50 + [1] * 3 + [255] * 10 + [2] * 20)
     chosen = _balanced(labels, 4, seed=0)
     assert torch.bincount(labels[chosen], minlength=4).tolist() == [5, 3, 5, 0]

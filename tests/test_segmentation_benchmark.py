@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import measures
+from benchmarks._training import measures
 from benchmarks.segmentation import main
 
 QUICK = ["--seeds", "2", "--steps", "3", "--batch-size", "2", "--size", "24x24"]

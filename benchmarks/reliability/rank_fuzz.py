@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import multiprocessing
 
-from benchmarks.rank_processes import join_ranks
+from benchmarks._ranks.pool import join_ranks
 from benchmarks.reliability.memory import limited_memory
 from benchmarks.reliability.oracle import judge_error, time_limit
 from benchmarks.reliability.rank_calls import make_rank_call, perform

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.costs import Step
-from benchmarks.rank_messages import counted_messages
+from benchmarks._ranks.costs import Step
+from benchmarks._ranks.messages import counted_messages
 from benchmarks.ranks import bank_of
 from pixcontrast import HardNegativeSampler, PixelContrastLoss, RandomAnchorSampler
 

@@ -15,10 +15,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from benchmarks.data import SegmentationData
-from benchmarks.measures import predict
-from benchmarks.network import Outputs, SegmentationNetwork, nearest_labels
-from benchmarks.pairs import Networks
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.measures import predict
+from benchmarks._training.network import Outputs, SegmentationNetwork, nearest_labels
+from benchmarks._training.pairs import Networks
 
 PIXELS_OF_CLASS = 120
 PERPLEXITY = 30.0

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.recipe import RECIPES, Recipe
-from benchmarks.runs import Key, key_of
+from benchmarks._training.recipe import RECIPES, Recipe
+from benchmarks._training.runs import Key, key_of
 
 TUNING_SEEDS = (0, 1, 2, 3, 4)
 FRESH_SEEDS = (100, 101, 102, 103, 104, 105, 106, 107)

@@ -9,8 +9,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from benchmarks.ablation_report import Runs, lines_of
-from benchmarks.tables import Table
+from benchmarks._tables.ablation import Runs, lines_of
+from benchmarks._training.protocol import Table
 
 
 def save_plot(path: Path, table: Table, runs: Runs) -> None:

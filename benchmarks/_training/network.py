@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.recipe import Recipe
-from benchmarks.trunks import TRUNKS
+from benchmarks._training.recipe import Recipe
+from benchmarks._training.trunks import TRUNKS
 from pixcontrast import ProjectionHead
 
 Kind = Literal["mlp", "linear"]

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from benchmarks.data import IGNORE_INDEX, Bytes, SegmentationData
-from benchmarks.network import Outputs, full_resolution, nearest_labels
-from benchmarks.pairs import Networks
+from benchmarks._training.data import IGNORE_INDEX, Bytes, SegmentationData
+from benchmarks._training.network import Outputs, full_resolution, nearest_labels
+from benchmarks._training.pairs import Networks
 
 ROWS = 5
 VOID_COLOUR = (255, 255, 255)

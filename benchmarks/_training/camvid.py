@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.data import IGNORE_INDEX, Bytes, SegmentationData, Split
+from benchmarks._training.data import IGNORE_INDEX, Bytes, SegmentationData, Split
 
 CLASS_NAMES = (
     "sky",

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from benchmarks.data import Bytes, SegmentationData, Split
+from benchmarks._training.data import Bytes, SegmentationData, Split
 
 CLASS_NAMES = ("background", *(f"digit {digit}" for digit in range(10)))
 CLASS_COLOURS = (

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from benchmarks.arguments import picture_parser
+from benchmarks._measure.arguments import picture_parser
 from benchmarks.environment import describe_environment
 from benchmarks.script import write_record
 from pixcontrast import PixelContrastLoss, RandomAnchorSampler

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from benchmarks.recipe import Recipe
+from benchmarks._training.recipe import Recipe
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.camvid import load_camvid
-from benchmarks.data import SegmentationData
-from benchmarks.measures import measure
-from benchmarks.runs import Key, Run
-from benchmarks.scenes import load_scenes
-from benchmarks.training import initial_network, is_sampled, train_arm
+from benchmarks._training.camvid import load_camvid
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.measures import measure
+from benchmarks._training.runs import Key, Run
+from benchmarks._training.scenes import load_scenes
+from benchmarks._training.training import initial_network, is_sampled, train_arm
 from pixcontrast import PixelContrastLoss
 
 _DRAWING = threading.Lock()

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import distributed
 
-from benchmarks.costs import Message
+from benchmarks._ranks.costs import Message
 
 # Newer versions of PyTorch have other names for some of them.
 GATHERS = ("all_gather_into_tensor", "all_gather_single")

@@ -9,10 +9,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from benchmarks.criterion import make_criterion
-from benchmarks.data import IGNORE_INDEX, SegmentationData
-from benchmarks.network import Outputs, SegmentationNetwork, full_resolution, nearest_labels
-from benchmarks.recipe import Recipe
+from benchmarks._training.criterion import make_criterion
+from benchmarks._training.data import IGNORE_INDEX, SegmentationData
+from benchmarks._training.network import (
+    Outputs,
+    SegmentationNetwork,
+    full_resolution,
+    nearest_labels,
+)
+from benchmarks._training.recipe import Recipe
 
 IMAGES = 4
 WRONG, RIGHT = (230, 60, 60), (60, 60, 90)

@@ -10,9 +10,9 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from benchmarks.data import SegmentationData
-from benchmarks.measures import ClassSums, predict
-from benchmarks.network import SegmentationNetwork, nearest_labels
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.measures import ClassSums, predict
+from benchmarks._training.network import SegmentationNetwork, nearest_labels
 
 TITLES = {"plain": "trunk, cross entropy", "contrast": "trunk, with contrast"}
 

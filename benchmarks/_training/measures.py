@@ -8,8 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.data import IGNORE_INDEX, SegmentationData, Split
-from benchmarks.network import Outputs, SegmentationNetwork, full_resolution, nearest_labels
+from benchmarks._training.data import IGNORE_INDEX, SegmentationData, Split
+from benchmarks._training.network import (
+    Outputs,
+    SegmentationNetwork,
+    full_resolution,
+    nearest_labels,
+)
 
 BATCH = 16
 

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.measures import Measured, Similarity
-from benchmarks.recipe import Recipe
-from benchmarks.report import without_nan
+from benchmarks._tables.pairs import without_nan
+from benchmarks._training.measures import Measured, Similarity
+from benchmarks._training.recipe import Recipe
 
 
 class Key(NamedTuple):

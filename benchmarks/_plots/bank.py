@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.data import SegmentationData
+from benchmarks._training.data import SegmentationData
 from pixcontrast import PixelContrastLoss
 
 DENSE_STEPS, SPARSE_STEPS = 20, 10

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from benchmarks.markdown import markdown_table, signed
-from benchmarks.report import Compared, compare
-from benchmarks.runs import Key, Run
-from benchmarks.tables import Table
+from benchmarks._tables.pairs import Compared, compare
+from benchmarks._tables.text import markdown_table, signed
+from benchmarks._training.protocol import Table
+from benchmarks._training.runs import Key, Run
 
 Runs = Mapping[Key, Run]
 HEADINGS = (

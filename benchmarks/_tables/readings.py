@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable
 from statistics import fmean
 
-from benchmarks.ablation_report import Runs, lines_of
-from benchmarks.markdown import markdown_table, signed
-from benchmarks.runs import Run
-from benchmarks.tables import Table
+from benchmarks._tables.ablation import Runs, lines_of
+from benchmarks._tables.text import markdown_table, signed
+from benchmarks._training.protocol import Table
+from benchmarks._training.runs import Run
 
 MOMENTS = (0, 4, 9)
 """After a tenth of the run, after half of it, and at its end."""

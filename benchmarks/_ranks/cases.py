@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from benchmarks.costs import (
+from benchmarks._ranks.costs import (
     Message,
     Step,
     bank_flops,

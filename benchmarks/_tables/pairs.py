@@ -7,10 +7,10 @@ from statistics import fmean, median
 
 import numpy as np
 
-from benchmarks.data import SegmentationData
-from benchmarks.measures import Measured
-from benchmarks.pairs import Pair
-from benchmarks.recipe import Recipe
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.measures import Measured
+from benchmarks._training.pairs import Pair
+from benchmarks._training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from benchmarks.data import SegmentationData
-from benchmarks.measures import Measured, measure
-from benchmarks.network import SegmentationNetwork
-from benchmarks.recipe import Recipe
-from benchmarks.training import initial_network, train_arm
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.measures import Measured, measure
+from benchmarks._training.network import SegmentationNetwork
+from benchmarks._training.recipe import Recipe
+from benchmarks._training.training import initial_network, train_arm
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.costs import (
+from benchmarks._ranks.cases import CASES, H200, seconds_at_least
+from benchmarks._ranks.costs import (
     bank_bytes,
     bank_flops,
     batch_flops,
@@ -18,8 +19,7 @@ from benchmarks.costs import (
     received_bytes,
     slots,
 )
-from benchmarks.markdown import markdown_table
-from benchmarks.scale_cases import CASES, H200, seconds_at_least
+from benchmarks._tables.text import markdown_table
 
 Record = dict[str, Any]
 

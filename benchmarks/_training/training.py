@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.criterion import contrast_weight, make_criterion
-from benchmarks.data import IGNORE_INDEX, SegmentationData, Split
-from benchmarks.network import Outputs, SegmentationNetwork, full_resolution
-from benchmarks.optimizer import make_optimizer, set_learning_rate
-from benchmarks.recipe import Recipe
+from benchmarks._training.criterion import contrast_weight, make_criterion
+from benchmarks._training.data import IGNORE_INDEX, SegmentationData, Split
+from benchmarks._training.network import Outputs, SegmentationNetwork, full_resolution
+from benchmarks._training.optimizer import make_optimizer, set_learning_rate
+from benchmarks._training.recipe import Recipe
 from pixcontrast import PixelContrastLoss
 
 RATIO_SAMPLES = 10

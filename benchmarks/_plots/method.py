@@ -23,13 +23,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.arguments import picture_parser, positive
-from benchmarks.criterion import make_criterion
-from benchmarks.data import SegmentationData
-from benchmarks.experiment import load_data
+from benchmarks._measure.arguments import picture_parser, positive
+from benchmarks._training.criterion import make_criterion
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.experiment import load_data
+from benchmarks._training.network import Outputs, full_resolution, nearest_labels
+from benchmarks._training.training import Arm, Plan, initial_network
 from benchmarks.figures import BASES
-from benchmarks.network import Outputs, full_resolution, nearest_labels
-from benchmarks.training import Arm, Plan, initial_network
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank
 
 IMAGES = 4

@@ -2,8 +2,8 @@
 
 from typing import Literal, cast
 
-from benchmarks.data import IGNORE_INDEX
-from benchmarks.recipe import Recipe
+from benchmarks._training.data import IGNORE_INDEX
+from benchmarks._training.recipe import Recipe
 from pixcontrast import (
     HardAnchorSampler,
     HardNegativeSampler,
