@@ -1,22 +1,21 @@
-"""The picture of a table of the ablation: every pair as a dot, and their mean."""
+"""The picture of a table of the ablation: the difference of every pair, and their mean."""
+
+from __future__ import annotations
 
 import math
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
-
-from benchmarks._tables.ablation import Runs, lines_of
+from benchmarks._plots.canvas import grid, save
+from benchmarks._tables.ablation import lines_of
 from benchmarks._training.protocol import Table
+from benchmarks._training.runs import Runs
 
 
 def save_plot(path: Path, table: Table, runs: Runs) -> None:
     """Draw the differences to the first row: a dot a seed, the mean, two standard errors."""
     lines = [line for line in lines_of(table, runs)[1:] if line.differences]
-    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.45 * len(lines)), layout="constrained")
+    figure, grid_of_axes = grid(1, 1, (7, 1.2 + 0.45 * len(lines)))
+    axes = grid_of_axes[0, 0]
     for height, line in enumerate(reversed(lines)):
         error = line.compared.standard_error
         axes.plot(line.differences, [height] * len(line.differences), "o", color="C0", alpha=0.35)
@@ -34,6 +33,4 @@ def save_plot(path: Path, table: Table, runs: Runs) -> None:
     axes.set_xlabel(f"mean IoU, difference to {table.rows[0].name} of the same seed, points")
     axes.set_title(f"{table.title}: dots are seeds, bars two standard errors", fontsize=9)
     axes.grid(axis="x", alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path, dpi=110)

@@ -1,4 +1,4 @@
-"""The steps that docs/scale.md reckons with, and how fast a card and its links are said to be."""
+"""The steps that docs/scale.md computes, and the published speed of a GPU and its links."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks._ranks.costs import (
 
 COCO_IMAGES = 118_287
 COCO_CLASSES_OF_IMAGE = 14
-"""The middle of what `benchmarks.batches` draws. Not counted in the data set."""
+"""The middle of the range that the benchmarks draw from; not counted in the data set."""
 
 CITYSCAPES = Step(
     ranks=4,
@@ -33,7 +33,7 @@ COCO = replace(CITYSCAPES, images=4, num_classes=171, pixel_slots=500, region_sl
 
 
 def _whole_data_set(pixels_per_image: int) -> Step:
-    """Room for every image in every class; a class that an image lacks has written nothing."""
+    """Make a bank with slots for every image in every class; absent classes are not written."""
     ranks = 8
     return replace(
         COCO,
@@ -64,15 +64,15 @@ CASES = {
 
 @dataclass(frozen=True)
 class Device:
-    """Rates a second of one card, and of what joins it to others.
+    """Rates per second of one GPU and of its links to others.
 
     Attributes:
         flops: of bfloat16 products.
-        memory: bytes.
-        exponentials: how many.
-        link: bytes in one direction to and from other cards of its node.
-        network: bytes in one direction between a card and other nodes.
-        node: cards of a node.
+        memory: bytes read or written.
+        exponentials: number of exponentials.
+        link: bytes in one direction between GPUs of a node.
+        network: bytes in one direction between a GPU and other nodes.
+        node: GPUs of a node.
     """
 
     flops: float
@@ -87,7 +87,7 @@ H200 = Device(flops=790e12, memory=4.3e12, exponentials=3.7e12, link=450e9, netw
 
 
 def seconds_at_least(step: Step, device: Device) -> dict[str, float]:
-    """Lower bounds for one rank, each as if there were nothing else to do."""
+    """Compute lower bounds for one rank; each counts only one kind of work."""
     return {
         "products": (bank_flops(step) + batch_flops(step)) / device.flops,
         "exponentials": exponentials(step) / device.exponentials,
@@ -97,7 +97,10 @@ def seconds_at_least(step: Step, device: Device) -> dict[str, float]:
 
 
 def _seconds_of(message: Message, step: Step, device: Device) -> float:
-    """Without latency. What all ranks get enters a node once, over the network of all its cards."""
+    """Compute the time of a message without latency.
+
+    An all-gather enters each node once, over the network links of all of its GPUs.
+    """
     from_node = min(step.ranks, device.node) - 1
     from_network = step.ranks - 1 - from_node
     if message.collective == "all-gather":

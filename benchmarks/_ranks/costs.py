@@ -1,7 +1,7 @@
-"""What a training step of several ranks costs, by arithmetic: the formulas of docs/scale.md.
+"""What a training step on several ranks costs, computed: the formulas of docs/scale.md.
 
-Sizes are those of one rank unless said otherwise. A test counts the messages of real steps against
-`messages`; `benchmarks.ranks` measures what else can be measured without the machines in question.
+All sizes are those of one rank. A test compares `messages` with the messages of real steps;
+`benchmarks.ranks` measures what a single machine can measure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 LABEL_BYTES = 8
 COUNT_BYTES = 8
 SIZES_BYTES = 32
-"""What a host tells the others before it sends anything: the call, and three integers."""
+"""Size of the message that precedes all data: the call, and three integers."""
 MEAN_BYTES = 16
 """Two float64: the sum of a rank's weights, and the largest of them."""
 ALIGNMENT = 8
@@ -20,21 +20,21 @@ ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class Step:
-    """A step of `PixelContrastLoss` against batch and bank, on each of some ranks.
+    """A step of `PixelContrastLoss` against batch and bank, on each of several ranks.
 
     Attributes:
-        ranks: W.
-        images: B.
-        anchors: K, what the sampler gives, padding among it.
-        dim: D.
-        num_classes: C.
-        pixels_per_image: E, the most pixels that an image gives to a class.
-        pixel_slots, region_slots: of a class, on one rank.
-        gather: whether anchors are contrasted with those of all ranks.
-        sharded: whether the bank is spread over the ranks.
-        anchor_bytes, bank_bytes: of a number of an anchor, and of a stored vector.
-        sum_bytes: of the numbers in which sums are made.
-        written: entries that there are in the whole bank; None: as many as slots.
+        ranks: number of ranks W.
+        images: images of a rank B.
+        anchors: anchors of a rank K, including padding.
+        dim: embedding size D.
+        num_classes: number of classes C.
+        pixels_per_image: pixels of a class that an image adds to the bank, at most.
+        pixel_slots, region_slots: slots of a class on one rank.
+        gather: whether anchors are contrasted with the batches of all ranks.
+        sharded: whether the bank is sharded over the ranks.
+        anchor_bytes, bank_bytes: size of a number in an anchor, and in a stored vector.
+        sum_bytes: size of a number in a partial sum.
+        written: number of entries in the whole bank. None for a full bank.
     """
 
     ranks: int
@@ -54,11 +54,11 @@ class Step:
 
 
 class Message(NamedTuple):
-    """A collective.
+    """A collective operation.
 
     Attributes:
-        what: what is in it.
-        collective: "all-gather", where every other rank is sent the same, or "all-to-all".
+        what: its content.
+        collective: `"all-gather"`, which sends the same to every other rank, or `"all-to-all"`.
         parcel: bytes that one rank sends to one other.
     """
 
@@ -68,53 +68,53 @@ class Message(NamedTuple):
 
 
 def slots(step: Step) -> int:
-    """Of one rank, all classes and both queues."""
+    """Count the slots of all classes and both queues."""
     return step.num_classes * (step.pixel_slots + step.region_slots)
 
 
 def entries(step: Step) -> int:
-    """N, the bank's entries that an anchor is contrasted with, wherever they are."""
+    """Count the bank's entries N that an anchor is contrasted with, on all ranks."""
     if step.written is not None:
         return step.written
     return slots(step) * (step.ranks if step.sharded else 1)
 
 
 def bank_bytes(step: Step) -> int:
-    """Of one rank."""
+    """Compute the size of the bank's vectors."""
     return slots(step) * step.dim * step.bank_bytes
 
 
 def label_bytes(step: Step) -> int:
-    """Of one rank: the labels of its slots are made in each call, and once more marked."""
+    """Compute the size of the slots' labels, which a call makes twice: plain and marked."""
     return 2 * LABEL_BYTES * slots(step)
 
 
 def bank_flops(step: Step) -> int:
-    """Of one rank: two products in the forward. The gradient of the anchors is among them.
+    """Count the flops against the bank: two products, which include the anchors' gradient.
 
-    Of a whole bank, K anchors by N entries; of a sharded one, W·K anchors by N/W. It is the same.
+    K anchors by N entries of a whole bank are as many as W·K anchors by N/W entries of a shard.
     """
     return 4 * step.anchors * entries(step) * step.dim
 
 
 def batch_flops(step: Step) -> int:
-    """Of one rank: three products, since the entries want a gradient too."""
+    """Count the flops against the batch: three products, because its entries need a gradient."""
     return 6 * step.anchors * _batch_entries(step) * step.dim
 
 
 def exponentials(step: Step) -> int:
-    """Of one rank, at the least: one for each pair."""
+    """Count the exponentials: at least one for each pair."""
     return step.anchors * (entries(step) + _batch_entries(step))
 
 
 def read_bytes(step: Step) -> int:
-    """Of one rank, at the least: what it holds of the bank's entries, once."""
+    """Compute the bytes of the bank that a rank reads: its entries at least once."""
     own = entries(step) // step.ranks if step.sharded else entries(step)
     return own * step.dim * step.bank_bytes
 
 
 def messages(step: Step) -> list[Message]:
-    """In the order in which a step sends them."""
+    """List the messages in the order in which a step sends them."""
     if step.ranks == 1:
         return []
     vectors = step.anchors * step.dim
@@ -126,15 +126,12 @@ def messages(step: Step) -> list[Message]:
         found.append(("anchors", "all-gather", anchors))
     if step.sharded:
         sums = (vectors + step.anchors) * step.sum_bytes
+        counts = step.anchors * (step.sum_bytes + COUNT_BYTES)
         found += [
             ("anchors, to the shards", "all-gather", anchors),
             ("parts of the denominators", "all-to-all", sums),
             ("Z", "all-gather", step.anchors * step.sum_bytes + COUNT_BYTES),
-            (
-                "parts of the positives",
-                "all-to-all",
-                sums + step.anchors * (step.sum_bytes + COUNT_BYTES),
-            ),
+            ("parts of the positives", "all-to-all", sums + counts),
         ]
     if step.gather:
         found.append(("for the mean", "all-gather", MEAN_BYTES))
@@ -148,18 +145,17 @@ def messages(step: Step) -> list[Message]:
 
 
 def new_entries_bytes(step: Step) -> int:
-    """Of one rank: room for every class of every image, whether it is there or not."""
-    groups = step.images * step.num_classes
+    """Compute the size of new entries: every class of every image, whether present or not."""
     of_group = 0
     if step.region_slots:
         of_group += step.dim * step.bank_bytes + COUNT_BYTES
     if step.pixel_slots:
         of_group += step.pixels_per_image * step.dim * step.bank_bytes + COUNT_BYTES
-    return groups * of_group
+    return step.images * step.num_classes * of_group
 
 
 def received_bytes(step: Step) -> int:
-    """What comes to one rank from all others in a step."""
+    """Compute the bytes that a rank receives from all others in a step."""
     return (step.ranks - 1) * sum(message.parcel for message in messages(step))
 
 

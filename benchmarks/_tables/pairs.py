@@ -1,21 +1,27 @@
-"""The table and the JSON of paired runs."""
+"""Paired runs: differences, the record of `benchmarks.segmentation`, and its tables."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from statistics import fmean, median
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks._tables.text import TextTable, signed
 from benchmarks._training.data import SegmentationData
 from benchmarks._training.measures import Measured
-from benchmarks._training.pairs import Pair
 from benchmarks._training.recipe import Recipe
+from benchmarks._training.runs import Run, without_nan
+
+Record = dict[str, Any]
+HEADINGS = ("", "cross entropy", "with contrast", "difference")
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One figure in both arms, averaged over seeds, and the difference of the pairs."""
+class Compared(NamedTuple):
+    """A figure of both arms, averaged over seeds, and the mean difference of the pairs."""
 
     plain: float
     contrast: float
@@ -23,73 +29,24 @@ class Compared:
     standard_error: float
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What the pairs say together; NaN where there is nothing to say."""
-
-    mean_iou: Compared
-    class_iou: list[Compared]
-    trunk_within: Compared
-    trunk_between: Compared
-    projection_within: Compared
-    projection_between: Compared
-    ratio_median: float
-    ratio_lowest: float
-    ratio_highest: float
+def compare(plain: Sequence[float], contrast: Sequence[float]) -> Compared:
+    """Compare one figure of both arms; element i of both sequences is a pair."""
+    differences = [with_it - without for with_it, without in zip(contrast, plain, strict=True)]
+    # np.std propagates NaN, the IoU of a class without held-out pixels; statistics.stdev raises.
+    error = math.nan
+    if len(differences) > 1:
+        error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
+    return Compared(fmean(plain), fmean(contrast), fmean(differences), error)
 
 
-def summarise(pairs: Sequence[Pair], num_classes: int) -> Summary:
-    """Average over seeds; a pair shares its luck, so it is the differences that count."""
-    ratios = [ratio for pair in pairs for ratio in pair.contrast.ratios if math.isfinite(ratio)]
-    return Summary(
-        mean_iou=_compare(pairs, lambda measured: measured.mean_iou),
-        class_iou=[_compare(pairs, _class_iou(index)) for index in range(num_classes)],
-        trunk_within=_compare(pairs, lambda measured: measured.trunk.within),
-        trunk_between=_compare(pairs, lambda measured: measured.trunk.between),
-        projection_within=_compare(pairs, lambda measured: measured.projection.within),
-        projection_between=_compare(pairs, lambda measured: measured.projection.between),
-        ratio_median=median(ratios) if ratios else math.nan,
-        ratio_lowest=min(ratios, default=math.nan),
-        ratio_highest=max(ratios, default=math.nan),
-    )
-
-
-def format_table(data: SegmentationData, recipe: Recipe, pairs: Sequence[Pair]) -> str:
-    """The result for a reader: what was measured, whichever way it points."""
-    summary = summarise(pairs, data.num_classes)
-    lines = [
-        f"{data.name} at {recipe.size[0]}x{recipe.size[1]}: {len(data.train)} training images, "
-        f"{len(data.heldout)} held out ({data.heldout_is}), {len(pairs)} paired seeds",
-        "",
-        f"{'':<34}{'cross entropy':>14}{'with contrast':>14}{'difference':>12}{'':>9}",
-        _row("mean IoU", summary.mean_iou, scale=100, digits=2),
-    ]
-    for name, compared in zip(data.class_names, summary.class_iou, strict=True):
-        lines.append(_row(f"  {name}", compared, scale=100, digits=2))
-    lines += [
-        "cosine similarity of pixels",
-        _row("  trunk, within a class", summary.trunk_within, scale=1, digits=3),
-        _row("  trunk, between classes", summary.trunk_between, scale=1, digits=3),
-        _row("  projection, within a class", summary.projection_within, scale=1, digits=3),
-        _row("  projection, between classes", summary.projection_between, scale=1, digits=3),
-        "",
-        f"gradient at the trunk, {recipe.weight:g} x contrast / cross entropy: "
-        f"median {summary.ratio_median:.2f}, "
-        f"range {summary.ratio_lowest:.2f} to {summary.ratio_highest:.2f}",
-        "(+- is the standard error of the paired differences over the seeds; the projection of the "
-        "arm without contrast is never trained)",
-    ]
-    return "\n".join(lines)
-
-
-def as_record(
+def make_record(
     data: SegmentationData,
     recipe: Recipe,
-    pairs: Sequence[Pair],
+    pairs: Sequence[tuple[Run, Run]],
     environment: dict[str, object],
     seconds: float,
-) -> dict[str, object]:
-    """Everything measured, ready for JSON: NaN, which JSON does not know, becomes null."""
+) -> Record:
+    """Collect everything measured, ready for JSON, with None for NaN."""
     record = {
         "data": {
             "name": data.name,
@@ -103,50 +60,86 @@ def as_record(
         "recipe": asdict(recipe),
         "environment": environment,
         "seconds": seconds,
-        "summary": asdict(summarise(pairs, data.num_classes)),
-        "pairs": [asdict(pair) for pair in pairs],
+        "summary": _summarize(pairs, data.num_classes),
+        "pairs": [
+            {"seed": plain.key.seed, "plain": _arm(plain), "contrast": _arm(contrast)}
+            for plain, contrast in pairs
+        ],
     }
     return {key: without_nan(value) for key, value in record.items()}
 
 
-def _class_iou(index: int) -> Callable[[Measured], float]:
-    return lambda measured: measured.class_iou[index]
+def pairs_table(record: Record) -> TextTable:
+    """Tabulate a record: IoU of the classes, similarities, and gradient ratios."""
+    summary, names = record["summary"], record["data"]["class_names"]
+    rows = [_cells(f"mean IoU, {len(record['pairs'])} pairs", summary["mean_iou"], 100, 2)]
+    for of_class, compared in zip(names, summary["class_iou"], strict=True):
+        rows.append(_cells(of_class, compared, 100, 2))
+    for part in ("trunk", "projection"):
+        for pairs_of, words in (("within", "within a class"), ("between", "between classes")):
+            label = f"similarity, {part}, {words}"
+            rows.append(_cells(label, summary[f"{part}_{pairs_of}"], 1, 3))
+    ratios = [_number(summary[f"ratio_{which}"], 2) for which in ("lowest", "median", "highest")]
+    rows.append(["gradient ratio at the trunk: lowest, median, highest", "", ", ".join(ratios), ""])
+    return TextTable(HEADINGS, rows)
 
 
-def _compare(pairs: Sequence[Pair], figure: Callable[[Measured], float]) -> Compared:
-    return compare(
-        [figure(pair.plain.measured) for pair in pairs],
-        [figure(pair.contrast.measured) for pair in pairs],
+def scores_table(records: dict[str, Record]) -> TextTable:
+    """Tabulate the mean IoU of several records, one row for each file name."""
+    rows: list[list[str]] = []
+    for name, record in records.items():
+        ious = [
+            [pair[arm]["measured"]["mean_iou"] for arm in ("plain", "contrast")]
+            for pair in record["pairs"]
+        ]
+        by_seed = ", ".join(signed(100 * (contrast - plain)) for plain, contrast in ious)
+        rows.append([*_cells(f"`{name}`", record["summary"]["mean_iou"], 100, 2), by_seed])
+    return TextTable((*HEADINGS, "by seed"), rows)
+
+
+def _summarize(pairs: Sequence[tuple[Run, Run]], num_classes: int) -> Record:
+    """Average over seeds. The two runs of a pair share their seed, so differences are compared."""
+
+    def compared(figure: Callable[[Measured], float]) -> dict[str, float]:
+        plain, contrast = ([figure(pair[arm].measured) for pair in pairs] for arm in (0, 1))
+        return compare(plain, contrast)._asdict()
+
+    ratios = [ratio for _, run in pairs for ratio in run.ratios if math.isfinite(ratio)]
+    return {
+        "mean_iou": compared(lambda measured: measured.mean_iou),
+        "class_iou": [
+            compared(lambda measured, index=index: measured.class_iou[index])  # type: ignore[misc]
+            for index in range(num_classes)
+        ],
+        "trunk_within": compared(lambda measured: measured.trunk.within),
+        "trunk_between": compared(lambda measured: measured.trunk.between),
+        "projection_within": compared(lambda measured: measured.projection.within),
+        "projection_between": compared(lambda measured: measured.projection.between),
+        "ratio_median": median(ratios) if ratios else math.nan,
+        "ratio_lowest": min(ratios, default=math.nan),
+        "ratio_highest": max(ratios, default=math.nan),
+    }
+
+
+def _arm(run: Run) -> Record:
+    return {
+        "seconds": run.seconds,
+        "measured": asdict(run.measured),
+        "ratio_steps": run.ratio_steps,
+        "ratios": run.ratios,
+    }
+
+
+def _cells(label: str, compared: dict[str, float | None], scale: float, digits: int) -> list[str]:
+    plain, contrast, difference, error = (
+        math.nan if (value := compared[name]) is None else scale * value
+        for name in Compared._fields
     )
+    if math.isnan(difference):
+        return [label, "–", "–", ""]
+    cells = [_number(value, digits) for value in (plain, contrast)]
+    return [label, *cells, signed(difference, error, digits)]
 
 
-def compare(plain: Sequence[float], contrast: Sequence[float]) -> Compared:
-    """One figure of both arms, a pair at each place."""
-    differences = [with_it - without for with_it, without in zip(contrast, plain, strict=True)]
-    # statistics.stdev fails on NaN, which is what a class without held-out pixels has.
-    error = math.nan
-    if len(differences) > 1:
-        error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
-    return Compared(fmean(plain), fmean(contrast), fmean(differences), error)
-
-
-def _row(name: str, compared: Compared, scale: float, digits: int) -> str:
-    if math.isnan(compared.plain):
-        return f"{name:<34}{'-':>14}{'-':>14}"
-    error = f" +- {scale * compared.standard_error:.{digits}f}"
-    return (
-        f"{name:<34}{scale * compared.plain:>14.{digits}f}{scale * compared.contrast:>14.{digits}f}"
-        f"{scale * compared.difference:>+12.{digits}f}"
-        f"{'' if math.isnan(compared.standard_error) else error:<9}"
-    ).rstrip()
-
-
-def without_nan(value: object) -> object:
-    """The same with null for what is no number, which JSON does not know."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return value
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"

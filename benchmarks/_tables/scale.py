@@ -1,12 +1,13 @@
-"""The tables of docs/scale.md: computed by `costs`, or measured by `ranks`."""
+"""The tables of docs/scale.md, computed by `_ranks.costs` or measured by `benchmarks.ranks`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks._ranks.cases import CASES, H200, seconds_at_least
 from benchmarks._ranks.costs import (
+    Step,
     bank_bytes,
     bank_flops,
     batch_flops,
@@ -19,174 +20,158 @@ from benchmarks._ranks.costs import (
     received_bytes,
     slots,
 )
-from benchmarks._tables.text import markdown_table
+from benchmarks._tables.text import TextTable
 
 Record = dict[str, Any]
+Columns = dict[str, Callable[[Any], str]]
+"""Headings, each with the function that formats a cell of the column."""
 
 SENT = ("Cityscapes, sharded", "COCO-Stuff, every image", "10⁹ entries", "10⁹ entries, D = 64")
-"""The cases whose messages are shown one by one."""
+"""The cases whose messages are listed."""
+
+SIZES: Columns = {
+    "W": lambda step: str(step.ranks),
+    "B": lambda step: str(step.images),
+    "K": lambda step: f"{step.anchors:,}",
+    "D": lambda step: str(step.dim),
+    "slots a rank": lambda step: f"{slots(step):,}",
+    "entries N": lambda step: f"{entries(step):,}",
+    "bank a rank": lambda step: scaled(bank_bytes(step), "B"),
+    "its labels": lambda step: scaled(label_bytes(step), "B"),
+}
+WORK: Columns = {
+    "against the bank": lambda step: scaled(bank_flops(step), "flop"),
+    "against the batch": lambda step: scaled(batch_flops(step), "flop"),
+    "exponentials": lambda step: scaled(exponentials(step), ""),
+    "read of the bank": lambda step: scaled(read_bytes(step), "B"),
+    "new entries sent": lambda step: scaled(new_entries_bytes(step), "B"),
+    "received in all": lambda step: scaled(received_bytes(step), "B"),
+}
+RANKS: Columns = {"W": lambda row: str(row["ranks"])}
+BANK: Columns = {"bank": lambda row: "sharded" if row["sharded"] else "whole"}
+GATHER: Columns = {"gather": lambda row: "yes" if row["gather"] else "no"}
+SLOTS: Columns = {"slots a rank": lambda row: f"{row['slots']:,}"}
 
 
-def scale_table(name: str, record: Record) -> str:
-    """The table of that name; `record` is what `benchmarks.ranks` wrote."""
+def scale_table(name: str, record: Record) -> TextTable:
+    """Make a table by name from the record of `benchmarks.ranks`."""
     return TABLES[name](record)
 
 
-def _sizes(record: Record) -> str:
-    rows = [
-        [
-            name,
-            str(step.ranks),
-            str(step.images),
-            f"{step.anchors:,}",
-            str(step.dim),
-            f"{slots(step):,}",
-            f"{entries(step):,}",
-            scaled(bank_bytes(step), "B"),
-            scaled(label_bytes(step), "B"),
-        ]
-        for name, step in CASES.items()
-    ]
-    headings = ("", "W", "B", "K", "D", "slots a rank", "entries N", "bank a rank", "its labels")
-    return markdown_table(headings, rows)
+def _tabulate(rows: Iterable[Any], columns: Columns) -> TextTable:
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    return TextTable(tuple(columns), cells)
 
 
-def _work(record: Record) -> str:
-    rows = [
-        [
-            name,
-            scaled(bank_flops(step), "flop"),
-            scaled(batch_flops(step), "flop"),
-            scaled(exponentials(step), ""),
-            scaled(read_bytes(step), "B"),
-            scaled(new_entries_bytes(step), "B"),
-            scaled(received_bytes(step), "B"),
-        ]
-        for name, step in CASES.items()
-    ]
-    headings = (
-        "",
-        "against the bank",
-        "against the batch",
-        "exponentials",
-        "read of the bank",
-        "new entries sent",
-        "received in all",
-    )
-    return markdown_table(headings, rows)
-
-
-def _bounds(record: Record) -> str:
-    rows = [
-        [name, *(f"{1000 * one:,.2f}" for one in seconds_at_least(step, H200).values())]
-        for name, step in CASES.items()
-    ]
-    return markdown_table(
-        ("ms, at the least", "products", "exponentials", "reading", "messages"), rows
+def _cases(first: str, columns: Columns) -> TextTable:
+    """Tabulate computed figures, one row for each case."""
+    names, (headings, rows) = list(CASES), _tabulate(CASES.values(), columns)
+    return TextTable(
+        (first, *headings), [[name, *row] for name, row in zip(names, rows, strict=True)]
     )
 
 
-def _sent(record: Record) -> str:
+def _bounds(record: Record) -> TextTable:
+    def milliseconds(part: str) -> Callable[[Step], str]:
+        return lambda step: f"{1000 * seconds_at_least(step, H200)[part]:,.2f}"
+
+    parts = ("products", "exponentials", "reading", "messages")
+    return _cases("ms, at the least", {part: milliseconds(part) for part in parts})
+
+
+def _sent(record: Record) -> TextTable:
     lists = [messages(CASES[name]) for name in SENT]
     rows = [
         [of_all[0].what, of_all[0].collective, *(scaled(one.parcel, "B") for one in of_all)]
         for of_all in zip(*lists, strict=True)
     ]
-    return markdown_table(("to each other rank", "collective", *SENT), rows)
+    return TextTable(("to each other rank", "collective", *SENT), rows)
 
 
-def _machine(record: Record) -> str:
-    of = record["environment"]
-    load = ", ".join(f"{one:.1f}" for one in of["load_average_at_start"])
-    row = [of["date"][:10], of["torch"], str(of["processors"]), load]
-    return markdown_table(("date", "torch", "processors", "load at the start"), [row])
+def _machine(record: Record) -> TextTable:
+    columns: Columns = {
+        "date": lambda row: row["date"][:10],
+        "torch": lambda row: row["torch"],
+        "processors": lambda row: str(row["processors"]),
+        "load at the start": lambda row: ", ".join(
+            f"{load:.1f}" for load in row["load_average_at_start"]
+        ),
+    }
+    return _tabulate([record["environment"]], columns)
 
 
-def _shards(record: Record) -> str:
-    """Times of the loss, whole and in shards, side by side."""
+def _shards(record: Record) -> TextTable:
+    """Compare times of the loss with a whole and with a sharded bank."""
     found = {(row["ranks"], row["entries"], row["sharded"]): row for row in record["times"]}
-    rows = []
-    for (ranks, number, sharded), row in found.items():
-        if sharded:
-            whole = found[ranks, number, False]
-            cells = (row["to_whole"], row["spread"], whole["spread"])
-            rows.append([str(ranks), f"{number:,}", *(f"{cell:.2f}" for cell in cells)])
-    return markdown_table(
-        ("W", "entries", "sharded ÷ whole", "spread, sharded", "spread, whole"), rows
-    )
+    columns: Columns = {
+        **RANKS,
+        "entries": lambda row: f"{row['entries']:,}",
+        "sharded ÷ whole": lambda row: f"{row['to_whole']:.2f}",
+        "spread, sharded": lambda row: f"{row['spread']:.2f}",
+        "spread, whole": lambda row: f"{found[row['ranks'], row['entries'], False]['spread']:.2f}",
+    }
+    return _tabulate([row for row in record["times"] if row["sharded"]], columns)
 
 
-def _linear(record: Record) -> str:
-    """How times grow with the entries."""
-    found: dict[tuple[int, bool], list[Record]] = {}
+def _linear(record: Record) -> TextTable:
+    """Show how times grow with the number of entries."""
+    groups: dict[tuple[int, bool], list[Record]] = {}
     for row in record["times"]:
-        found.setdefault((row["ranks"], row["sharded"]), []).append(row)
-    rows = [
-        [str(ranks), _kind(sharded), *(f"{row['to_smallest']:.2f}" for row in of_one)]
-        for (ranks, sharded), of_one in found.items()
-    ]
-    first = next(iter(found.values()))
-    growth = [f"{row['entries'] / first[0]['entries']:.0f} × the entries" for row in first]
-    return markdown_table(("W", "bank", *growth), rows)
+        groups.setdefault((row["ranks"], row["sharded"]), []).append(row)
+    first = next(iter(groups.values()))
+    columns: Columns = {name: lambda group, cell=cell: cell(group[0])  # type: ignore[misc]
+                        for name, cell in {**RANKS, **BANK}.items()}  # fmt: skip
+    for index, row in enumerate(first):
+        name = f"{row['entries'] / first[0]['entries']:.0f} × the entries"
+        columns[name] = lambda group, index=index: f"{group[index]['to_smallest']:.2f}"  # type: ignore[misc]
+    return _tabulate(groups.values(), columns)
 
 
-def _flops(record: Record) -> str:
-    rows = []
-    for row in record["flops"]:
-        computed = row["bank"] + row["batch"]
-        of_ranks = sorted({counted / computed for counted in row["counted"]})
-        counted = "–".join(f"{one:.2f}" for one in dict.fromkeys((of_ranks[0], of_ranks[-1])))
-        rows.append([str(row["ranks"]), *_which(row), f"{computed:,}", counted])
-    return markdown_table(("W", "bank", "gather", "flops computed", "counted ÷ computed"), rows)
+def _flops(record: Record) -> TextTable:
+    def counted(row: Record) -> str:
+        ratios = sorted(count / (row["bank"] + row["batch"]) for count in row["counted"])
+        return "–".join(f"{ratio:.2f}" for ratio in dict.fromkeys((ratios[0], ratios[-1])))
+
+    columns: Columns = {
+        **RANKS, **BANK, **GATHER,
+        "flops computed": lambda row: f"{row['bank'] + row['batch']:,}",
+        "counted ÷ computed": counted,
+    }  # fmt: skip
+    return _tabulate(record["flops"], columns)
 
 
-def _counted(record: Record) -> str:
-    rows = []
-    for row in record["messages"]:
-        sizes: dict[str, list[str]] = {"all-gather": [], "all-to-all": []}
-        for kind, size in row["computed"]:
-            sizes[kind].append(f"{size:,}")
-        cells = ["; ".join(of_kind) or "–" for of_kind in sizes.values()]
-        seen = "yes" if row["as_computed"] else "no"
-        rows.append([str(row["ranks"]), *_which(row), *cells, seen])
-    headings = ("W", "bank", "gather", "all-gather, bytes", "all-to-all, bytes", "counted so")
-    return markdown_table(headings, rows)
+def _counted(record: Record) -> TextTable:
+    def sizes(kind: str) -> Callable[[Record], str]:
+        return lambda row: "; ".join(f"{n:,}" for name, n in row["computed"] if name == kind) or "–"
+
+    columns: Columns = {
+        **RANKS, **BANK, **GATHER,
+        "all-gather, bytes": sizes("all-gather"),
+        "all-to-all, bytes": sizes("all-to-all"),
+        "counted so": lambda row: "yes" if row["as_computed"] else "no",
+    }  # fmt: skip
+    return _tabulate(record["messages"], columns)
 
 
-def _banks(record: Record) -> str:
-    rows = [
-        [
-            str(row["ranks"]),
-            _kind(row["sharded"]),
-            f"{row['slots']:,}",
-            f"{row['held']:,}",
-            *(f"{row[name]:.2f}" for name in ("computed_mb", "tensors_mb", "resident_mb")),
-        ]
-        for row in record["banks"]
-    ]
-    headings = (
-        "W",
-        "bank",
-        "slots a rank",
-        "entries in all",
-        "computed, MB a rank",
-        "tensors",
-        "resident",
-    )
-    return markdown_table(headings, rows)
+def _banks(record: Record) -> TextTable:
+    columns: Columns = {
+        **RANKS, **BANK, **SLOTS,
+        "entries in all": lambda row: f"{row['held']:,}",
+        "computed, MB a rank": lambda row: f"{row['computed_mb']:.2f}",
+        "tensors": lambda row: f"{row['tensors_mb']:.2f}",
+        "resident": lambda row: f"{row['resident_mb']:.2f}",
+    }  # fmt: skip
+    return _tabulate(record["banks"], columns)
 
 
-def _losses(record: Record) -> str:
-    rows = [
-        [str(row["ranks"]), _kind(row["sharded"]), f"{row['slots']:,}", f"{row['extra_mb']:.1f}"]
-        for row in record["losses"]
-    ]
-    return markdown_table(("W", "bank", "slots a rank", "extra MB a rank"), rows)
+def _losses(record: Record) -> TextTable:
+    extra: Columns = {"extra MB a rank": lambda row: f"{row['extra_mb']:.1f}"}
+    return _tabulate(record["losses"], {**RANKS, **BANK, **SLOTS, **extra})
 
 
-TABLES: dict[str, Callable[[Record], str]] = {
-    "sizes": _sizes,
-    "work": _work,
+TABLES: dict[str, Callable[[Record], TextTable]] = {
+    "sizes": lambda record: _cases("", SIZES),
+    "work": lambda record: _cases("", WORK),
     "bounds": _bounds,
     "sent": _sent,
     "machine": _machine,
@@ -200,7 +185,7 @@ TABLES: dict[str, Callable[[Record], str]] = {
 
 
 def scaled(value: float, unit: str) -> str:
-    """Three digits and a prefix of thousands: 97.3 MB."""
+    """Format a number with three digits and an SI prefix: 97.3 MB."""
     prefixes = iter(("", "k", "M", "G", "T", "P"))
     prefix = next(prefixes)
     while value >= 999.5:
@@ -208,11 +193,3 @@ def scaled(value: float, unit: str) -> str:
         prefix = next(prefixes)
     digits = 0 if prefix == "" or value >= 99.95 else 1 if value >= 9.995 else 2
     return f"{value:,.{digits}f} {prefix}{unit}".rstrip()
-
-
-def _kind(sharded: bool) -> str:
-    return "sharded" if sharded else "whole"
-
-
-def _which(row: Record) -> list[str]:
-    return [_kind(row["sharded"]), "yes" if row["gather"] else "no"]

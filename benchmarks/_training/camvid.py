@@ -1,109 +1,97 @@
 """CamVid from a folder in its usual layout: train/, trainannot/, val/, valannot/."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks._training.data import IGNORE_INDEX, Bytes, SegmentationData, Split
+from benchmarks._training.data import IGNORE_INDEX, Bytes, Classes, SegmentationData, Split
 
-CLASS_NAMES = (
-    "sky",
-    "building",
-    "pole",
-    "road",
-    "pavement",
-    "tree",
-    "sign",
-    "fence",
-    "car",
-    "pedestrian",
-    "bicyclist",
-)
-CLASS_COLOURS = (
-    (128, 128, 128),
-    (128, 0, 0),
-    (192, 192, 128),
-    (128, 64, 128),
-    (60, 40, 222),
-    (128, 128, 0),
-    (192, 128, 128),
-    (64, 64, 128),
-    (64, 0, 128),
-    (64, 64, 0),
-    (0, 128, 192),
-)
+CLASSES: Classes = {
+    "sky": (128, 128, 128),
+    "building": (128, 0, 0),
+    "pole": (192, 192, 128),
+    "road": (128, 64, 128),
+    "pavement": (60, 40, 222),
+    "tree": (128, 128, 0),
+    "sign": (192, 128, 128),
+    "fence": (64, 64, 128),
+    "car": (64, 0, 128),
+    "pedestrian": (64, 64, 0),
+    "bicyclist": (0, 128, 192),
+}
 VOID = 11
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TUNING_FRACTION = 0.25
 
+Files = list[tuple[Path, Path]]
+"""Image files, each with its label file."""
+
 
 def load_camvid(root: Path, size: tuple[int, int], holdout: bool = False) -> SegmentationData:
-    """Read the folder once, resized to `size` (height, width).
+    """Load the data set, resized to `size` (height, width).
 
-    With `holdout`, val/ is not touched: the last quarter of each training sequence is held out
-    instead. Neighbouring frames are nearly the same picture, so a random part would leak.
+    With `holdout`, val/ is not read: the last quarter of each training sequence is held out
+    instead. Neighboring frames are almost the same picture, so a random part would leak.
     """
-    train = _pairs(root, "train")
-    heldout = train if holdout else _pairs(root, "val")
+    train = _list_files(root, "train")
     if holdout:
         train, heldout = _split_sequences(train)
+    else:
+        heldout = _list_files(root, "val")
     return SegmentationData(
         name="camvid",
         train=_read(train, size),
         heldout=_read(heldout, size),
         heldout_is="the last quarter of each training sequence" if holdout else "val/",
-        class_names=CLASS_NAMES,
-        class_colours=CLASS_COLOURS,
+        classes=CLASSES,
     )
 
 
-Pair = tuple[Path, Path]
-
-
-def _pairs(root: Path, split: str) -> list[Pair]:
-    """Every image of a split with its label file, in the order of their names."""
+def _list_files(root: Path, split: str) -> Files:
+    """List every image of a split with its label file, sorted by name."""
     images, labels = root / split, root / f"{split}annot"
     for folder in (images, labels):
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"{folder} is not there: CamVid's folder holds train/, trainannot/, val/, valannot/"
+                f"{folder}: expected CamVid's folder with train/, trainannot/, val/, valannot/"
             )
     found = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise FileNotFoundError(f"{images} holds no PNG or JPEG image")
-    pairs = [(path, labels / f"{path.stem}.png") for path in found]
-    for _, label in pairs:
+        raise FileNotFoundError(f"{images}: expected PNG or JPEG images; got none")
+    files = [(path, labels / f"{path.stem}.png") for path in found]
+    for _, label in files:
         if not label.is_file():
-            raise FileNotFoundError(f"{label} is missing: every image needs a label of its name")
-    return pairs
+            raise FileNotFoundError(f"{label}: expected a label file for every image; got none")
+    return files
 
 
-def _split_sequences(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """Cut each sequence (what a file name has before its last `_`) into its start and its end."""
-    sequences: dict[str, list[Pair]] = {}
-    for pair in pairs:
+def _split_sequences(files: Files) -> tuple[Files, Files]:
+    """Cut each sequence (the file name before its last `_`) into its start and its end."""
+    sequences: dict[str, Files] = {}
+    for pair in files:
         sequences.setdefault(pair[0].stem.rpartition("_")[0], []).append(pair)
-    start: list[Pair] = []
-    end: list[Pair] = []
+    start: Files = []
+    end: Files = []
     for sequence in sequences.values():
         cut = len(sequence) - round(len(sequence) * TUNING_FRACTION)
         start += sequence[:cut]
         end += sequence[cut:]
     if not end:
-        raise ValueError("there are too few training images to hold some of them out")
+        raise ValueError("train/: expected more images, so that some can be held out")
     return start, end
 
 
-def _read(pairs: list[Pair], size: tuple[int, int]) -> Split:
-    images = [_read_image(image, size) for image, _ in pairs]
-    labels = [_read_label(label, size) for _, label in pairs]
-    return Split.from_arrays(images, labels)
+def _read(files: Files, size: tuple[int, int]) -> Split:
+    images = [_read_image(image, size) for image, _ in files]
+    return Split.from_arrays(images, [_read_label(label, size) for _, label in files])
 
 
 def _read_image(path: Path, size: tuple[int, int]) -> Bytes:
     with Image.open(path) as image:
-        # Pillow's bilinear filter widens with the shrinking: it averages, it does not skip pixels.
+        # Pillow's bilinear filter averages over all pixels when it shrinks an image.
         resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
@@ -111,9 +99,9 @@ def _read_image(path: Path, size: tuple[int, int]) -> Bytes:
 def _read_label(path: Path, size: tuple[int, int]) -> Bytes:
     with Image.open(path) as image:
         if image.mode not in ("L", "P"):
-            raise ValueError(f"{path} must be an 8-bit PNG of class numbers, not {image.mode}")
+            raise ValueError(f"{path}: expected an 8-bit PNG of class ids; got mode {image.mode}")
         label = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
     if label.max() > VOID:
-        raise ValueError(f"{path} holds label {label.max()}: expected 0 to 10, or 11 for void")
+        raise ValueError(f"{path}: expected labels 0 to 10, or 11 for void; got {label.max()}")
     label[label == VOID] = IGNORE_INDEX
     return label

@@ -1,4 +1,6 @@
-"""From a recipe to the contrast of a training: the loss, and its weight at each step."""
+"""The contrast of a recipe: the loss, and its weight at each step."""
+
+from __future__ import annotations
 
 from typing import Literal, cast
 
@@ -11,19 +13,19 @@ from pixcontrast import (
     PixelContrastLoss,
     RandomAnchorSampler,
 )
-from pixcontrast.samplers import AnchorSampler
 
 Strategy = Literal["hardest", "semi-hard", "random"]
 Denominator = Literal["negatives", "all"]
 
 
 def make_criterion(recipe: Recipe, num_classes: int) -> PixelContrastLoss:
-    """The contrast of a recipe that has one."""
+    """Make the contrast loss of a recipe that has one."""
+    sampler = RandomAnchorSampler if recipe.anchors == "random" else HardAnchorSampler
     return PixelContrastLoss(
         temperature=recipe.temperature,
         base_temperature=recipe.base_temperature,
         ignore_index=IGNORE_INDEX,
-        anchor_sampler=_anchor_sampler(recipe),
+        anchor_sampler=sampler(max_anchors=recipe.max_anchors, max_views=recipe.max_views),
         negative_sampler=_negative_sampler(recipe),
         bank=_bank(recipe, num_classes),
         contrast=recipe.sources,
@@ -32,18 +34,11 @@ def make_criterion(recipe: Recipe, num_classes: int) -> PixelContrastLoss:
 
 
 def contrast_weight(recipe: Recipe, step: int) -> float:
-    """The weight of the contrast at a step: constant, but for a rise and a fall where asked."""
+    """Compute the weight of the contrast at a step, with the recipe's warm-up and fade."""
     done = step / recipe.steps
     rising = min(1.0, done / recipe.warmup) if recipe.warmup > 0 else 1.0
     falling = min(1.0, (1 - done) / recipe.fade) if recipe.fade > 0 else 1.0
     return recipe.weight * min(rising, falling)
-
-
-def _anchor_sampler(recipe: Recipe) -> AnchorSampler:
-    sizes = {"max_anchors": recipe.max_anchors, "max_views": recipe.max_views}
-    if recipe.anchors == "random":
-        return RandomAnchorSampler(**sizes)
-    return HardAnchorSampler(**sizes)
 
 
 def _negative_sampler(recipe: Recipe) -> HardNegativeSampler | None:
@@ -57,7 +52,7 @@ def _negative_sampler(recipe: Recipe) -> HardNegativeSampler | None:
 
 
 def _bank(recipe: Recipe, num_classes: int) -> MemoryBank | None:
-    """Only the queues that are read: one that nobody reads costs time for nothing."""
+    """Make a bank with the queues that are read; an unused queue costs time."""
     if recipe.bank == 0:
         return None
     read = ("pixels", "regions") if recipe.sources is None else recipe.sources

@@ -1,4 +1,6 @@
-"""What is measured on held-out images: IoU, and how the classes lie in the embedding space."""
+"""Measurements on held-out images: IoU, and the similarity of classes in the embedding space."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Similarity:
-    """Mean cosine similarity over all pairs of pixels, of one class and of two."""
+    """Mean cosine similarity of all pairs of pixels, of the same class and of two classes."""
 
     within: float
     between: float
@@ -29,7 +31,7 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Measured:
-    """One arm on the held-out images. A class they do not show has no IoU: NaN."""
+    """The result of one arm on the held-out images; NaN for the IoU of an absent class."""
 
     mean_iou: float
     class_iou: list[float]
@@ -40,8 +42,8 @@ class Measured:
 class ClassSums:
     """Sum and number of the unit-length vectors of each class.
 
-    That is all the mean similarity of pairs needs: the sum of all a·b over two sets is the dot
-    product of the sets' sums, so every pair of pixels counts and none is sampled.
+    The sum of all a·b over two sets is the dot product of the sets' sums, so the mean similarity
+    of all pairs of pixels needs no sampling.
     """
 
     def __init__(self, num_classes: int, channels: int, device: torch.device | None = None) -> None:
@@ -49,25 +51,24 @@ class ClassSums:
         self.counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
     def add(self, vectors: Tensor, labels: Tensor) -> None:
-        """Add vectors (B, D, H, W) under labels (B, H, W) of the same resolution."""
+        """Add vectors (B, D, H, W) with labels (B, H, W) of the same resolution."""
         valid = labels != IGNORE_INDEX
-        chosen = F.normalize(vectors.movedim(1, -1)[valid], dim=1).double()
-        self.sums.index_add_(0, labels[valid], chosen)
+        selected = F.normalize(vectors.movedim(1, -1)[valid], dim=1).double()
+        self.sums.index_add_(0, labels[valid], selected)
         self.counts += torch.bincount(labels[valid], minlength=len(self.counts))
 
     def matrix(self) -> Tensor:
-        """(C, C) mean similarity of the pairs of each two classes; NaN where there is no pair."""
-        # 0 / 0, of a class that no pixel shows, is the NaN that is wanted.
-        means = self.sums / self.counts[:, None]
+        """Return the (C, C) mean similarity of each two classes; NaN where there is no pair."""
+        means = self.sums / self.counts[:, None]  # 0 / 0 is the NaN of an absent class
         products = means @ means.T
-        # A pixel's pair with itself, similarity 1, is no pair.
+        # A pixel with itself, similarity 1, is not a pair.
         count = self.counts
         within = (self.sums.square().sum(1) - count) / (count * (count - 1))
         products.diagonal().copy_(torch.where(count > 1, within, math.nan))
         return products
 
     def similarity(self) -> Similarity:
-        """The mean over classes, and over pairs of classes: rare ones count like common ones."""
+        """Average over classes and over pairs of classes, so that rare classes count equally."""
         matrix = self.matrix()
         between = matrix[~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)]
         return Similarity(matrix.diagonal().nanmean().item(), between.nanmean().item())
@@ -76,21 +77,15 @@ class ClassSums:
 @torch.no_grad()
 def measure(network: SegmentationNetwork, data: SegmentationData) -> Measured:
     """Score a trained network on the held-out images, at the labels' resolution."""
-    device = data.heldout.labels.device
-    confusion = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=device)
-    trunk: ClassSums | None = None
-    projection: ClassSums | None = None
+    device, num_classes = data.heldout.labels.device, data.num_classes
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    trunk, projection = make_sums(network, data)
     for outputs, labels in predict(network, data.heldout):
         predicted = full_resolution(outputs.logits, labels).argmax(1)
-        confusion += confusion_matrix(labels, predicted, data.num_classes)
-        if trunk is None or projection is None:
-            trunk = ClassSums(data.num_classes, outputs.features.shape[1], device)
-            projection = ClassSums(data.num_classes, outputs.embedding.shape[1], device)
+        confusion += confusion_matrix(labels, predicted, num_classes)
         coarse = nearest_labels(labels, outputs.features)
         trunk.add(outputs.features, coarse)
         projection.add(outputs.embedding, coarse)
-    if trunk is None or projection is None:
-        raise ValueError("there are no held-out images to measure on")
     class_iou = intersection_over_union(confusion)
     return Measured(
         mean_iou=class_iou.nanmean().item(),
@@ -100,15 +95,31 @@ def measure(network: SegmentationNetwork, data: SegmentationData) -> Measured:
     )
 
 
+@torch.no_grad()
+def class_similarity(network: SegmentationNetwork, data: SegmentationData) -> Tensor:
+    """Return the (C, C) mean similarity of the trunk's features of each two classes."""
+    sums, _ = make_sums(network, data)
+    for outputs, labels in predict(network, data.heldout):
+        sums.add(outputs.features, nearest_labels(labels, outputs.features))
+    return sums.matrix()
+
+
+def make_sums(network: SegmentationNetwork, data: SegmentationData) -> tuple[ClassSums, ClassSums]:
+    """Make empty sums for the features and for the embedding of a network."""
+    device = data.heldout.labels.device
+    channels, dim = network.projection.in_channels, network.projection.dim
+    return ClassSums(data.num_classes, channels, device), ClassSums(data.num_classes, dim, device)
+
+
 def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
-    """Count pixels by (label, predicted class), those to ignore left out."""
+    """Count pixels by label and predicted class, without ignored ones."""
     valid = labels != IGNORE_INDEX
     pairs = labels[valid] * num_classes + predicted[valid]
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def intersection_over_union(confusion: Tensor) -> Tensor:
-    """IoU per class; NaN for a class that no label shows, which then is in no mean."""
+    """Compute the IoU of each class; NaN for a class without labels, which no mean includes."""
     hits = confusion.diagonal().double()
     labelled = confusion.sum(1)
     union = labelled + confusion.sum(0) - confusion.diagonal()
@@ -116,7 +127,7 @@ def intersection_over_union(confusion: Tensor) -> Tensor:
 
 
 def predict(network: SegmentationNetwork, split: Split) -> Iterator[tuple[Outputs, Tensor]]:
-    """What the network says of a split, a few images at a time, beside their labels."""
+    """Yield the outputs for a split, a few images at a time, with their labels."""
     for start in range(0, len(split), BATCH):
         part = slice(start, start + BATCH)
         yield network(split.network_input(part)), split.labels[part].long()

@@ -1,8 +1,10 @@
-"""The tables of the ablation: which rows, from which recipe, on which images, with which seeds.
+"""The tables of the ablation: rows of options, with the images and seeds they are run on.
 
-The protocol stands in docs/experiments.md and was written down before the runs: everything is
-chosen on held-out training images (`"tuning"`), and val is for what has been chosen.
+The protocol is described in docs/experiments.md and was written down before the runs: options are
+chosen on held-out training images (`"tuning"`), and val is used for what has been chosen.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,12 +15,12 @@ from benchmarks._training.runs import Key, key_of
 
 TUNING_SEEDS = (0, 1, 2, 3, 4)
 FRESH_SEEDS = (100, 101, 102, 103, 104, 105, 106, 107)
-"""Seeds that nothing was chosen by."""
+"""Seeds on which no option was chosen."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: its name, and what it changes in the table's recipe."""
+    """A row of a table: its name, and the changes it makes to the table's recipe."""
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
@@ -26,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are compared with the first of them, seed by seed."""
+    """Rows that are compared with the first one, seed by seed."""
 
     title: str
     base: Recipe
@@ -36,22 +38,26 @@ class Table:
     data: str = "camvid"
 
     def recipe(self, row: Row) -> Recipe:
-        """The recipe of a row."""
-        return _plainly(replace(self.base, **row.changes))
+        """Return the recipe of a row."""
+        return _canonical(replace(self.base, **row.changes))
 
     def key(self, row: Row, seed: int) -> Key:
-        """The key of a row's run."""
+        """Return the key of a row's run."""
         return key_of(self.data, self.split, self.recipe(row), seed)
 
     def keys(self) -> Iterator[Key]:
-        """Every run of the table, seed by seed, so that what is there first is paired."""
+        """Yield the keys of all runs, seed by seed, so that unfinished tables have pairs."""
         for seed in self.seeds:
             for row in self.rows:
                 yield self.key(row, seed)
 
+    def name_of(self, key: Key) -> str:
+        """Return the name of the row that a run belongs to."""
+        return next(row.name for row in self.rows if self.key(row, key.seed) == key)
 
-def _plainly(recipe: Recipe) -> Recipe:
-    """The one way to write a recipe, so that one run serves every table that has it."""
+
+def _canonical(recipe: Recipe) -> Recipe:
+    """Write equivalent recipes in one form, so that one run serves every table that has it."""
     if not recipe.has_contrast:
         return replace(recipe, weight=0.0, bank=0, warmup=0.0, fade=0.0)
     if recipe.sources is None:
@@ -76,23 +82,29 @@ LARGE = replace(
 )
 
 CHOSEN: dict[str, Any] = {"sources": ("batch",)}
-"""The recipe that the small table chose."""
+"""The choice of the table `small`."""
 CHOSEN_STRONG: dict[str, Any] = {"sources": ("batch",), "weight": 0.03}
-"""What the table `strong` chose."""
+"""The choice of the table `strong`."""
 
 ALONE = Row("cross entropy alone", {"sources": ()})
 
 
 def _sweep(option: str, values: tuple[Any, ...], **fixed: Any) -> tuple[Row, ...]:
-    """Cross entropy alone, and a row for every value of one option."""
+    """Make rows for cross entropy alone and for every value of one option."""
     rows = (
         Row(f"{option.replace('_', ' ')} {value}", {option: value, **fixed}) for value in values
     )
     return (ALONE, *rows)
 
 
+def pair_table(data: str, split: str, recipe: Recipe) -> Table:
+    """Make the table of `benchmarks.segmentation`: a recipe, without and with its contrast."""
+    seeds = tuple(range(recipe.seeds))
+    return Table("", recipe, (ALONE, Row("with contrast")), seeds, split, data)
+
+
 def _strong(title: str, **changes: Any) -> Table:
-    """Contrast against the strong baseline, where something else has changed for both."""
+    """Compare contrast with the strong baseline after a change to both."""
     return Table(
         title,
         replace(ADAMW, weight=0.03, **changes),
@@ -137,7 +149,7 @@ TABLES = {
     "views": Table(
         "Anchors of a class in an image, at most",
         SGD,
-        # As many anchors in all as no class has to give way to another.
+        # Enough anchors in all, so that no class displaces another.
         (*_sweep("max_views", (1, 2, 6)), *_sweep("max_views", (16, 32), max_anchors=4096)[1:]),
     ),
     "denominator": Table("Denominator", SGD, _sweep("denominator", ("negatives", "all"))),

@@ -1,23 +1,32 @@
 """The options of a training run, and their defaults for each data set."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that shapes a run but the seed; both arms use the same but for the contrast.
+    """All options of a run but its seed; both arms of a pair differ only in the contrast.
 
     Attributes:
-        sources: what to contrast with, as `PixelContrastLoss` takes it; None: all that there are.
-            Nothing, `()`, is cross entropy alone.
-        bank: slots of each class in each queue that `sources` names; 0: no bank.
-        negatives: which entries count: `"all"`, or a strategy of `HardNegativeSampler`, which
-            then keeps `num_negatives` and `num_positives`.
-        warmup: the share of the run over which the weight of the contrast rises from 0.
-        fade: the share of the run, its end, over which that weight falls to 0.
+        size: height and width of the images.
+        weight: of the contrast, relative to the cross entropy.
+        max_anchors, max_views: of the anchor sampler.
+        flip: whether to mirror half of the training images.
+        seeds: number of paired runs of `benchmarks.segmentation`.
+        bank: slots of each class in each queue that `sources` names; 0 for no bank.
+        sources: what to contrast with, as `PixelContrastLoss` takes it. None for everything
+            available, `()` for cross entropy alone.
+        anchors: `"hard"` or `"random"`.
+        negatives: `"all"`, or a strategy of `HardNegativeSampler`, which then takes
+            `num_negatives` and `num_positives`.
+        warmup: fraction of the run over which the weight of the contrast rises from 0.
+        fade: fraction of the run, at its end, over which that weight falls to 0.
         schedule: of the learning rate, `"polynomial"` or `"cosine"`.
         projection: a kind of `ProjectionHead`, or `"mlp without norm"`.
         network: `"small"` or `"large"`.
+        dim: size of the embedding.
     """
 
     size: tuple[int, int]
@@ -52,7 +61,7 @@ class Recipe:
 
     @property
     def has_contrast(self) -> bool:
-        """Whether there is anything to contrast with."""
+        """Whether the run trains with contrast."""
         return self.sources != ()
 
 
@@ -67,11 +76,11 @@ RECIPES = {
         temperature=0.1,
         max_anchors=512,
         max_views=6,
-        # A mirrored digit is another shape.
+        # A mirrored digit has another shape.
         flip=False,
         seeds=3,
     ),
-    # What the paper's recipe becomes on small images: its optimiser, decay, temperature and weight.
+    # The paper's optimizer, decay, temperature and weight, on small images.
     "camvid": Recipe(
         size=(72, 96),
         steps=700,

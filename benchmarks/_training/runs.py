@@ -1,23 +1,24 @@
-"""Runs that are done, a line of JSON each: what is there is not run again."""
+"""Finished runs, stored as one line of JSON each; a stored run is not run again."""
+
+from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks._tables.pairs import without_nan
 from benchmarks._training.measures import Measured, Similarity
 from benchmarks._training.recipe import Recipe
 
 
 class Key(NamedTuple):
-    """What makes a run the run it is: everything else follows from it.
+    """Everything that determines a run.
 
-    `data` is `"camvid"` or `"digits"`; `split` says what it is scored on, `"tuning"` (held-out
-    training images) or `"val"`.
+    `data` is `"camvid"` or `"digits"`. `split` names the images it is scored on: `"tuning"` for
+    held-out training images, or `"val"`.
     """
 
     data: str
@@ -28,16 +29,16 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One training, and what came of it. Ratios and statistics are empty without contrast.
+    """One training run and its results. Ratios and statistics are empty without contrast.
 
     Attributes:
-        key: which run it is.
-        train_fingerprint, heldout_fingerprint: of the images and labels that it saw.
-        seconds: of the training alone.
-        measured: on the held-out images.
-        ratio_steps, ratios: the two gradients at the trunk, at some steps.
-        stats: what the loss said of itself at those steps.
-        environment: where and when.
+        key: identifies the run.
+        train_fingerprint, heldout_fingerprint: of the images and labels it used.
+        seconds: time of the training alone.
+        measured: results on the held-out images.
+        ratio_steps, ratios: the gradient ratios at the trunk, and at which steps.
+        stats: `loss.stats` at those steps.
+        environment: machine, versions and date.
     """
 
     key: Key
@@ -51,23 +52,19 @@ class Run:
     environment: dict[str, object]
 
 
+Runs = Mapping[Key, Run]
+
+
 def key_of(data: str, split: str, recipe: Recipe, seed: int) -> Key:
-    """The key of a run of a recipe; how many seeds the recipe is run with is none of it."""
+    """Make the key of a run; the number of seeds of the recipe does not belong to it."""
     return Key(data, split, replace(recipe, seeds=1), seed)
 
 
 def append_run(path: Path, run: Run) -> None:
-    """Add a run to the file, in one write, so that a second process may add its own."""
-    key = run.key
-    fields = {name: value for name, value in vars(run).items() if name != "key"}
-    record = {
-        "data": key.data,
-        "split": key.split,
-        "seed": key.seed,
-        "recipe": asdict(key.recipe),
-        **fields,
-        "measured": asdict(run.measured),
-    }
+    """Append a run to the file in one write, so that several processes can share the file."""
+    record = {**run.key._asdict(), **vars(run), "recipe": asdict(run.key.recipe)}
+    record |= {"measured": asdict(run.measured)}
+    del record["key"]
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(without_nan(record), allow_nan=False) + "\n"
     with path.open("ab", buffering=0) as file:
@@ -76,24 +73,29 @@ def append_run(path: Path, run: Run) -> None:
 
 
 def load_runs(path: Path) -> dict[Key, Run]:
-    """Every run of a file; a last line that was cut off, as by a kill, is no run."""
-    if not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    records = [_parsed(line) for line in lines if line.endswith("\n")]
-    return by_key(_run_of(record) for record in records if record is not None)
+    """Load the runs of a file, the first of each key. Incomplete lines are skipped."""
+    runs: dict[Key, Run] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            run = _parse(line) if line.endswith("\n") else None
+            if run is not None:
+                runs.setdefault(run.key, run)
+    return runs
 
 
-def by_key(runs: Iterable[Run]) -> dict[Key, Run]:
-    """Runs under their keys, the first of each."""
-    found: dict[Key, Run] = {}
-    for run in runs:
-        found.setdefault(run.key, run)
-    return found
+def without_nan(value: object) -> object:
+    """Replace NaN and infinities by None: JSON has neither."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return value
 
 
 def _missing_end(path: Path) -> bytes:
-    """What ends a line that was cut off, so that the next one stands alone."""
+    """Return the newline that an incomplete last line lacks."""
     if path.stat().st_size == 0:
         return b""
     with path.open("rb") as file:
@@ -101,36 +103,25 @@ def _missing_end(path: Path) -> bytes:
         return b"" if file.read(1) == b"\n" else b"\n"
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def _parse(line: str) -> Run | None:
     try:
         record: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:  # cut off, and ended later by the line after it
+    except json.JSONDecodeError:  # a line that a killed process left incomplete
         return None
-    return record
-
-
-def _run_of(record: dict[str, Any]) -> Run:
-    recipe: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in record["recipe"].items()
-    }
-    measured = record["measured"]
-    return Run(
-        key=Key(record["data"], record["split"], Recipe(**recipe), record["seed"]),
-        train_fingerprint=record["train_fingerprint"],
-        heldout_fingerprint=record["heldout_fingerprint"],
-        seconds=record["seconds"],
-        measured=Measured(
-            mean_iou=_number(measured["mean_iou"]),
-            class_iou=[_number(value) for value in measured["class_iou"]],
-            trunk=Similarity(**{k: _number(v) for k, v in measured["trunk"].items()}),
-            projection=Similarity(**{k: _number(v) for k, v in measured["projection"].items()}),
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in record["recipe"].items()}
+    key = Key(*(record.pop(name) for name in ("data", "split")), Recipe(**fields), record["seed"])
+    del record["recipe"], record["seed"]
+    found = record.pop("measured")
+    measured = Measured(
+        mean_iou=_number(found["mean_iou"]),
+        class_iou=[_number(value) for value in found["class_iou"]],
+        trunk=Similarity(**{name: _number(value) for name, value in found["trunk"].items()}),
+        projection=Similarity(
+            **{name: _number(value) for name, value in found["projection"].items()}
         ),
-        ratio_steps=record["ratio_steps"],
-        ratios=[_number(value) for value in record["ratios"]],
-        stats=record["stats"],
-        environment=record["environment"],
     )
+    ratios = [_number(value) for value in record.pop("ratios")]
+    return Run(key=key, measured=measured, ratios=ratios, **record)
 
 
 def _number(value: float | None) -> float:

@@ -1,55 +1,46 @@
-"""Training one arm, such that its twin sees the same weights, batches and augmentations."""
+"""Training one arm of a pair: both arms see the same weights, batches and augmentations."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks._training.criterion import contrast_weight, make_criterion
 from benchmarks._training.data import IGNORE_INDEX, SegmentationData, Split
 from benchmarks._training.network import Outputs, SegmentationNetwork, full_resolution
-from benchmarks._training.optimizer import make_optimizer, set_learning_rate
 from benchmarks._training.recipe import Recipe
 from pixcontrast import PixelContrastLoss
 
 RATIO_SAMPLES = 10
-"""At how many points of a training the two gradients are compared."""
+"""Number of steps of a training at which the two gradients are compared."""
 
 Observer = Callable[[int, PixelContrastLoss], object]
 
 
-@dataclass(frozen=True)
-class GradientRatios:
-    """At which steps of a training its two gradients had which ratio at the trunk."""
-
-    steps: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which images each step takes, and which of them are mirrored: (steps, batch) both."""
+class Plan(NamedTuple):
+    """The image indices of each step and which of them are mirrored, both (steps, batch)."""
 
     indices: Tensor
     mirrored: Tensor
 
     @classmethod
-    def draw(cls, images: int, recipe: Recipe, seed: int) -> "Plan":
-        """Draw the whole run beforehand, so that nothing an arm does can change what it sees."""
+    def draw(cls, images: int, recipe: Recipe, seed: int) -> Plan:
+        """Draw the whole run before it starts, so that no arm can change its own batches."""
         generator = torch.Generator().manual_seed(seed)
-        wanted = recipe.steps * recipe.batch_size
-        epochs = math.ceil(wanted / images)
+        total = recipe.steps * recipe.batch_size
+        epochs = math.ceil(total / images)
         order = torch.cat([torch.randperm(images, generator=generator) for _ in range(epochs)])
         shape = (recipe.steps, recipe.batch_size)
         mirrored = torch.rand(shape, generator=generator) < (0.5 if recipe.flip else 0.0)
-        return cls(order[:wanted].view(shape), mirrored)
+        return cls(order[:total].view(shape), mirrored)
 
     def batch(self, split: Split, step: int) -> tuple[Tensor, Tensor]:
-        """The images and labels of one step, on the device of the split."""
+        """Return images and labels of one step, on the device of the split."""
         device = split.images.device
         indices = self.indices[step].to(device)
         images = split.network_input(indices)
@@ -61,38 +52,35 @@ class Plan:
 
 
 class Losses(NamedTuple):
-    """Cross entropy, weighted contrast where there is one, and the features both come from."""
+    """Cross entropy, weighted contrast or None, and the features both depend on."""
 
     main: Tensor
     contrast: Tensor | None
     features: Tensor
 
     def total(self) -> Tensor:
-        """What is minimised."""
+        """Return the loss to minimize."""
         return self.main if self.contrast is None else self.main + self.contrast
 
 
 class Arm:
-    """One network in training: its optimiser, its loss, its randomness."""
+    """One network in training with its optimizer, contrast loss and random state."""
 
     def __init__(
-        self,
-        network: SegmentationNetwork,
-        num_classes: int,
-        recipe: Recipe,
-        seed: int,
-        contrast: bool,
+        self, network: SegmentationNetwork, num_classes: int, recipe: Recipe, seed: int
     ) -> None:
         self.network = network.train()
         self.recipe = recipe
         self.optimizer = make_optimizer(network, recipe)
         device = next(network.parameters()).device
-        self.criterion = make_criterion(recipe, num_classes).to(device) if contrast else None
-        # Its own generator: the arms run side by side and must not share the global one.
+        self.criterion = (
+            make_criterion(recipe, num_classes).to(device) if recipe.has_contrast else None
+        )
+        # A generator of its own: arms train side by side and must not share the global one.
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def losses(self, images: Tensor, labels: Tensor, step: int) -> Losses:
-        """What the images of one step come to."""
+        """Compute the losses of one batch."""
         outputs: Outputs = self.network(images)
         logits = full_resolution(outputs.logits, labels)
         main = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
@@ -103,7 +91,7 @@ class Arm:
         return Losses(main, weight * contrast, outputs.features)
 
     def descend(self, loss: Tensor, step: int) -> None:
-        """One step of the optimiser, at the learning rate of that step."""
+        """Take one optimizer step, with the learning rate of that step."""
         set_learning_rate(self.optimizer, self.recipe, step)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -111,7 +99,7 @@ class Arm:
 
 
 def initial_network(data: SegmentationData, recipe: Recipe, seed: int) -> SegmentationNetwork:
-    """Make the network both arms of a seed start from."""
+    """Make the network that both arms of a seed start from."""
     torch.manual_seed(seed)
     return SegmentationNetwork(recipe, data.num_classes)
 
@@ -121,25 +109,28 @@ def train_arm(
     data: SegmentationData,
     recipe: Recipe,
     seed: int,
-    contrast: bool,
     advance: Callable[[], object] = lambda: None,
     observe: Observer = lambda step, criterion: None,
-) -> GradientRatios:
-    """Train `network` as one arm; `seed` alone decides batches and augmentations of both.
+) -> dict[int, float]:
+    """Train a network in place; `seed` alone determines batches and augmentations.
 
-    `advance` is called after every step, for a progress bar; `observe` after every loss with
-    contrast, for whoever wants to look at it or at its bank.
+    Args:
+        network: from `initial_network`; left in eval mode.
+        advance: called after every step, for a progress bar.
+        observe: called after every contrast loss, with the step and the loss.
+
+    Returns:
+        The gradient ratios of contrast and cross entropy at some steps; empty without contrast.
     """
-    arm = Arm(network, data.num_classes, recipe, seed, contrast)
+    arm = Arm(network, data.num_classes, recipe, seed)
     plan = Plan.draw(len(data.train), recipe, seed)
-    ratios = GradientRatios()
+    ratios: dict[int, float] = {}
     for step in range(recipe.steps):
         losses = arm.losses(*plan.batch(data.train, step), step)
         if arm.criterion is not None and losses.contrast is not None:
             observe(step, arm.criterion)
             if is_sampled(step, recipe.steps):
-                ratios.steps.append(step)
-                ratios.values.append(gradient_ratio(losses.contrast, losses.main, losses.features))
+                ratios[step] = gradient_ratio(losses.contrast, losses.main, losses.features)
         arm.descend(losses.total(), step)
         advance()
     network.eval()
@@ -147,10 +138,9 @@ def train_arm(
 
 
 def gradient_ratio(extra: Tensor, main: Tensor, features: Tensor) -> float:
-    """How many times larger the gradient of `extra` is than that of `main`, at `features`.
+    """Compute the norm of the gradient of `extra` at `features`, relative to that of `main`.
 
-    The figure to look at before blaming or praising the contrast: far above 1, it and no longer
-    the cross entropy decides what the trunk becomes.
+    Far above 1, the contrast and no longer the cross entropy determines the trunk.
     """
     (of_extra,) = torch.autograd.grad(extra, features, retain_graph=True)
     (of_main,) = torch.autograd.grad(main, features, retain_graph=True)
@@ -159,5 +149,23 @@ def gradient_ratio(extra: Tensor, main: Tensor, features: Tensor) -> float:
 
 
 def is_sampled(step: int, steps: int) -> bool:
-    """True at the end of each of `RATIO_SAMPLES` equal parts of the run."""
+    """Return True at the end of each of `RATIO_SAMPLES` equal parts of the run."""
     return step * RATIO_SAMPLES // steps != (step + 1) * RATIO_SAMPLES // steps
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Make SGD with momentum, or AdamW."""
+    parameters, rate, decay = network.parameters(), recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
+    """Set the learning rate of a step: the paper's polynomial decay, or half a cosine."""
+    done = step / recipe.steps
+    left = (1 - done) ** recipe.decay_power
+    if recipe.schedule == "cosine":
+        left = (1 + math.cos(math.pi * done)) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * left
