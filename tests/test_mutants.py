@@ -1,7 +1,6 @@
 """The program that puts small faults into the package, and tells which of them no test sees."""
 
 import pytest
-
 from benchmarks.reliability.faults import faults_of
 from benchmarks.reliability.mutants import run_tests
 from benchmarks.reliability.reach import IMPORTED, Reach

@@ -1,4 +1,4 @@
-"""Counts what a process sends through `torch.distributed`, whoever asks for it."""
+"""Counting the messages that a process sends through `torch.distributed`."""
 
 from __future__ import annotations
 
@@ -15,50 +15,37 @@ from benchmarks._ranks.costs import Message
 GATHERS = ("all_gather_into_tensor", "all_gather_single")
 EXCHANGES = ("all_to_all_single",)
 SUMS = ("all_reduce",)
-OTHERS = (
-    "all_gather",
-    "all_gather_object",
-    "all_to_all",
-    "barrier",
-    "broadcast",
-    "broadcast_object_list",
-    "gather",
-    "irecv",
-    "isend",
-    "recv",
-    "reduce",
-    "reduce_scatter",
-    "reduce_scatter_tensor",
-    "scatter",
-    "send",
+UNUSED = (
+    *("all_gather", "all_gather_object", "all_to_all", "barrier", "broadcast", "gather"),
+    *("broadcast_object_list", "irecv", "isend", "recv", "reduce", "reduce_scatter"),
+    *("reduce_scatter_tensor", "scatter", "send"),
 )
+"""Collectives that the library does not use; they are counted by name, without a size."""
 
 
 @contextmanager
 def counted_messages(ranks: int) -> Iterator[list[Message]]:
-    """The collectives that are called inside, in order.
-
-    Those that this library does not use are counted by their names, without a size.
-    """
+    """Record the collectives that are called inside the context, in order."""
     found: list[Message] = []
     originals = {
         name: getattr(distributed, name)
-        for name in (*GATHERS, *EXCHANGES, *SUMS, *OTHERS)
+        for name in (*GATHERS, *EXCHANGES, *SUMS, *UNUSED)
         if hasattr(distributed, name)
     }
-    outer = [True]
+    is_outer = True
 
     def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(*arguments: Any, **options: Any) -> Any:
-            if not outer[0]:  # one collective made of another
+            nonlocal is_outer
+            if not is_outer:  # a collective implemented by another one
                 return original(*arguments, **options)
             found.append(_message(name, arguments, ranks))
-            outer[0] = False
+            is_outer = False
             try:
                 return original(*arguments, **options)
             finally:
-                outer[0] = True
+                is_outer = True
 
         return call
 
