@@ -19,12 +19,12 @@ from statistics import median
 import torch
 
 from benchmarks._measure.arguments import command_parser, positive, size_of
+from benchmarks._measure.environment import describe_environment
 from benchmarks._plots.ablation import save_plot
 from benchmarks._tables.ablation import ablation_table
 from benchmarks._training.experiment import load_data, run_side_by_side
 from benchmarks._training.protocol import TABLES, Table
 from benchmarks._training.runs import Key, Runs, append_run, load_runs
-from benchmarks.environment import describe_environment
 
 FILE = "ablation.jsonl"
 COMMITTED = Path(__file__).parent / "results" / FILE

@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 
 from benchmarks._measure.arguments import command_parser, positive
+from benchmarks._measure.command import write_record
+from benchmarks._measure.environment import describe_environment
 from benchmarks._plots.bank import Occupancy, save_occupancy
 from benchmarks._plots.maps import save_maps
 from benchmarks._plots.method import draw_method
@@ -33,8 +35,6 @@ from benchmarks._training.measures import class_similarity
 from benchmarks._training.protocol import BANK, SGD, pair_table
 from benchmarks._training.recipe import RECIPES, Recipe
 from benchmarks._training.runs import without_nan
-from benchmarks.environment import describe_environment
-from benchmarks.script import write_record
 
 BASES = {
     "digits": dataclasses.replace(RECIPES["digits"], **BANK),

@@ -19,15 +19,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks._measure.arguments import command_parser, positive, size_of
+from benchmarks._measure.command import add_run_options, look_at_machine, set_threads, write_record
+from benchmarks._measure.memory import measured_peak, peak_memory
+from benchmarks._measure.timers import measure
 from benchmarks._tables.text import TextTable
 from benchmarks._training.data import IGNORE_INDEX
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.protocol import BANK, LARGE, SGD
 from benchmarks._training.recipe import Recipe
 from benchmarks._training.training import Arm
-from benchmarks.batches import BatchShape, draw_bank, draw_patches
-from benchmarks.script import add_run_options, look_at_machine, set_threads, write_record
-from benchmarks.timing import alternate, measured_peak, peak_memory, summarise
+from benchmarks._ways.batches import BatchShape, draw_bank, draw_patches
 
 Row = dict[str, Any]
 
@@ -125,7 +126,7 @@ def _recipe(network: str, way: str, options: argparse.Namespace) -> Recipe:
 
 def _measure(network: str, options: argparse.Namespace) -> Row:
     steps = {way: Step(_recipe(network, way, options)) for way in WAYS}
-    measured = summarise(alternate(steps, options.repeats), (REFERENCE,))
+    measured = measure(steps, options.repeats, references=(REFERENCE,), strict=True)
     parameters = sum(weight.numel() for weight in steps[REFERENCE].arm.network.parameters())
     steps.clear()
     for way, one in measured.items():

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._measure.arguments import command_parser
+from benchmarks._measure.command import look_at_machine, write_record
 from benchmarks._ranks.costs import Step, bank_bytes, bank_flops, batch_flops, messages, slots
 from benchmarks._ranks.measurements import BASE, MEGABYTE, Row, measure, plan_of
 from benchmarks._ranks.pool import Ranks
-from benchmarks.script import look_at_machine, write_record
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -41,7 +41,7 @@ def main(device: str = "cuda", backend: str = "triton") -> None:
                         [None, wanted, bank],
                         [None, entry_labels.to(device), entry_labels.to(device)],
                         denominator=denominator,
-                        mining=mining,
+                        negative_sampler=mining,
                         backend=backend,  # type: ignore[arg-type]
                     )
                     loss.backward()  # type: ignore[no-untyped-call]

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 from benchmarks._measure.arguments import command_parser, count, positive, size_of
+from benchmarks._measure.command import write_record
+from benchmarks._measure.environment import describe_environment
 from benchmarks._plots.maps import save_maps
 from benchmarks._tables.pairs import make_record, pairs_table
 from benchmarks._training.data import SegmentationData
 from benchmarks._training.experiment import Trained, load_data, run_side_by_side
 from benchmarks._training.protocol import pair_table
 from benchmarks._training.recipe import RECIPES, Recipe
-from benchmarks.environment import describe_environment
-from benchmarks.script import write_record
 
 OPTIONS = (
     ("size", size_of, "size of the images, as in 72x96"),

@@ -1,24 +1,32 @@
-"""The one rule that says which pixels and entries are there at all."""
+"""Which labels are ignored."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-ABSENT = -1
+IGNORED = -1
+"""The label of every ignored pixel and contrast entry inside the package."""
 
 
-def mark_absent(labels: Tensor, ignore_index: int, num_classes: int | None = None) -> Tensor:
-    """Labels as int64, with `ABSENT` wherever a label takes no part.
+def mark_ignored(labels: Tensor, ignore_index: int, num_classes: int | None = None) -> Tensor:
+    """Convert labels to int64 and replace ignored labels by `IGNORED`.
 
-    A label takes no part when it is `ignore_index`, negative, or not below `num_classes`
-    (where the number of classes is known). Everything behind the public functions asks only
-    whether a label is `ABSENT`.
+    A label is ignored if it is equal to `ignore_index`, negative, or not below `num_classes`.
+    Code behind the public functions only compares labels with `IGNORED`.
+
+    Args:
+        labels (Tensor): labels of any integer dtype, any shape.
+        ignore_index (int): the label that the caller ignores.
+        num_classes (int, optional): number of classes. Default: None, which means no upper bound.
+
+    Returns:
+        A new int64 tensor of the same shape.
     """
-    # Widened first: a uint8 map could not hold ABSENT, nor be compared with ignore_index = -100.
+    # Convert first: uint8 cannot represent IGNORED and cannot be compared with -100.
     wide = labels.to(torch.int64)
-    absent = wide < 0
-    absent |= wide == ignore_index
+    ignored = wide < 0
+    ignored |= wide == ignore_index
     if num_classes is not None:
-        absent |= wide >= num_classes
-    return wide.masked_fill(absent, ABSENT)
+        ignored |= wide >= num_classes
+    return wide.masked_fill(ignored, IGNORED)

@@ -45,26 +45,27 @@ def _nan_in_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that little problems have many, of uneven sizes."""
-    from pixcontrast._equation import attention, mined, products, selection, stripes, tiles
+    from pixcontrast._info_nce.mined import row_blocks, topk
+    from pixcontrast._info_nce.tiled import attention, similarities, tiles
 
-    for module in (tiles, stripes):
+    for module in (tiles, row_blocks):
         monkeypatch.setattr(module, "TILE_ROWS", 3)
-    monkeypatch.setattr(products, "TILE_COLUMNS", 7)
+    monkeypatch.setattr(similarities, "TILE_COLUMNS", 7)
     monkeypatch.setattr(tiles, "POSITIVE_ROWS", 2)
-    monkeypatch.setattr(tiles, "LEAST_ROWS", 4)
-    monkeypatch.setattr(stripes, "STRIPE_SIZE", 640)
-    monkeypatch.setattr(mined, "MASKED_SIZE", 64)
-    monkeypatch.setattr(selection, "GROUP", 2)
-    monkeypatch.setattr(selection, "MOST_TIES", 1)
-    monkeypatch.setattr(attention, "MOST_ENTRIES", 11)
-    monkeypatch.setattr(attention, "SHARE", 3)
+    monkeypatch.setattr(tiles, "MIN_ROWS", 4)
+    monkeypatch.setattr(row_blocks, "BLOCK_SIZE", 640)
+    monkeypatch.setattr(row_blocks, "MASKED_SIZE", 64)
+    monkeypatch.setattr(topk, "GROUP", 2)
+    monkeypatch.setattr(topk, "MAX_TIES", 1)
+    monkeypatch.setattr(attention, "MAX_ENTRIES", 11)
+    monkeypatch.setattr(attention, "MIN_ENTRIES_PER_THREAD", 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
 
 @pytest.fixture
 def without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """A PyTorch that lacks its attention for processors."""
-    from pixcontrast._equation import attention
+    from pixcontrast._info_nce.tiled import attention
 
     monkeypatch.setattr(attention, "_NAME", "not_there")
 
@@ -72,11 +73,12 @@ def without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unseen_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the path of a device whose values the host must not wait for."""
-    from pixcontrast._equation import arrangement, mined, products
+    from pixcontrast._info_nce.mined import passes as mined_passes
+    from pixcontrast._info_nce.tiled import class_order, similarities
 
-    monkeypatch.setattr(arrangement, "values_cost_nothing", lambda device: False)
-    monkeypatch.setattr(products, "values_cost_nothing", lambda device: False)
-    monkeypatch.setattr(mined, "values_cost_nothing", lambda device: False)
+    monkeypatch.setattr(class_order, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(similarities, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(mined_passes, "reads_are_free", lambda device: False)
 
 
 @pytest.fixture

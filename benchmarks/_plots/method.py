@@ -24,6 +24,8 @@ from benchmarks._training.experiment import load_data
 from benchmarks._training.recipe import Recipe
 from benchmarks._training.training import initial_network, train_arm
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss
+from pixcontrast._info_nce.derivative import Masks
+from pixcontrast._info_nce.thresholds import select_from_rows
 
 SEED = 100
 NEGATIVES, POSITIVES = 40, 40
@@ -107,7 +109,8 @@ def save_negatives(path: Path, scene: Scene, anchor: int) -> None:
     mining = HardNegativeSampler(
         strategy="hardest", num_negatives=NEGATIVES, num_positives=POSITIVES
     )
-    kept_positive, kept_negative = mining.select(logits, candidates, ~same, seed=None)
+    masks = Masks(candidates, ~same)
+    kept_positive, kept_negative = select_from_rows(mining, logits, masks, seed=None)
     sides = (
         ("negatives", "red", ~same, kept_negative),
         ("positives", "deepskyblue", candidates, kept_positive),

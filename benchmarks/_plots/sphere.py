@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from benchmarks._measure.command import write_record
+from benchmarks._measure.environment import describe_environment
 from benchmarks._plots.canvas import save
-from benchmarks.environment import describe_environment
-from benchmarks.script import write_record
 from pixcontrast import PixelContrastLoss, RandomAnchorSampler
 
 SHOWN = (0, 20, 400)

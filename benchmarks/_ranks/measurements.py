@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed
 
+from benchmarks._measure.memory import measured_peak
+from benchmarks._measure.product_flops import ProductFlops
+from benchmarks._measure.timers import measure as measure_times
 from benchmarks._ranks.costs import Step, entries
 from benchmarks._ranks.messages import counted_messages
-from benchmarks.product_flops import ProductFlops
-from benchmarks.timing import alternate, measured_peak, spread
 from pixcontrast import MemoryBank, PixelContrastLoss, RandomAnchorSampler
 
 Row = dict[str, Any]
@@ -96,7 +97,7 @@ class Case:
         self.loss = PixelContrastLoss(
             anchor_sampler=RandomAnchorSampler(max_anchors=step.anchors),
             bank=full_bank(step),
-            contrast=sources,
+            contrast_with=sources,
             gather=step.gather,
             update_bank=update_bank,
         )
@@ -138,10 +139,10 @@ def time_losses(ranks: int, repeats: int) -> list[Row]:
     runs: dict[str, Callable[[], object]] = {
         str(number): Case(step, ("pixels",)).together for number, step in enumerate(steps)
     }
-    seconds = list(alternate(runs, repeats).values())
+    measured = list(measure_times(runs, repeats, strict=True).values())
     medians = {
-        (step.sharded, entries(step)): statistics.median(times)
-        for step, times in zip(steps, seconds, strict=True)
+        (step.sharded, entries(step)): one["seconds"]
+        for step, one in zip(steps, measured, strict=True)
     }
     smallest = entries(steps[0])
     return [
@@ -149,11 +150,11 @@ def time_losses(ranks: int, repeats: int) -> list[Row]:
             "ranks": ranks,
             "sharded": step.sharded,
             "entries": entries(step),
-            "to_whole": statistics.median(times) / medians[False, entries(step)],
-            "to_smallest": statistics.median(times) / medians[step.sharded, smallest],
-            "spread": spread(times),
+            "to_whole": one["seconds"] / medians[False, entries(step)],
+            "to_smallest": one["seconds"] / medians[step.sharded, smallest],
+            "spread": one["spread"],
         }
-        for step, times in zip(steps, seconds, strict=True)
+        for step, one in zip(steps, measured, strict=True)
     ]
 
 

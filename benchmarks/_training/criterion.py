@@ -28,7 +28,7 @@ def make_criterion(recipe: Recipe, num_classes: int) -> PixelContrastLoss:
         anchor_sampler=sampler(max_anchors=recipe.max_anchors, max_views=recipe.max_views),
         negative_sampler=_negative_sampler(recipe),
         bank=_bank(recipe, num_classes),
-        contrast=recipe.sources,
+        contrast_with=recipe.sources,
         denominator=cast(Denominator, recipe.denominator),
     )
 

@@ -103,7 +103,7 @@ def _info_nce(random: Random) -> Made:
         "temperature": temperature_in(random),
         "denominator": random.choice(("negatives", "all")),
         "weight": random.choice((None, None, torch.rand(rows), torch.zeros(rows))),
-        "mining": mining_in(random),
+        "negative_sampler": mining_in(random),
         "generator": generator_in(random),
         "reduction": random.choice(("mean", "sum", "none")),
         "ignore_index": IGNORE,
@@ -178,7 +178,7 @@ def _built_mining(random: Random) -> Made:
     options: Arguments = {"backend": random.choice(("dense", "tiled"))}
 
     def build_and_call(**given: Any) -> Any:
-        return info_nce(anchors, labels, mining=HardNegativeSampler(**given), **options)
+        return info_nce(anchors, labels, negative_sampler=HardNegativeSampler(**given), **options)
 
     return "built mining", build_and_call, mining_options(random)
 

@@ -52,9 +52,9 @@ def _on_device(call: Call, device: str) -> Call | None:
     tensors = tensors_in(call.arguments.values())
     if call.target != "info_nce" or call.spoiled or not all(_can_move(one) for one in tensors):
         return None
-    mining = call.arguments["mining"]
+    mining = call.arguments["negative_sampler"]
     if mining is not None and mining.strategy != "hardest":
-        call.arguments["mining"] = None
+        call.arguments["negative_sampler"] = None
 
     def call_there(**given: Any) -> Any:
         moved = {name: _moved(value, device) for name, value in given.items()}

@@ -151,7 +151,7 @@ def _loss_options(random: Random, kind: Any, bank: Arguments | None) -> Argument
             min_pixels=random.choice((1, 2)),
         ),
         "negative_sampler": _mining(random),
-        "contrast": random.choice(contrast),
+        "contrast_with": random.choice(contrast),
         "normalize": random.random() < 0.9,
         "reduction": random.choice(("mean", "mean", "sum")),
         "gather": random.random() < 0.8,
@@ -198,7 +198,7 @@ def perform(call: RankCall, group: Any) -> dict[str, Any]:
         "anchors": _plain(loss._call.anchors),
         "indices": _plain(sample.indices),
         "labels": _plain(sample.labels),
-        "contrast": loss.contrast,
+        "contrast_with": loss.contrast_with,
         "before": before,
         "after": _state(bank),
     }

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._measure.arguments import command_parser
-from benchmarks.environment import describe_environment
-from benchmarks.script import write_record
+from benchmarks._measure.command import write_record
+from benchmarks._measure.environment import describe_environment
 from pixcontrast import (
     HardAnchorSampler,
     MemoryBank,

@@ -70,7 +70,7 @@ class Equation(NamedTuple):
 
     def in_double(self, anchors: Tensor, contrast: list[Tensor | None], **changes: Any) -> Tensor:
         """Evaluate the textbook formula on float64 tensors."""
-        options = {**self.options, "mining": self.mining, **changes}
+        options = {**self.options, "negative_sampler": self.mining, **changes}
         generator = None if self.draw is None else copy_of(self.draw)
         return info_nce(
             anchors,
@@ -121,7 +121,7 @@ def check_info_nce(
         [None if c is None else plain(c) for c in contrast],
         [None] * len(contrast) if contrast_labels is None else list(contrast_labels),
         {name: given[name] for name in OPTIONS},
-        given["mining"],
+        given["negative_sampler"],
         known.get("draw"),
     )
     judge(equation, plain(loss), gradients)

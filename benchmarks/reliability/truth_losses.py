@@ -33,7 +33,7 @@ from pixcontrast import AnchorSample, RegionContrastLoss
 
 OPTIONS = (
     *("temperature", "base_temperature", "ignore_index", "anchor_sampler", "negative_sampler"),
-    *("contrast", "denominator", "normalize", "reduction"),
+    *("contrast_with", "denominator", "normalize", "reduction"),
 )
 
 
@@ -177,7 +177,7 @@ def equation_of(
     contrast: list[Tensor | None] = []
     labels: list[Tensor | None] = []
     off = 0.0
-    for source in first.options["contrast"]:
+    for source in first.options["contrast_with"]:
         if source != "batch":
             for step in steps if sharded else steps[:1]:
                 held, count = step.bank[source], step.bank[source[:-1] + "_count"]

@@ -86,7 +86,7 @@ def _step_of(call: RankCall, answer: Answer) -> LossStep:
     )
     return LossStep(
         call.kind,
-        {**call.options, "contrast": answer["contrast"]},
+        {**call.options, "contrast_with": answer["contrast_with"]},
         *(plain(given["emb"]), plain(given["labels"]), preds, weight),
         AnchorSample(answer["indices"], answer["labels"]),
         *(answer["anchors"], answer["loss"], answer["gradient"], answer["before"]),

@@ -15,7 +15,7 @@ from pool import new_group
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pixcontrast import HardAnchorSampler, PixelContrastLoss, RegionContrastLoss, _ranks
+from pixcontrast import HardAnchorSampler, PixelContrastLoss, RegionContrastLoss, _distributed
 
 DIM = 8
 SLOTS = 24
@@ -226,12 +226,14 @@ def train_beside_gloo(group: Any, rank: int, sizes: list[int]) -> dict[str, Any]
     new_group([0, 2])
     if rank > 1:
         return {}
-    carries = _ranks._backend_of
-    _ranks._backend_of = lambda of, device: None if device == "cpu" else carries(of, device)
+    carries = _distributed._backend_of
+    _distributed._backend_of = lambda of, device: None if device == "cpu" else carries(of, device)
     try:
         answer = train_every_pixel(part, rank, sizes, "inside")
-        (beside,) = (_ranks._host_groups[key] for key in _ranks._host_groups if key is part)
+        (beside,) = (
+            _distributed._host_groups[key] for key in _distributed._host_groups if key is part
+        )
     finally:
-        _ranks._backend_of = carries
+        _distributed._backend_of = carries
     limits = [of._get_backend(torch.device("cpu")).options._timeout for of in (part, beside)]
     return {**answer, "limits": limits, "is another": beside is not part}

@@ -15,8 +15,8 @@ import pytest
 import torch
 from problems import labels, loss_and_gradients, vectors
 
-from pixcontrast._agreement import matmul_precision
-from pixcontrast._equation import dense as dense_form
+from pixcontrast._info_nce import dense as dense_form
+from pixcontrast._self_check import matmul_precision
 
 REHEARSAL = os.environ.get("PIXCONTRAST_GPU_TESTS_ON_CPU")
 DEVICE = torch.device("cpu" if REHEARSAL else "cuda")

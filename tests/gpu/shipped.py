@@ -17,7 +17,7 @@ from on_gpu import BACKEND, DEVICE
 
 from pixcontrast.functional import info_nce
 
-MODULE = "pixcontrast._equation.kernels.configurations"
+MODULE = "pixcontrast._info_nce.fused.configurations"
 MODES_OF_KIND = {"16": ("bf16", "fp16"), "tf32": ("tf32",), "ieee": ("float32",)}
 
 

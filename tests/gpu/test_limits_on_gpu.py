@@ -7,7 +7,7 @@ import torch
 from on_gpu import BACKEND, DEVICE, MODES, draw, needs_gpu, relative_errors, run, size
 from torch.nn import functional as F
 
-from pixcontrast._agreement import matmul_precision
+from pixcontrast._self_check import matmul_precision
 from pixcontrast.functional import info_nce
 
 pytestmark = [*needs_gpu, pytest.mark.plain_empty]  # gigabytes of NaN would take long

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, PixelContrastLoss
-from pixcontrast._agreement import matmul_precision
+from pixcontrast._self_check import matmul_precision
 from pixcontrast.functional import info_nce
 
 pytestmark = needs_gpu
@@ -84,7 +84,7 @@ def test_a_step_that_overflows_is_skipped():
 def test_compiled_whole(mining):
     def loss(anchors, labels, entries, entry_labels):
         kinds = [None, entries], [None, entry_labels]
-        return info_nce(anchors, labels, *kinds, mining=mining, backend=BACKEND)
+        return info_nce(anchors, labels, *kinds, negative_sampler=mining, backend=BACKEND)
 
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, backend=COMPILER)
@@ -125,7 +125,7 @@ def test_opcheck_of_every_operator_that_runs(mining):
     leaf, wanted = anchors.clone().requires_grad_(), entries[0].clone().requires_grad_()
     with Operators() as seen:
         pieces = [wanted, *entries[1:]]
-        options = {"mining": mining, "backend": BACKEND}
+        options = {"negative_sampler": mining, "backend": BACKEND}
         info_nce(leaf, labels, pieces, entry_labels, **options).backward()
     assert len(seen.calls) >= 2, "a forward and a backward operator"
     for number, (operator, args, kwargs) in enumerate(seen.calls):

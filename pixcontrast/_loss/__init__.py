@@ -1,0 +1,1 @@
+"""Implementation of the losses: options, contrast set, gathering across ranks, statistics."""

@@ -1,0 +1,82 @@
+"""A problem whose contrast is split into parts, and its losses by any split and by the textbook."""
+
+import torch
+from problems import IGNORE, labels, vectors
+
+from pixcontrast._info_nce.dense import dense_losses
+from pixcontrast._info_nce.derivative import complete
+from pixcontrast._info_nce.merge import merge_denominators, merge_positives
+from pixcontrast._info_nce.problem import ContrastTensor, Problem
+from pixcontrast._labels import mark_ignored
+
+CLASSES = 4
+
+
+def problem_of(
+    numbers=range(4), dtype=torch.float64, denominator="negatives", **options
+) -> Problem:
+    """Anchors, against some of: themselves, a piece of one class, one with nothing, another."""
+    generator = torch.Generator().manual_seed(0)
+    anchors = vectors(13, 16, generator, dtype)
+    anchor_labels = mark_ignored(labels(13, CLASSES, generator), IGNORE)
+    pieces = [ContrastTensor(anchors, anchor_labels, True, 0)]
+    for size in (9, 5, 21):
+        entry_labels = mark_ignored(labels(size, CLASSES, generator), IGNORE)
+        if size == 9:
+            entry_labels[:] = 1
+        if size == 5:
+            entry_labels[:] = -1
+        pieces.append(ContrastTensor(vectors(size, 16, generator, dtype), entry_labels, False, 0))
+    return Problem(
+        anchors=anchors,
+        labels=anchor_labels,
+        contrast=tuple(pieces[number] for number in numbers),
+        temperature=0.1,
+        denominator=denominator,
+        negative_sampler=None,
+        seed=None,
+        product_dtype=dtype,
+        compute_dtype=dtype,
+        **options,
+    )
+
+
+def forward_in_parts(make_passes, splits, **options):
+    """Losses and gradient of the anchors in their role as anchors, of parts that are merged."""
+    parts = [make_passes(problem_of(numbers, **options)) for numbers in splits]
+    denominator = merge_denominators([part.denominator(want_gradient=True) for part in parts])
+    positives = merge_positives(
+        [part.positives(denominator.lse, want_gradient=True) for part in parts]
+    )
+    return complete(problem_of(**options), denominator, positives)
+
+
+def expected_of(**options):
+    """The same by the textbook formula: entries are held fixed, also where they are anchors."""
+    problem = problem_of(**options)
+    anchors = problem.anchors.clone().requires_grad_()
+    fixed = [
+        ContrastTensor(piece.entries.detach(), piece.labels, False, 0)
+        for piece in problem.contrast[1:]
+    ]
+    # Themselves as entries that are someone else's: all but oneself, one anchor at a time.
+    losses, has_positive = [], []
+    for i in range(len(anchors)):
+        others = problem.labels.clone()
+        others[i] = -1
+        own = ContrastTensor(problem.anchors, others, False, 0)
+        one = {**vars(problem), "anchors": anchors[i : i + 1], "labels": problem.labels[i : i + 1]}
+        loss, there = dense_losses(Problem(**{**one, "contrast": (own, *fixed)}))
+        losses.append(loss)
+        has_positive.append(there)
+    loss = torch.cat(losses)
+    (gradient,) = torch.autograd.grad(loss.sum(), anchors)
+    return loss.detach(), gradient, torch.cat(has_positive)
+
+
+SPLITS = {
+    "all at once": [(0, 1, 2, 3)],
+    "one by one": [(0,), (1,), (2,), (3,)],
+    "in pairs": [(0, 2), (1, 3)],
+    "with nothing": [(), (0, 1, 2, 3), ()],
+}

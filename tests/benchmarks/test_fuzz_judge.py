@@ -1,0 +1,278 @@
+"""The judge of the random calls, judged: each rule of it sees what is broken on purpose."""
+
+import pytest
+import torch
+
+from benchmarks.reliability.calls import Call, make_call
+from benchmarks.reliability.oracle import defect_of
+from benchmarks.reliability.placed import placed
+from pixcontrast import (
+    HardNegativeSampler,
+    MemoryBank,
+    PixelContrastLoss,
+    RandomAnchorSampler,
+    RegionContrastLoss,
+)
+from pixcontrast.functional import info_nce
+
+LABELS = torch.tensor([0, 0, 1, 1])
+
+
+class Steeper(torch.autograd.Function):
+    """The same value; a gradient that is off by a tenth."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return 1.1 * upstream
+
+
+def unit(*shape):
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=1)
+
+
+def judged_info_nce(function, mining, **given):
+    arguments = {
+        "anchors": unit(12, 3), "anchor_labels": torch.arange(12) % 3, "contrast": [None],
+        "contrast_labels": [None], "temperature": 0.5, "denominator": "negatives",
+        "weight": None, "negative_sampler": mining, "generator": torch.Generator().manual_seed(3),
+        "reduction": "mean", "ignore_index": 255, "backend": "tiled",
+    }  # fmt: skip
+    return defect_of(Call("info_nce", function, {**arguments, **given}, ()))[1]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("strategy", ["hardest", "semi-hard", "random"])
+def test_a_wrong_selection(strategy, reduction):
+    def select(negatives, positives):
+        return HardNegativeSampler(
+            strategy=strategy, ratio=0.5, num_negatives=negatives, num_positives=positives
+        )
+
+    def judged(negatives, positives):
+        other = select(negatives, positives)
+        return judged_info_nce(
+            lambda **given: info_nce(**{**given, "negative_sampler": other}), select(2, 1),
+            reduction=reduction,
+        )  # fmt: skip
+
+    assert judged(2, 1) is None
+    assert "off by" in judged(3, 1)
+    assert "off by" in judged(2, 2)
+
+
+def test_a_selection_that_draws_by_another_seed():
+    mining = HardNegativeSampler(strategy="random", num_negatives=2, num_positives=1)
+
+    def draws_again(**given):
+        given["generator"].manual_seed(4)
+        return info_nce(**given)
+
+    assert judged_info_nce(info_nce, mining) is None
+    assert "off by" in judged_info_nce(draws_again, mining)
+
+
+def test_what_rounding_decides_is_not_compared():
+    """Equal vectors tie, and which of them count is a matter of rounding."""
+    mining = HardNegativeSampler(strategy="hardest", num_negatives=2, num_positives=1)
+    anchors = torch.ones(12, 3)
+    assert judged_info_nce(lambda **given: 2 * info_nce(**given), mining, anchors=anchors) is None
+    assert "NaN" in judged_info_nce(
+        lambda **given: torch.nan * info_nce(**given), mining, anchors=anchors
+    )
+
+
+def test_a_wrong_gradient_under_mining_and_of_an_entry():
+    mining = HardNegativeSampler(strategy="hardest", num_negatives=2, num_positives=1)
+
+    def wrong(**given):
+        return Steeper.apply(info_nce(**given))
+
+    anchors = unit(12, 3).requires_grad_()
+    assert judged_info_nce(info_nce, mining, anchors=anchors) is None
+    assert "gradient of anchors" in judged_info_nce(wrong, mining, anchors=anchors)
+    entries = {"contrast": [None, unit(9, 3).requires_grad_()],
+               "contrast_labels": [None, torch.arange(9) % 3]}  # fmt: skip
+    assert judged_info_nce(info_nce, None, **entries) is None
+    assert "gradient of contrast[1]" in judged_info_nce(wrong, None, **entries)
+
+
+class AsItIs:
+    """What changes nothing."""
+
+
+def judged_loss(kind, mixed_in=AsItIs, bank=False, *, call=None, **options):
+    """The verdict on a loss of which a part is replaced by that of `mixed_in`."""
+
+    class Broken(mixed_in, kind):
+        pass
+
+    torch.manual_seed(0)
+    options = {"anchor_sampler": RandomAnchorSampler(max_anchors=20), **options}
+    memory = MemoryBank(3, 3, pixel_slots=9, region_slots=5, pixels_per_image=2) if bank else None
+    if memory is not None:
+        memory.update(torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4)))
+    loss = Broken(bank=memory, **options)
+    arguments = {
+        "emb": torch.randn(2, 3, 4, 4).requires_grad_(), "labels": torch.randint(0, 3, (2, 8, 8)),
+        "preds": None, "weight": None, "generator": None, "return_anchors": True,
+    }  # fmt: skip
+    return defect_of(Call("loss", loss, {**arguments, **(call or {})}, ()))[1]
+
+
+KINDS = pytest.mark.parametrize("kind", [PixelContrastLoss, RegionContrastLoss])
+WEIGHT = {"weight": torch.arange(32.0).view(2, 4, 4)}
+
+
+@KINDS
+@pytest.mark.parametrize("bank", [False, True])
+def test_what_a_loss_gets_wrong(kind, bank):
+    class Forgets:
+        def forward(self, *arguments, **given):
+            return super().forward(*arguments, **{**given, "weight": None})
+
+    class Moves:
+        def _take_anchors(self, images, sample):
+            return super()._take_anchors(images.flip(2), sample)
+
+    class Slopes:
+        def forward(self, *arguments, **given):
+            loss, sample = super().forward(*arguments, **given)
+            return Steeper.apply(loss), sample
+
+    class Alone:
+        def forward(self, *arguments, **given):
+            answer = super().forward(*arguments, **given)
+            return answer if given["return_anchors"] else 1.001 * answer
+
+    for call in ({}, WEIGHT, {"return_anchors": False}):
+        assert judged_loss(kind, bank=bank, call=call) is None
+    assert "off by" in judged_loss(kind, Forgets, bank, call=WEIGHT)
+    assert "other pixels" in judged_loss(kind, Moves, bank)
+    double = {"emb": torch.randn(2, 3, 4, 4, dtype=torch.float64).requires_grad_()}
+    assert judged_loss(kind, bank=bank, call=double) is None
+    assert "the gradient of emb" in judged_loss(kind, Slopes, bank, call=double)
+    assert "return_anchors" in judged_loss(kind, Alone, bank, call={"return_anchors": False})
+
+
+@pytest.mark.parametrize("bank", [False, True])
+def test_regions_of_other_pixels(bank):
+    class OfPart:
+        """Regions that lack the last row of the map."""
+
+        def _batch_piece(self, images, labels):
+            first = torch.arange(labels.shape[1]) < 12
+            return super()._batch_piece(images, labels.masked_fill(~first, -1))
+
+    class Missing:
+        def _batch_piece(self, images, labels):
+            piece = super()._batch_piece(images, labels)
+            return piece._replace(labels=piece.labels.masked_fill(piece.labels == 0, -1))
+
+    assert "off by" in judged_loss(RegionContrastLoss, OfPart, bank)
+    assert "off by" in judged_loss(RegionContrastLoss, Missing, bank)
+
+
+def test_a_loss_that_samples_by_another_rule():
+    class Wrong(RandomAnchorSampler):
+        def __call__(self, labels, preds=None, **given):
+            given["generator"] = None
+            return super().__call__(labels, preds, **given)
+
+    given = {"generator": torch.Generator().manual_seed(5)}
+    assert judged_loss(PixelContrastLoss, call=given) is None
+    sampler = Wrong(max_anchors=20)
+    assert "another sample" in judged_loss(PixelContrastLoss, anchor_sampler=sampler, call=given)
+
+
+def judged_update(kind, emb, **options):
+    bank = kind(2, 3, **options)
+    given = {"emb": emb, "labels": LABELS[None], "generator": None}
+    return defect_of(Call("bank.update", bank.update, given, ()))[1]
+
+
+@pytest.mark.parametrize("per_image", [1, 10])
+def test_a_bank_that_takes_what_it_should_not(per_image):
+    class Short(MemoryBank):
+        def update(self, *arguments, **options):
+            super().update(*arguments, **options)
+            self.pixel_count[0] = 0
+
+    class Mixed(MemoryBank):
+        def update(self, emb, labels, **options):
+            super().update(emb.flip(2), labels, **options)
+
+    class Near(MemoryBank):
+        def update(self, emb, labels, **options):
+            super().update(emb + 0.001, labels, **options)
+
+    class Twice(MemoryBank):
+        def update(self, *arguments, **options):
+            super().update(*arguments, **options)
+            self.pixels[0, 1] = self.pixels[0, 0]
+
+    class Elsewhere(MemoryBank):
+        def update(self, *arguments, **options):
+            super().update(*arguments, **options)
+            self.regions[0, 4] = self.regions[0, 0]
+
+    def judged(kind):
+        torch.manual_seed(0)
+        return judged_update(kind, torch.randn(1, 3, 4), pixels_per_image=per_image)
+
+    assert judged(MemoryBank) is None
+    assert "another number (pixels)" in judged(Short)
+    for kind in (Mixed, Near):
+        assert "is not of this image and class" in judged(kind)
+    assert "changed (regions)" in judged(Elsewhere)
+    assert ("of this image" if per_image == 10 else "changed (pixels)") in judged(Twice)
+
+
+def test_a_loss_whose_bank_takes_something_else():
+    class Late:
+        def forward(self, emb, labels, *arguments, **given):
+            answer = super().forward(emb, labels, *arguments, **given)
+            self.bank.regions[0, :1] = -self.bank.regions[0, :1]
+            return answer
+
+    assert "bank" in judged_loss(PixelContrastLoss, Late, True)
+    assert "changed (regions)" in judged_loss(PixelContrastLoss, Late, True, update_bank=False)
+
+
+def test_a_wrong_sample():
+    sampler = RandomAnchorSampler(max_anchors=3)
+    given = {"labels": LABELS[None], "preds": None, "ignore_index": 255, "generator": None}
+
+    class Wrong(RandomAnchorSampler):
+        def __call__(self, *arguments, **options):
+            sample = super().__call__(*arguments, **options)
+            return sample._replace(indices=torch.zeros_like(sample.indices))
+
+    assert defect_of(Call("sampler", sampler, given, ()))[1] is None
+    assert defect_of(Call("sampler", Wrong(max_anchors=3), given, ()))[1] is not None
+
+
+def test_a_call_put_onto_another_backend():
+    made = [placed(make_call(number), "dense", "cpu") for number in range(200)]
+    fitting = [call for call in made if call is not None]
+    assert {call.target for call in fitting} == {"info_nce", "loss", "built loss"}
+    for call in fitting:
+        is_loss = call.target == "loss"
+        assert (call.function.backend if is_loss else call.arguments["backend"]) == "dense"
+        vectors = call.arguments.get("emb" if is_loss else "anchors")
+        assert not isinstance(vectors, torch.Tensor) or vectors.dtype != torch.float64
+
+
+def test_a_call_put_onto_another_device():
+    """Rehearsed where there is none: there and back again, with its gradient."""
+    seen = 0
+    for number in range(120):
+        torch.manual_seed(number)
+        call = placed(make_call(number), "tiled", "cpu:0")
+        if call is not None:
+            seen += 1
+            assert defect_of(call) == ("value", None), number
+    assert seen > 5

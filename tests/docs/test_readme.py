@@ -1,0 +1,79 @@
+"""The README's commands, pictures and figures; its Python and links are test_docs.py's."""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_two_commands_do_all_the_set_up():
+    commands = blocks("bash")[0].strip().splitlines()
+    assert len(commands) == 2
+    for command in commands:
+        assert command.startswith("python -m pip install -e '.[")
+    assert commands[0].endswith("&& python -m benchmarks.segmentation")
+    assert commands[1].endswith("&& python -m pytest")
+
+
+def test_continuous_integration_runs_the_readmes_test_command():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "readme_commands | sed -n 2p" in script
+
+
+def record(name):
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
+
+def headlines():
+    """What each line of "What was measured" says was seen, from the records."""
+    size = (975, 95_000, 256)
+    (hot_path,) = (
+        row["measured"]
+        for row in record("hot_path.json")["rows"]
+        if (row["anchors"], row["entries"], row["dim"]) == size
+    )
+    tiled = hot_path["tiled"]
+    memory = f"{tiled['extra_mb']:.0f} MB"
+    for way, unit in (("authors", " beyond the inputs"), ("compiled", "")):
+        ratio = hot_path[way]["seconds"] / tiled["seconds"]
+        other = hot_path[way]["extra_mb"]
+        yield f"{ratio:.1f} times as fast, {memory}{unit} in place of {other:,.0f}"
+    yield f"{tiled['to_floor']:.2f} times their time"
+    for case in ("batch", "bank"):
+        (step,) = (
+            row["measured"]
+            for row in record("step.json")["steps"]
+            if (row["name"], row["case"]) == ("cityscapes", case)
+        )
+        yield f"{step['authors']['to_step']:.0f} times as fast"
+    yield f"{hot_path['mined']['seconds'] / tiled['seconds']:.1f} times its time"
+    large = record("price.json")["rows"][-1]
+    assert f"{large['parameters'] / 1e6:.1f}" == "6.7"
+    ways = large["measured"]
+    yield f"{ways['the batch']['seconds'] / ways['cross entropy']['seconds']:.2f} times its time"
+
+
+def test_headlines_are_those_of_the_records():
+    section = README.split("## What was measured")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")][2:]
+    seen = [line.split(" | ")[2] for line in lines]
+    assert seen == list(headlines())
+
+
+def test_pictures_are_there_and_small():
+    named = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert named
+    assert all((ROOT / name).stat().st_size < 300_000 for name in named)
+
+
+def test_the_picture_of_the_sphere_says_what_its_record_says():
+    found = record("sphere.json")
+    assert len(found["steps"]) == len(found["within"]) == len(found["between"])
+    apart = [a - b for a, b in zip(found["within"], found["between"], strict=True)]
+    assert apart == sorted(apart)
