@@ -5,12 +5,12 @@ import re
 
 import pytest
 
+from benchmarks._tables.ablation import lines_of
+from benchmarks._tables.text import signed
+from benchmarks._training.protocol import TABLES
+from benchmarks._training.runs import load_runs
 from benchmarks.ablation import COMMITTED
-from benchmarks.ablation_report import lines_of
-from benchmarks.markdown import signed
 from benchmarks.pages import PAGES, RESULTS, ROOT, TABLE, filled
-from benchmarks.runs import load_runs
-from benchmarks.tables import TABLES
 
 NOT_MEASURED = {"2.0", "4.0"}  # of the names of licences
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
