@@ -62,9 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         try:
             runner.run()
-        finally:
+        finally:  # A run that is stopped from outside keeps and shows what it has.
             runner.publish()
-        print(report(runner), flush=True)
+            print(report(runner), flush=True)
         correct = runner.verdict().correct
     if correct is False:
         return WRONG

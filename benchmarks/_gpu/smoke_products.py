@@ -63,8 +63,9 @@ class Setting:
         backend: of what is checked.
         modes: the kinds of product.
         dims: the sizes of an embedding.
-        anchors, entries: of what is compared with float64.
-        many: entries where only bits are compared.
+        anchors, entries: of what is compared with float64. Against themselves there are as many
+            anchors as entries.
+        many: entries of a bank where only bits are compared.
         classes, map_size, slots: of a whole step: classes, height and width of the embedding map,
             and slots of each queue of the bank.
         mined_steps: whether a whole step is checked with mining too.
@@ -114,9 +115,9 @@ class Drawn:
             made = torch.randn(rows, dim, generator=generator, device=device)
             return F.normalize(made, dim=1).to(MODES[mode].dtype), labels
 
-        anchors, anchor_labels = vectors(setting.anchors)
         if kind == "itself":
-            return cls(anchors, anchor_labels, None, None, kind)
+            return cls(*vectors(min(entries, setting.entries)), None, None, kind)
+        anchors, anchor_labels = vectors(setting.anchors)
         made, labels = vectors(entries)
         ordered = labels if kind == "entries" else labels.sort().values
         return cls(anchors, anchor_labels, made, ordered, kind)

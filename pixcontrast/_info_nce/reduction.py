@@ -1,4 +1,4 @@
-"""From the loss of each anchor to the loss that is returned; the same for every backend."""
+"""From the loss of each anchor to the returned loss, the same for every backend."""
 
 from __future__ import annotations
 
@@ -20,38 +20,48 @@ def reduce_losses(
     reduction: Reduction,
     ranks: Ranks | None = None,
 ) -> Tensor:
-    """Weigh (M,) losses, which are 0 where an anchor has no positive, and reduce them.
+    """Apply weights to the losses and reduce them.
 
-    Over several ranks, what comes back is this rank's: the mean over ranks of it, and of its
-    gradient, is the reduction of all anchors of all ranks.
+    Args:
+        losses (Tensor): (M,) loss of each anchor, 0 without a positive.
+        has_positive (Tensor): (M,) bool.
+        weight (Tensor, optional): (M,) weights of at least 0. None: all weights are 1.
+        reduction (str): `"mean"`, `"sum"` or `"none"`.
+        ranks (Ranks, optional): the ranks whose anchors the reduction covers. The mean over ranks
+            of the result, and of its gradient, is then the reduction over the anchors of all
+            ranks. Default: None, this process alone.
+
+    Returns:
+        The loss, () or, with `"none"`, (M,).
     """
     largest = losses.new_ones(())
     if weight is None:
         weights = has_positive.to(losses.dtype)
-        counted = losses
+        weighted = losses
     else:
         weight = torch.where(has_positive, weight.detach().clamp(min=0), 0)
         if reduction == "mean" and weight.numel():
-            # A mean knows no scale, and sums of weights near 1 neither overflow nor vanish.
-            # Made in the wider dtype of the two: each rank divides by a number of its own.
+            # The mean does not depend on the scale of the weights, and the sum of weights near 1
+            # neither overflows nor vanishes. Use the wider of the two dtypes, because each rank
+            # divides by a number of its own.
             weight = weight.to(torch.promote_types(weight.dtype, losses.dtype))
             largest = weight.amax()
             weight = weight / torch.where(largest > 0, largest, 1)
         weights = weight.to(losses.dtype)
-        # A weight of 0 takes the anchor out, also one whose loss has overflowed.
-        counted = torch.where(weights > 0, weights * losses, 0.0)
+        # A weight of 0 excludes the anchor, even if its loss has overflowed.
+        weighted = torch.where(weights > 0, weights * losses, 0.0)
     if reduction == "none":
-        return counted
+        return weighted
     if reduction == "sum":
-        return counted.sum() if ranks is None else ranks.size * counted.sum()
+        return weighted.sum() if ranks is None else ranks.size * weighted.sum()
     total = weights.sum()
     if ranks is not None:
         total = _average_total(total, largest, ranks).to(losses.dtype)
-    return counted.sum() / torch.where(total > 0, total, 1.0)
+    return weighted.sum() / torch.where(total > 0, total, 1.0)
 
 
 def _average_total(total: Tensor, largest: Tensor, ranks: Ranks) -> Tensor:
-    """() Σ over ranks of their total weights, by W, in units of this rank's largest weight."""
+    """Return the mean over ranks of their total weights, in units of this rank's largest weight."""
     own = torch.stack([total, largest]).to(widest_float(total.device))
     (of_all,) = gather(ranks, [own])
     totals, scales = of_all.unbind(dim=1)

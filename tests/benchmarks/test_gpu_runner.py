@@ -347,12 +347,16 @@ sys.exit(gpu.main(["--out", {str(tmp_path / "out")!r}, "--budget", "60"]))
     running = subprocess.Popen(
         [sys.executable, "-c", program, writes],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 20
     while not (tmp_path / "out" / "slow.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     running.terminate()
-    assert running.wait(timeout=10) == 143
+    printed, _ = running.communicate(timeout=30)
+    assert running.returncode == 143
+    assert "correct: not known" in printed
     assert published(tmp_path, "slow")["rows"] == 1
     pid = (tmp_path / "out" / "gpu.log").read_text().split()[2]
     assert not Path(f"/proc/{pid}/cwd").exists()

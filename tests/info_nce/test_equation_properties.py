@@ -311,6 +311,47 @@ def test_no_gradient_is_made_where_none_is_wanted(arrays, monkeypatch):
     assert len(seen) == tiles_of_forward
 
 
+class Called(TorchDispatchMode):
+    """Names the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_backward_creates_no_zeros_for_outputs_without_gradient(arrays):
+    """Of the many outputs of the operator, only the losses have one."""
+    anchors, *rest = arrays
+    loss = info_nce(anchors.requires_grad_(), *rest)
+    with Called() as called:
+        loss.backward()
+    assert torch.ops.aten.mul in called.names
+    assert torch.ops.aten.zeros not in called.names
+
+
+class Dropped(torch.autograd.Function):
+    """The identity, without a gradient."""
+
+    @staticmethod
+    def forward(ctx, losses):
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return None
+
+
+def test_losses_whose_gradient_is_undefined(arrays):
+    anchors, *rest = arrays
+    losses = info_nce(anchors.requires_grad_(), *rest, reduction="none")
+    Dropped.apply(losses).sum().backward()
+    assert anchors.grad is None
+
+
 @each_backend
 def test_a_bank_may_be_written_to_between_forward_and_backward(backend, arrays):
     anchors, anchor_labels, entries, entry_labels = arrays

@@ -1,4 +1,4 @@
-"""The equation in parts: any split of the entries merges to the losses over all of them."""
+"""The equation in parts: any split of the entries merges to what they all make together."""
 
 import math
 
@@ -46,11 +46,8 @@ def test_parts_of_which_exp_overflows():
         DenominatorPartial(part.lse, torch.full((3, 2), value))
         for part, value in zip(parts, (1.0, 5.0, 3.0), strict=True)
     ]
-    assert merge_denominators(with_means).negative_mean.tolist() == [
-        [2.0, 2.0],
-        [2.0, 2.0],
-        [0.0, 0.0],
-    ]
+    means = merge_denominators(with_means).negative_mean
+    assert means.tolist() == [[2.0, 2.0], [2.0, 2.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize("larger", [0, 1])
