@@ -17,10 +17,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.cuda_timing import attempt, seconds_of
-from benchmarks.device import describe_device
-from benchmarks.gpu_ways import MODES
-from pixcontrast._equation.kernels.configurations import (
+from benchmarks._measure.environment import describe_device
+from benchmarks._measure.timers import attempt, seconds_of
+from benchmarks._ways.problem import MODES
+from pixcontrast._info_nce.fused.configurations import (
     Configuration,
     Configurations,
     configurations_for,

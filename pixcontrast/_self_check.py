@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pixcontrast._equation.backends import Form
-from pixcontrast._equation.trial import in_one_line
+from pixcontrast._triton import Form, in_one_line
 from pixcontrast.functional import info_nce
 
 # The reference uses inputs that are already rounded to the tested dtype, so the errors below

@@ -11,17 +11,18 @@ from torch import Tensor
 from pixcontrast import _check as check
 from pixcontrast._distributed import Ranks
 from pixcontrast._dtypes import product_dtype, without_autocast
-from pixcontrast._equation.backends import Backend, check_triton_imports, choose
-from pixcontrast._equation.forms import Shards, run_form
-from pixcontrast._equation.problem import (
+from pixcontrast._info_nce.dispatch import run_form
+from pixcontrast._info_nce.problem import (
+    ContrastTensor,
     Denominator,
-    Piece,
     Problem,
+    Shards,
     compute_dtype,
-    numbered,
+    contrast_tensors,
 )
-from pixcontrast._equation.reduction import Reduction, reduce_losses
+from pixcontrast._info_nce.reduction import Reduction, reduce_losses
 from pixcontrast._labels import mark_ignored
+from pixcontrast._triton import Backend, check_triton_imports, choose
 from pixcontrast.mining import HardNegativeSampler
 
 __all__ = ["info_nce"]
@@ -42,32 +43,32 @@ def info_nce(
     temperature: float = 0.1,
     denominator: Denominator = "negatives",
     weight: Tensor | None = None,
-    mining: HardNegativeSampler | None = None,
+    negative_sampler: HardNegativeSampler | None = None,
     generator: torch.Generator | None = None,
     reduction: Reduction = "mean",
     ignore_index: int = 255,
     backend: Backend = "auto",
 ) -> Tensor:
-    r"""Supervised InfoNCE of anchors against contrast entries.
+    r"""Compute the supervised InfoNCE loss of anchors against contrast entries.
 
-    For anchor i, with s_ij = <a_i, k_j> / τ, P_i the entries of its label (but for itself) and
-    N_i the entries of other labels:
+    For anchor i, let s_ij = <a_i, k_j> / τ, let P_i be the entries with the label of the anchor
+    (the anchor itself excluded), and N_i the entries with other labels:
 
     .. math::
 
         L_i = \frac{1}{|P_i|} \sum_{p \in P_i} \log\left(1 + e^{Z_i - s_{ip}}\right),
         \qquad Z_i = \log \sum_{n \in N_i} e^{s_{in}}
 
-    which is equation 3 of Wang et al., "Exploring Cross-Image Pixel Contrast for Semantic
-    Segmentation" (ICCV 2021): each positive's denominator is itself plus all negatives. With
-    `denominator="all"` it is the loss of Khosla et al., "Supervised Contrastive Learning"
-    (NeurIPS 2020): Z_i sums over everything but i, and L_i = Z_i − mean over P_i of s_ip.
+    This is equation 3 of Wang et al., "Exploring Cross-Image Pixel Contrast for Semantic
+    Segmentation" (ICCV 2021): the denominator of each positive is the positive itself plus all
+    negatives. With `denominator="all"` it is the loss of Khosla et al., "Supervised Contrastive
+    Learning" (NeurIPS 2020): Z_i sums over all entries but i, and L_i = Z_i − mean_p s_ip.
 
-    Entries whose label is `ignore_index` or negative are in neither set, as anchors or as
-    contrast. An anchor with no positive is left out. An anchor with no negative has the loss 0
-    under `"negatives"`, and counts. With no anchor left the loss is 0 and its gradients zeros.
+    Anchors and entries whose label is `ignore_index` or negative are ignored. An anchor without a
+    positive is left out of the mean. An anchor without a negative has loss 0 with `"negatives"`,
+    and counts. If no anchor is left, the loss is 0 and its gradients are zeros.
 
-    The same value, for two tensors without ignored labels, in plain PyTorch::
+    For two tensors without ignored labels, the loss is equal to this plain PyTorch code::
 
         s = anchors @ contrast.T / temperature
         same = anchor_labels[:, None] == contrast_labels[None, :]
@@ -76,43 +77,49 @@ def info_nce(
         loss = losses[same.any(1)].mean()
 
     Args:
-        anchors: (M, D) float32, bfloat16, float16, or float64 (not on triton). Taken as they
-            are: normalise them first. M may be 0.
-        anchor_labels: (M,) integer.
-        contrast: (N, D), or a sequence of such tensors, which are never concatenated (a bank is
-            not copied). None inside the sequence stands for the anchors themselves, each but
-            for itself; `contrast=None` is the same as `(None,)`.
-        contrast_labels: (N,) integer, or a sequence of such tensors and None to match.
-        temperature: τ, above 0.
-        denominator: `"negatives"` or `"all"`.
-        weight: (M,) weights of at least 0, without gradient. The mean is then
-            Σ w_i L_i / Σ w_i over the anchors with positives, and 0 where Σ w_i is 0.
-        mining: which entries count per anchor; None: all.
-        generator: the source of randomness of `mining`, on the tensors' device.
-        reduction: `"mean"`, `"sum"`, or `"none"`: (M,), 0 where an anchor has no positive.
-        ignore_index: the label that takes no part.
-        backend: `"dense"`, the textbook formula, which makes M×N matrices; `"tiled"`, pure
-            PyTorch in memory O(M·D + N + one tile); `"triton"`, fused kernels for CUDA devices
-            of compute capability 8.0 or newer and D up to 512 (or, interpreted, for the CPU
-            under `TRITON_INTERPRET=1`); `"auto"`, triton on CUDA where it can run, else tiled.
-            Where Triton is missing or broken on a device that it should run on, `"auto"` warns
-            once. All give the same loss and gradients. A second derivative and the transforms
-            of `torch.func` need `"dense"`.
+        anchors (Tensor): (M, D), M may be 0; float32, bfloat16, float16, or float64 (not with
+            `backend="triton"`). The vectors are not normalised here.
+        anchor_labels (Tensor): (M,), any integer dtype.
+        contrast (Tensor or sequence of Tensor and None, optional): (N, D) contrast entries, or
+            several such tensors, which are never concatenated (a bank is not copied). None in the
+            sequence stands for the anchors, each of which excludes itself. Default: None, the same
+            as `(None,)`.
+        contrast_labels (Tensor or sequence of Tensor and None, optional): (N,) labels of any
+            integer dtype, in the structure of `contrast`. Default: None.
+        temperature (float): softmax temperature τ, must be positive. Default: 0.1.
+        denominator (str): `"negatives"` or `"all"`, what Z_i sums over. Default: `"negatives"`.
+        weight (Tensor, optional): (M,) weights w_i ≥ 0, without gradient. The mean is then
+            Σ w_i L_i / Σ w_i over the anchors with positives, and 0 if Σ w_i is 0. Default: None,
+            all weights 1.
+        negative_sampler (HardNegativeSampler, optional): selects positives and negatives for each
+            anchor. Default: None, all entries.
+        generator (torch.Generator, optional): source of randomness of `negative_sampler`, on the
+            device of the tensors. Default: None, the default generator.
+        reduction (str): `"mean"`, `"sum"`, or `"none"`, which returns w_i L_i, 0 for an anchor
+            without a positive. Default: `"mean"`.
+        ignore_index (int): label of ignored anchors and entries. Default: 255.
+        backend (str): the implementation; all have the same loss and gradients. `"dense"` is the
+            textbook formula and stores M×N matrices. `"tiled"` is pure PyTorch in memory
+            O(M·D + N + one tile). `"triton"` has fused kernels for CUDA devices of compute
+            capability 8.0 or newer and D up to 512; under `TRITON_INTERPRET=1` they run on the CPU.
+            `"auto"` uses triton on CUDA if it can run, else tiled; it warns once if Triton is
+            missing or broken on a supported device. Second derivatives and the transforms of
+            `torch.func` need `"dense"`. Default: `"auto"`.
 
     Returns:
-        The loss, () or, with `reduction="none"`, (M,); float64 for float64 anchors, else
-        float32. Similarities and sums are held in that dtype too; products are made in the
-        anchors' dtype (inside autocast, in autocast's), where operands saturate at the largest
-        number. A similarity beyond a quarter of its dtype's largest number saturates there; no
-        product of two components may overflow. Gradients reach the anchors and every contrast
+        Tensor: the loss, (), or (M,) with `reduction="none"`; float64 for float64 anchors, else
+        float32. Similarities and sums have the same dtype; products are computed in the anchors'
+        dtype (inside autocast, in autocast's dtype), where operands saturate at the largest number.
+        A similarity beyond a quarter of the largest number of its dtype saturates there; the
+        product of two components must not overflow. Gradients reach the anchors and every contrast
         tensor that requires one, in their own dtypes.
 
     Raises:
-        TypeError, ValueError: for an argument of the wrong type, shape, device or range; the
+        TypeError, ValueError: if an argument has the wrong type, shape, device or range; the
             message names it.
-        ValueError: for `backend="triton"` with float64 anchors, or D above 512.
-        RuntimeError: for `backend="triton"` where it cannot run: on another device, or without
-            a Triton that works; the message says why. `"auto"` never raises for this.
+        ValueError: if `backend="triton"` gets float64 anchors or D above 512.
+        RuntimeError: if `backend="triton"` cannot run: on another device, or without a working
+            Triton; the message says why. `"auto"` never raises for this reason.
 
     Example:
         >>> import torch
@@ -132,7 +139,7 @@ def info_nce(
         temperature=temperature,
         denominator=denominator,
         weight=weight,
-        mining=mining,
+        negative_sampler=negative_sampler,
         generator=generator,
         reduction=reduction,
         ignore_index=ignore_index,
@@ -141,17 +148,18 @@ def info_nce(
 
 
 class Result(NamedTuple):
-    """What a call of `info_nce_of` gives back.
+    """The result of `info_nce_of`.
 
     Attributes:
-        loss: as `info_nce` returns it.
-        has_positive: (M,) bool.
-        held: () int64, how many entries the shards of all ranks hold; None without shards.
+        loss (Tensor): as `info_nce` returns it.
+        has_positive (Tensor): (M,) bool.
+        num_shard_entries (Tensor, optional): () int64, number of entries in the shards of all
+            ranks; None without shards.
     """
 
     loss: Tensor
     has_positive: Tensor
-    held: Tensor | None = None
+    num_shard_entries: Tensor | None = None
 
 
 def info_nce_of(
@@ -163,7 +171,7 @@ def info_nce_of(
     temperature: float,
     denominator: Denominator,
     weight: Tensor | None,
-    mining: HardNegativeSampler | None,
+    negative_sampler: HardNegativeSampler | None,
     generator: torch.Generator | None,
     reduction: Reduction,
     ignore_index: int,
@@ -172,93 +180,102 @@ def info_nce_of(
     ranks: Ranks | None = None,
     shards: Shards | None = None,
 ) -> Result:
-    """`info_nce` for the losses, which know more than their users say.
+    """Compute `info_nce` with options that only the losses have.
 
-    With `unit_length` all vectors are of unit length, or zeros: a kernel that may not look at
-    values then knows how large a similarity can be. With `ranks` the reduction is over the anchors
-    of all of them. With `shards` there are as many anchors on every rank, and their entries count
-    too.
+    Args:
+        unit_length (bool): whether every vector is known to have unit length or to be zero. This
+            bounds the similarities for kernels that must not read values on the host.
+            Default: False.
+        ranks (Ranks, optional): the ranks whose anchors the reduction covers. Default: None, this
+            process alone.
+        shards (Shards, optional): further contrast entries that are distributed over ranks. Every
+            rank must have the same number of anchors. Default: None.
+
+    The other arguments are those of `info_nce`.
     """
-    pieces = _check_and_split(
+    tensors = _check_tensors(
         anchors, anchor_labels, contrast, contrast_labels, ignore_index=ignore_index
     )
     check.check_temperature("temperature", temperature)
     check.check_choice("denominator", denominator, DENOMINATORS)
     check.check_choice("reduction", reduction, REDUCTIONS)
-    check.check_instance("mining", mining, HardNegativeSampler)
+    check.check_instance("negative_sampler", negative_sampler, HardNegativeSampler)
     check.check_generator(generator, anchors.device)
     if weight is not None:
         check.check_anchor_weight("weight", weight, anchors)
     check.check_choice("backend", backend, BACKENDS)
     form = choose(backend, anchors)
-    if backend == "triton" and mining is not None and shards is not None:
+    if backend == "triton" and negative_sampler is not None and shards is not None:
         raise ValueError(
             'backend: expected "auto", "tiled" or "dense" for mining over a sharded bank, which '
             'the kernels cannot do; got "triton"'
         )
 
+    seed = None
+    if negative_sampler is not None:
+        seed = negative_sampler.draw_seed(anchors.device, generator)
     problem = Problem(
         anchors=anchors,
         labels=mark_ignored(anchor_labels, ignore_index),
-        pieces=pieces,
+        contrast=tensors,
         temperature=float(temperature),
         denominator=denominator,
-        mining=mining,
-        seed=None if mining is None else mining.draw_seed(anchors.device, generator),
+        negative_sampler=negative_sampler,
+        seed=seed,
         product_dtype=product_dtype(anchors),
         compute_dtype=compute_dtype(anchors),
         unit_length=unit_length,
     )
     with without_autocast(anchors.device):
-        losses, has_positive, held = run_form(form, problem, shards)
+        losses, has_positive, num_shard_entries = run_form(form, problem, shards)
         loss = reduce_losses(losses, has_positive, weight, reduction, ranks)
-        return Result(loss, has_positive, held)
+        return Result(loss, has_positive, num_shard_entries)
 
 
 def check_backend(backend: object) -> None:
-    """Whether this backend exists and, as far as can be told before there are anchors, can run."""
+    """Raise if the backend does not exist or cannot run, as far as known without anchors."""
     check.check_choice("backend", backend, BACKENDS)
     if backend == "triton":
         check_triton_imports()
 
 
-def _check_and_split(
+def _check_tensors(
     anchors: Tensor,
     anchor_labels: Tensor,
     contrast: Contrast,
     contrast_labels: Contrast,
     *,
     ignore_index: int,
-) -> tuple[Piece, ...]:
+) -> tuple[ContrastTensor, ...]:
+    """Check anchors, contrast entries and labels; return the contrast tensors."""
     check.check_vectors("anchors", anchors)
     check.check_vector_labels("anchor_labels", anchor_labels, "anchors", anchors)
     check.check_ignore_index(ignore_index)
-    found: list[tuple[Tensor, Tensor, bool]] = []
-    for name, entries, labels in _paired(contrast, contrast_labels):
+    checked: list[tuple[Tensor, Tensor, bool]] = []
+    for name, entries, labels in _pairs(contrast, contrast_labels):
         is_anchors = entries is None
+        labels_name = name.replace("contrast", "contrast_labels", 1)
         if entries is None:
             if labels is not None:
                 raise ValueError(
-                    f"{name.replace('contrast', 'contrast_labels', 1)}: expected None beside the "
-                    f"anchors themselves ({name} is None), whose labels are anchor_labels; got "
-                    f"labels"
+                    f"{labels_name}: expected None beside the anchors themselves ({name} is None), "
+                    f"whose labels are anchor_labels; got labels"
                 )
             entries, labels = anchors, anchor_labels
         else:
             check.check_vectors(name, entries)
-            labels_name = name.replace("contrast", "contrast_labels", 1)
             check.check_vector_labels(labels_name, labels, name, entries)
             check.check_same_width(name, entries, "anchors", anchors)
             check.check_same_device(name, entries, "anchors", anchors)
-        assert labels is not None  # check_vector_labels has seen them
-        found.append((entries, mark_ignored(labels, ignore_index), is_anchors))
-    return numbered(found)
+        assert labels is not None  # checked by check_vector_labels
+        checked.append((entries, mark_ignored(labels, ignore_index), is_anchors))
+    return contrast_tensors(checked)
 
 
-def _paired(
+def _pairs(
     contrast: Contrast, contrast_labels: Contrast
 ) -> list[tuple[str, Tensor | None, Tensor | None]]:
-    """Entries beside their labels, each with the name by which a message calls it."""
+    """Return (name for error messages, entries, labels) of each contrast tensor."""
     if contrast is None or isinstance(contrast, Tensor):
         if not (contrast_labels is None or isinstance(contrast_labels, Tensor)):
             raise TypeError(
@@ -285,6 +302,6 @@ def _paired(
             f"{len(contrast_labels)}"
         )
     return [
-        (f"contrast[{number}]", entries, labels)
-        for number, (entries, labels) in enumerate(zip(contrast, contrast_labels, strict=True))
+        (f"contrast[{index}]", entries, labels)
+        for index, (entries, labels) in enumerate(zip(contrast, contrast_labels, strict=True))
     ]

@@ -1,8 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from nested import select_part
 
 # Examples are a function of the test alone: a red run can be repeated.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
@@ -16,8 +18,31 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
-# The problems are small: a second thread would be waited for more than it helps.
+# The problems are small: a second thread would be waited for more than it helps. Workers run side
+# by side, and processes that tests start inherit the variable.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+MOST_WORKERS = 8  # each has PyTorch, Triton and scikit-learn in memory
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each processor, but none for named files: starting one takes seconds.
+
+    None either where a test has started this process.
+    """
+    is_nested = "PYTEST_CURRENT_TEST" in os.environ
+    if is_nested or all(".py" in argument for argument in config.args):
+        return 0
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    return min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start the longest tests first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    select_part(config, items)
 
 
 @pytest.fixture(autouse=True)
@@ -45,26 +70,27 @@ def _nan_in_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that little problems have many, of uneven sizes."""
-    from pixcontrast._equation import attention, mined, products, selection, stripes, tiles
+    from pixcontrast._info_nce.mined import row_blocks, topk
+    from pixcontrast._info_nce.tiled import attention, similarities, tiles
 
-    for module in (tiles, stripes):
+    for module in (tiles, row_blocks):
         monkeypatch.setattr(module, "TILE_ROWS", 3)
-    monkeypatch.setattr(products, "TILE_COLUMNS", 7)
+    monkeypatch.setattr(similarities, "TILE_COLUMNS", 7)
     monkeypatch.setattr(tiles, "POSITIVE_ROWS", 2)
-    monkeypatch.setattr(tiles, "LEAST_ROWS", 4)
-    monkeypatch.setattr(stripes, "STRIPE_SIZE", 640)
-    monkeypatch.setattr(mined, "MASKED_SIZE", 64)
-    monkeypatch.setattr(selection, "GROUP", 2)
-    monkeypatch.setattr(selection, "MOST_TIES", 1)
-    monkeypatch.setattr(attention, "MOST_ENTRIES", 11)
-    monkeypatch.setattr(attention, "SHARE", 3)
+    monkeypatch.setattr(tiles, "MIN_ROWS", 4)
+    monkeypatch.setattr(row_blocks, "BLOCK_SIZE", 640)
+    monkeypatch.setattr(row_blocks, "MASKED_SIZE", 64)
+    monkeypatch.setattr(topk, "GROUP", 2)
+    monkeypatch.setattr(topk, "MAX_TIES", 1)
+    monkeypatch.setattr(attention, "MAX_ENTRIES", 11)
+    monkeypatch.setattr(attention, "MIN_ENTRIES_PER_THREAD", 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
 
 @pytest.fixture
 def without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     """A PyTorch that lacks its attention for processors."""
-    from pixcontrast._equation import attention
+    from pixcontrast._info_nce.tiled import attention
 
     monkeypatch.setattr(attention, "_NAME", "not_there")
 
@@ -72,11 +98,12 @@ def without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unseen_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the path of a device whose values the host must not wait for."""
-    from pixcontrast._equation import arrangement, mined, products
+    from pixcontrast._info_nce.mined import passes as mined_passes
+    from pixcontrast._info_nce.tiled import class_order, similarities
 
-    monkeypatch.setattr(arrangement, "values_cost_nothing", lambda device: False)
-    monkeypatch.setattr(products, "values_cost_nothing", lambda device: False)
-    monkeypatch.setattr(mined, "values_cost_nothing", lambda device: False)
+    monkeypatch.setattr(class_order, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(similarities, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(mined_passes, "reads_are_free", lambda device: False)
 
 
 @pytest.fixture

@@ -49,14 +49,14 @@ def main(device: str = "cuda", backend: str = "triton") -> None:
         entry_labels[::7] = 255
         leaf = anchors.to(device).requires_grad_()
         wanted = entries.to(device).requires_grad_()
-        mining = HardNegativeSampler(strategy="hardest", num_negatives=8, num_positives=4)
+        sampler = HardNegativeSampler(strategy="hardest", num_negatives=8, num_positives=4)
         loss = info_nce(
             leaf,
             labels.to(device),
             [None, wanted, entries.to(device)],
             [None, entry_labels.to(device), entry_labels.to(device)],
             denominator=case.denominator,  # type: ignore[arg-type]
-            mining=mining if case.mined else None,
+            negative_sampler=sampler if case.mined else None,
             backend=backend,  # type: ignore[arg-type]
         )
         loss.backward()  # type: ignore[no-untyped-call]

@@ -3,9 +3,10 @@
 import torch
 from problems import IGNORE, labels, vectors
 
-from pixcontrast._equation.dense import dense_losses
-from pixcontrast._equation.parts import complete, merge_denominators, merge_positives
-from pixcontrast._equation.problem import Piece, Problem
+from pixcontrast._info_nce.dense import dense_losses
+from pixcontrast._info_nce.derivative import complete
+from pixcontrast._info_nce.merge import merge_denominators, merge_positives
+from pixcontrast._info_nce.problem import ContrastTensor, Problem
 from pixcontrast._labels import mark_ignored
 
 CLASSES = 4
@@ -18,21 +19,21 @@ def problem_of(
     generator = torch.Generator().manual_seed(0)
     anchors = vectors(13, 16, generator, dtype)
     anchor_labels = mark_ignored(labels(13, CLASSES, generator), IGNORE)
-    pieces = [Piece(anchors, anchor_labels, True, 0)]
+    pieces = [ContrastTensor(anchors, anchor_labels, True, 0)]
     for size in (9, 5, 21):
         entry_labels = mark_ignored(labels(size, CLASSES, generator), IGNORE)
         if size == 9:
             entry_labels[:] = 1
         if size == 5:
             entry_labels[:] = -1
-        pieces.append(Piece(vectors(size, 16, generator, dtype), entry_labels, False, 0))
+        pieces.append(ContrastTensor(vectors(size, 16, generator, dtype), entry_labels, False, 0))
     return Problem(
         anchors=anchors,
         labels=anchor_labels,
-        pieces=tuple(pieces[number] for number in numbers),
+        contrast=tuple(pieces[number] for number in numbers),
         temperature=0.1,
         denominator=denominator,
-        mining=None,
+        negative_sampler=None,
         seed=None,
         product_dtype=dtype,
         compute_dtype=dtype,
@@ -45,7 +46,7 @@ def forward_in_parts(make_passes, splits, **options):
     parts = [make_passes(problem_of(numbers, **options)) for numbers in splits]
     denominator = merge_denominators([part.denominator(want_gradient=True) for part in parts])
     positives = merge_positives(
-        [part.positives(denominator.log_sum, want_gradient=True) for part in parts]
+        [part.positives(denominator.lse, want_gradient=True) for part in parts]
     )
     return complete(problem_of(**options), denominator, positives)
 
@@ -54,15 +55,18 @@ def expected_of(**options):
     """The same by the textbook formula: entries are held fixed, also where they are anchors."""
     problem = problem_of(**options)
     anchors = problem.anchors.clone().requires_grad_()
-    fixed = [Piece(piece.entries.detach(), piece.labels, False, 0) for piece in problem.pieces[1:]]
+    fixed = [
+        ContrastTensor(piece.entries.detach(), piece.labels, False, 0)
+        for piece in problem.contrast[1:]
+    ]
     # Themselves as entries that are someone else's: all but oneself, one anchor at a time.
     losses, has_positive = [], []
     for i in range(len(anchors)):
         others = problem.labels.clone()
         others[i] = -1
-        own = Piece(problem.anchors, others, False, 0)
+        own = ContrastTensor(problem.anchors, others, False, 0)
         one = {**vars(problem), "anchors": anchors[i : i + 1], "labels": problem.labels[i : i + 1]}
-        loss, there = dense_losses(Problem(**{**one, "pieces": (own, *fixed)}))
+        loss, there = dense_losses(Problem(**{**one, "contrast": (own, *fixed)}))
         losses.append(loss)
         has_positive.append(there)
     loss = torch.cat(losses)

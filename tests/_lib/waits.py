@@ -4,7 +4,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pixcontrast._equation.operators import entries_gradient_operator, losses_operator
+from pixcontrast._info_nce.operators import entries_gradient_operator, losses_operator
 
 aten = torch.ops.aten
 # A value that the host reads, a shape that depends on values, a tensor made of the host's numbers.

@@ -78,7 +78,7 @@ CASES = {
     "triton elsewhere": (vectors(ANCHORS.to(META), THREE.to(META), backend="triton"), RuntimeError, ["backend", "triton", '"auto"']),
     "triton in float64": (vectors(ANCHORS.double(), THREE, backend="triton"), ValueError, ["backend", "float32, bfloat16, float16", "float64", '"auto"']),
     "triton of a great width": (vectors(torch.ones(3, 513), THREE, backend="triton"), ValueError, ["backend", "D up to 512", "D = 513", '"tiled"']),
-    "mining is a string": (vectors(ANCHORS, THREE, mining="hardest"), TypeError, ["mining", "HardNegativeSampler", "str"]),
+    "negative_sampler is a string": (vectors(ANCHORS, THREE, negative_sampler="hardest"), TypeError, ["negative_sampler", "HardNegativeSampler", "str"]),
     "weight of another length": (vectors(ANCHORS, THREE, weight=torch.ones(4)), ValueError, ["weight", "(3,)", "(4,)"]),
     "weight below 0": (vectors(ANCHORS, THREE, weight=-torch.ones(3)), ValueError, ["weight", "at least 0", "-1.0"]),
     "weight infinite": (vectors(ANCHORS, THREE, weight=torch.ones(3) / 0), ValueError, ["weight", "finite", "inf"]),
@@ -142,7 +142,7 @@ CASES = {
     "count of no queue": (lambda: bank().count(None), ValueError, ["queue", "'pixels'", "None"]),
     # options
     "a factor beyond float32": (lambda: PixelContrastLoss(temperature=1e30, base_temperature=1e-30), ValueError, ["base_temperature", "float32", "1e+30"]),
-    "sources in an array": (lambda: PixelContrastLoss(contrast=np.zeros(2)), TypeError, ["contrast", "'batch'", "array"]),
+    "sources in an array": (lambda: PixelContrastLoss(contrast_with=np.zeros(2)), TypeError, ["contrast_with", "'batch'", "array"]),
     "dtype in an array": (lambda: bank(dtype=np.zeros(2)), TypeError, ["dtype", "float32", "array"]),
     "slots beyond 64 bits": (lambda: bank(pixel_slots=2**63), ValueError, ["pixel_slots", "64-bit", str(2**63)]),
     "a bank beyond 64 bits": (lambda: bank(region_slots=2**60), ValueError, ["num_classes, region_slots, dim", "2**63 bytes", str(2**60)]),
@@ -154,15 +154,15 @@ CASES = {
     "sampler is a name": (lambda: PixelContrastLoss(anchor_sampler="hard"), TypeError, ["anchor_sampler", "callable", "'hard'"]),
     "negatives are a name": (lambda: PixelContrastLoss(negative_sampler="hard"), TypeError, ["negative_sampler", "HardNegativeSampler", "'hard'"]),
     "bank is a tensor": (lambda: PixelContrastLoss(bank=EMB), TypeError, ["bank", "MemoryBank", "tensor"]),
-    "a bank not given": (lambda: PixelContrastLoss(contrast=("batch", "pixels")), ValueError, ["contrast", "'pixels'", "bank=MemoryBank"]),
-    "a queue not there": (lambda: PixelContrastLoss(bank=bank(region_slots=0), contrast=("regions",)), ValueError, ["contrast", "'regions'", "without that queue"]),
-    "an unknown source": (lambda: PixelContrastLoss(contrast=("images",)), ValueError, ["contrast", "'batch'", "'images'"]),
-    "pixels for regions": (lambda: RegionContrastLoss(bank=bank(), contrast=("pixels",)), ValueError, ["contrast", "'regions'", "'pixels'"]),
-    "a source twice": (lambda: PixelContrastLoss(contrast=("batch", "batch")), ValueError, ["contrast", "once"]),
-    "no source": (lambda: PixelContrastLoss(contrast=()), ValueError, ["contrast", "()"]),
-    "a source in a list": (lambda: PixelContrastLoss(contrast=[["batch"]]), TypeError, ["contrast", "'batch'"]),
+    "a bank not given": (lambda: PixelContrastLoss(contrast_with=("batch", "pixels")), ValueError, ["contrast_with", "'pixels'", "bank=MemoryBank"]),
+    "a queue not there": (lambda: PixelContrastLoss(bank=bank(region_slots=0), contrast_with=("regions",)), ValueError, ["contrast_with", "'regions'", "without that queue"]),
+    "an unknown source": (lambda: PixelContrastLoss(contrast_with=("images",)), ValueError, ["contrast_with", "'batch'", "'images'"]),
+    "pixels for regions": (lambda: RegionContrastLoss(bank=bank(), contrast_with=("pixels",)), ValueError, ["contrast_with", "'regions'", "'pixels'"]),
+    "a source twice": (lambda: PixelContrastLoss(contrast_with=("batch", "batch")), ValueError, ["contrast_with", "once"]),
+    "no source": (lambda: PixelContrastLoss(contrast_with=()), ValueError, ["contrast_with", "()"]),
+    "a source in a list": (lambda: PixelContrastLoss(contrast_with=[["batch"]]), TypeError, ["contrast_with", "'batch'"]),
     "ignored beyond 64 bits": (lambda: PixelContrastLoss(ignore_index=2**70), ValueError, ["ignore_index", "64-bit"]),
-    "a bare source": (lambda: PixelContrastLoss(contrast="batch"), TypeError, ["contrast", "('batch',)"]),
+    "a bare source": (lambda: PixelContrastLoss(contrast_with="batch"), TypeError, ["contrast_with", "('batch',)"]),
     "denominator of a loss": (lambda: PixelContrastLoss(denominator="none"), ValueError, ["denominator", "'none'"]),
     "reduction of a loss": (lambda: PixelContrastLoss(reduction="avg"), ValueError, ["reduction", "'avg'"]),
     "backend of a loss": (lambda: PixelContrastLoss(backend="gpu"), ValueError, ["backend", "'gpu'"]),
@@ -231,7 +231,7 @@ def test_fractions_may_be_any_real_number():
     mining = HardNegativeSampler(ratio=Fraction(1, 2), num_negatives=3)
     assert mining == HardNegativeSampler(ratio=0.5, num_negatives=3)
     for backend in ("dense", "tiled"):
-        assert torch.isfinite(info_nce(ANCHORS, THREE, mining=mining, backend=backend))
+        assert torch.isfinite(info_nce(ANCHORS, THREE, negative_sampler=mining, backend=backend))
 
 
 def test_a_head_under_autocast_takes_other_dtypes():

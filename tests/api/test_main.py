@@ -13,7 +13,9 @@ import torch
 import pixcontrast
 from pixcontrast import __main__ as report
 from pixcontrast import _self_check as agreement
-from pixcontrast._equation import autograd, backends
+from pixcontrast import _triton
+from pixcontrast._info_nce import dispatch, operators
+from pixcontrast._info_nce.results import Losses
 
 CPU = torch.device("cpu")
 
@@ -58,7 +60,7 @@ def test_as_a_command():
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("pixcontrast._equation.fused") is None
+    importlib.util.find_spec("pixcontrast._info_nce.fused.forward") is None
     or importlib.util.find_spec("triton") is None,
     reason="needs the fused kernels and Triton",
 )
@@ -72,9 +74,22 @@ def test_as_a_command_with_interpreted_kernels():
 @pytest.fixture
 def interpreted(monkeypatch):
     """Kernels that run on the CPU: the tiled form stands in for them."""
-    monkeypatch.setattr(backends, "import_failure", lambda: None)
-    monkeypatch.setattr(backends, "interpreted", lambda: True)
-    monkeypatch.setattr(autograd, "fused_losses", autograd.tiled_losses, raising=False)
+    monkeypatch.setattr(_triton, "import_failure", lambda: None)
+    monkeypatch.setattr(_triton, "interpreted", lambda: True)
+    replace_kernels(monkeypatch, tiled_losses)
+
+
+def tiled_losses(problem):
+    return operators.compute_losses(problem, fused=False)
+
+
+def replace_kernels(monkeypatch, losses_of):
+    """Another function in place of the kernels."""
+
+    def compute_losses(problem, *, fused):
+        return losses_of(problem) if fused else tiled_losses(problem)
+
+    monkeypatch.setattr(dispatch, "compute_losses", compute_losses)
 
 
 def test_interpreted_kernels_are_checked(interpreted, monkeypatch):
@@ -88,9 +103,9 @@ def wrong_by(loss=0.0, gradient=0.0):
     """The tiled form, with a loss and a gradient that are off by these parts."""
 
     def losses_of(problem):
-        losses, has_positive = autograd.tiled_losses(problem)
+        losses, has_positive, _ = tiled_losses(problem)
         losses.register_hook(lambda upstream: upstream * (1 + gradient))
-        return losses + (losses * loss).detach(), has_positive
+        return Losses(losses + (losses * loss).detach(), has_positive)
 
     return losses_of
 
@@ -98,7 +113,7 @@ def wrong_by(loss=0.0, gradient=0.0):
 @pytest.mark.parametrize("error", [0.05, -0.05, float("nan"), float("inf")])
 @pytest.mark.parametrize("of", ["loss", "gradient"])
 def test_a_wrong_backend_fails(interpreted, monkeypatch, capsys, of, error):
-    monkeypatch.setattr(autograd, "fused_losses", wrong_by(**{of: error}))
+    replace_kernels(monkeypatch, wrong_by(**{of: error}))
     monkeypatch.setattr(report, "find_devices", lambda: [CPU])
     assert report.main([]) == 1
     output = capsys.readouterr().out
@@ -109,7 +124,7 @@ def test_a_wrong_backend_fails(interpreted, monkeypatch, capsys, of, error):
 
 
 def test_a_small_error_of_float32_fails(interpreted, monkeypatch):
-    monkeypatch.setattr(autograd, "fused_losses", wrong_by(gradient=1e-3))
+    replace_kernels(monkeypatch, wrong_by(gradient=1e-3))
     assert not agreement.compare_with_reference("triton", CPU, torch.float32).ok
     assert agreement.compare_with_reference("triton", CPU, torch.bfloat16).ok
 
@@ -118,7 +133,7 @@ def test_a_backend_that_raises_fails(interpreted, monkeypatch):
     def losses_of(problem):
         raise RuntimeError("out of\nregisters")
 
-    monkeypatch.setattr(autograd, "fused_losses", losses_of)
+    replace_kernels(monkeypatch, losses_of)
     found = agreement.compare_with_reference("triton", CPU, torch.float32)
     assert not found.ok
     assert found.failure == "RuntimeError: out of registers"
@@ -132,9 +147,9 @@ def test_the_checks_multiply_exactly_and_leave_the_precision_alone(interpreted, 
 
     def losses_of(problem):
         seen.append(torch.get_float32_matmul_precision())
-        return autograd.tiled_losses(problem)
+        return tiled_losses(problem)
 
-    monkeypatch.setattr(autograd, "fused_losses", losses_of)
+    replace_kernels(monkeypatch, losses_of)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")

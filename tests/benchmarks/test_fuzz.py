@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.reliability.calls import Call, make_call
 from benchmarks.reliability.fuzz import run
-from benchmarks.reliability.memory import limited_memory
+from benchmarks.reliability.limits import limited_memory
 from benchmarks.reliability.oracle import defect_of
 from pixcontrast.functional import info_nce
 
@@ -31,7 +31,7 @@ def judged(function, target="info_nce", **given):
     arguments = {
         "anchors": torch.eye(4), "anchor_labels": LABELS, "contrast": None,
         "contrast_labels": None, "temperature": 0.5, "denominator": "negatives", "weight": None,
-        "mining": None, "generator": None, "reduction": "mean", "ignore_index": 255,
+        "negative_sampler": None, "generator": None, "reduction": "mean", "ignore_index": 255,
         "backend": "tiled",
     }  # fmt: skip
     return defect_of(Call(target, function, {**arguments, **given}, ()))[1]

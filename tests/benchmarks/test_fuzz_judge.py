@@ -38,7 +38,7 @@ def judged_info_nce(function, mining, **given):
     arguments = {
         "anchors": unit(12, 3), "anchor_labels": torch.arange(12) % 3, "contrast": [None],
         "contrast_labels": [None], "temperature": 0.5, "denominator": "negatives",
-        "weight": None, "mining": mining, "generator": torch.Generator().manual_seed(3),
+        "weight": None, "negative_sampler": mining, "generator": torch.Generator().manual_seed(3),
         "reduction": "mean", "ignore_index": 255, "backend": "tiled",
     }  # fmt: skip
     return defect_of(Call("info_nce", function, {**arguments, **given}, ()))[1]
@@ -55,7 +55,7 @@ def test_a_wrong_selection(strategy, reduction):
     def judged(negatives, positives):
         other = select(negatives, positives)
         return judged_info_nce(
-            lambda **given: info_nce(**{**given, "mining": other}), select(2, 1),
+            lambda **given: info_nce(**{**given, "negative_sampler": other}), select(2, 1),
             reduction=reduction,
         )  # fmt: skip
 

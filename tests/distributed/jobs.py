@@ -16,11 +16,13 @@ from pixcontrast import (
     RegionContrastLoss,
 )
 from pixcontrast._distributed import Ranks, add_up, ranks_of
-from pixcontrast._equation import sharded
-from pixcontrast._equation.operators import sharded_losses_operator
-from pixcontrast._equation.problem import Problem
-from pixcontrast._equation.sharded_mining import MinedPasses, find_thresholds
-from pixcontrast.mining import Strategy, Thresholds
+from pixcontrast._info_nce.operator_inputs import Inputs
+from pixcontrast._info_nce.operators import losses_operator
+from pixcontrast._info_nce.problem import Problem, Shards, contrast_tensors
+from pixcontrast._info_nce.sharded import passes as sharded_passes
+from pixcontrast._info_nce.sharded.mining import MinedPasses, find_rank_thresholds
+from pixcontrast._info_nce.thresholds import Thresholds
+from pixcontrast.mining import Strategy
 
 LOSSES = {"pixels": PixelContrastLoss, "regions": RegionContrastLoss}
 EVERY_PIXEL = RandomAnchorSampler(max_anchors=10_000, max_views=10_000)
@@ -64,14 +66,26 @@ def opcheck_of_shards(group: Any, rank: int, mined: bool) -> None:
     assert ranks is not None
     generator = torch.Generator().manual_seed(rank)
     anchors, entries = torch.randn(13, 4, generator=generator).split((6, 7))
-    options = ("hardest", 1.0, 3, 2) if mined else (None, 1.0, None, None)
-    arguments = (
-        *([entries], [torch.arange(7) % 3], ranks.name),
-        *(anchors.clone().requires_grad_(), torch.arange(6) % 3, [], [], [True], True, None),
-        *(0.1, "negatives", torch.float32, True, False, *options, 6 * rank),
+    labels = torch.arange(6) % 3
+    sampler = HardNegativeSampler(strategy="hardest", num_negatives=3, num_positives=2)
+    anchors = anchors.clone().requires_grad_()
+    problem = Problem(
+        anchors=anchors,
+        labels=labels,
+        contrast=contrast_tensors([(anchors, labels, True)]),
+        temperature=0.1,
+        denominator="negatives",
+        negative_sampler=sampler if mined else None,
+        seed=None,
+        product_dtype=torch.float32,
+        compute_dtype=torch.float32,
+        unit_length=True,
+        first_anchor_id=6 * rank,
     )
+    shards = Shards(ranks, [entries], [torch.arange(7) % 3])
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(sharded_losses_operator, arguments, test_utils=checks)
+    inputs = tuple(Inputs.of(problem, shards, fused=False))
+    torch.library.opcheck(losses_operator, inputs, test_utils=checks)
 
 
 def loss_that_asks_no_rank(group: Any, rank: int) -> tuple[float, float]:
@@ -80,7 +94,7 @@ def loss_that_asks_no_rank(group: Any, rank: int) -> tuple[float, float]:
     emb, labels, _ = Batch(0, torch.float64).share([6], 0)
     values = []
     for beside in (bank, None):
-        loss = PixelContrastLoss(bank=beside, contrast=("batch",), process_group=group).eval()
+        loss = PixelContrastLoss(bank=beside, contrast_with=("batch",), process_group=group).eval()
         generator = torch.Generator().manual_seed(0)
         values.append(float(loss(emb, labels, generator=generator)) if rank == 0 else 0.0)
     return values[0], values[1]
@@ -137,17 +151,19 @@ def count_selected(
     found = []
     seeds = []
 
-    def thresholds(of_shard: MinedPasses, own: MinedPasses, problem: Problem, ranks: Ranks) -> Any:
-        met = find_thresholds(of_shard, own, problem, ranks)
+    def thresholds(
+        of_shard: MinedPasses, own: MinedPasses, problem: Problem, ranks: Ranks
+    ) -> Thresholds:
+        met = find_rank_thresholds(of_shard, own, problem, ranks)
         of_shard.thresholds = met
-        mine = slice(problem.first_row, problem.first_row + len(problem.labels))
-        own.thresholds = Thresholds(*(column[mine] for column in met))
+        mine = slice(problem.first_anchor_id, problem.first_anchor_id + len(problem.labels))
+        own.thresholds = met.of(mine)
         counts = []
         for passes in (of_shard, own):
             selected = torch.zeros_like(passes._problem.labels)
-            for places, _, _, negative in passes._kept():
-                selected[places] = negative.sum(dim=1)
-            counts.append((passes.available(positive=False), selected))
+            for indices, _, masks in passes.selected():
+                selected[indices] = masks.negative.sum(dim=1)
+            counts.append((passes.available(positive=False).squeeze(1), selected))
         for total, part in zip(counts[0], counts[1], strict=True):
             total[mine] += part
         found.extend(add_up(ranks, total) for total in counts[0])
@@ -155,7 +171,7 @@ def count_selected(
         seeds.append(int(problem.seed))
         return met
 
-    sharded.find_thresholds = thresholds
+    sharded_passes.find_rank_thresholds = thresholds
     try:
         bank = make_bank(group, torch.float32, pixel_slots=9, region_slots=4, sharded=True)
         loss = PixelContrastLoss(
@@ -169,7 +185,7 @@ def count_selected(
         bank.update(emb, labels)
         loss(emb, labels, generator=generator)
     finally:
-        sharded.find_thresholds = find_thresholds
+        sharded_passes.find_rank_thresholds = find_rank_thresholds
     return found[0], found[1], asked, seeds[0]
 
 

@@ -10,8 +10,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from pixcontrast._equation import backends
-from pixcontrast._equation import dense as dense_form
+from pixcontrast import _triton
+from pixcontrast._info_nce import dense as dense_form
 from pixcontrast._self_check import matmul_precision
 
 __all__ = [
@@ -42,15 +42,15 @@ def plain_products() -> Iterator[None]:
 
 
 def configuration_table() -> dict[int, dict[str, dict[int, Any]]]:
-    """The tiles by compute capability, kind of product ("16", "tf32", "ieee") and largest D."""
-    from pixcontrast._equation.kernels.configurations import TABLE
+    """The tiles by compute capability, kind of product ("16", "mixed", ...) and largest D."""
+    from pixcontrast._info_nce.fused.configurations import TABLE
 
     return TABLE
 
 
 def use_configuration(tiles: Any) -> Any:
     """Context manager in which every fused call uses these tiles."""
-    from pixcontrast._equation.kernels.configurations import using
+    from pixcontrast._info_nce.fused.configurations import using
 
     return using(tiles)
 
@@ -66,8 +66,8 @@ def launch_without_a_card(capability: tuple[int, int], processors: int) -> None:
 
     torch.cuda.get_device_capability = lambda device=None: capability
     torch.cuda.get_device_properties = lambda device=None: Properties
-    backends.why_not_on = lambda kind, index: None
-    backends.auto_takes_fused = lambda kind, index: True
+    _triton.why_not_on = lambda kind, index: None
+    _triton.auto_takes_fused = lambda kind, index: True
 
 
 def truncate_tf32_operands() -> None:

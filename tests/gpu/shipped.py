@@ -11,7 +11,7 @@ from ahead_of_time import SHARED_MEMORY
 from internals import configuration_table
 from on_gpu import DEVICE, REHEARSAL
 
-MODE_OF_KIND = {"16": "bf16", "tf32": "tf32", "ieee": "float32"}
+MODE_OF_KIND = {"16": "bf16", "mixed": "bf16", "tf32": "tf32", "ieee": "float32"}
 
 
 @dataclass(frozen=True)

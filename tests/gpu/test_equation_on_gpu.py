@@ -139,7 +139,11 @@ def test_mining(mode, name, denominator):
     arguments = problem("pieces", mode, 64)
     for backend, given in ((BACKEND, arguments), ("dense", wide(arguments))):
         generator = torch.Generator(DEVICE).manual_seed(7)
-        options = {"mining": MININGS[name], "generator": generator, "denominator": denominator}
+        options = {
+            "negative_sampler": MININGS[name],
+            "generator": generator,
+            "denominator": denominator,
+        }
         results.append(run(backend, given, None, **options))
     errors = relative_errors(*results)
     assert errors[0] < 1e-5

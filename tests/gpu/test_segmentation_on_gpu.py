@@ -10,8 +10,8 @@ from on_gpu import DEVICE, needs_gpu, size
 for package in ("PIL", "sklearn", "tqdm"):
     pytest.importorskip(package)
 
-from benchmarks.experiment import load_data, run_experiment  # noqa: E402
-from benchmarks.tables import TABLES  # noqa: E402
+from benchmarks._training.experiment import load_data, run_experiment  # noqa: E402
+from benchmarks._training.protocol import TABLES  # noqa: E402
 
 pytestmark = [*needs_gpu, pytest.mark.ungated("training")]
 

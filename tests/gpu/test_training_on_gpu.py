@@ -97,7 +97,7 @@ def test_a_step_that_overflows_is_skipped():
 def test_compiled_whole(mining):
     def loss(anchors, labels, entries, entry_labels):
         kinds = [None, entries], [None, entry_labels]
-        return info_nce(anchors, labels, *kinds, mining=mining, backend=BACKEND)
+        return info_nce(anchors, labels, *kinds, negative_sampler=mining, backend=BACKEND)
 
     torch._dynamo.reset()
     arguments = (*draw(40, DIM, torch.float32), *draw(90, DIM, torch.float32, seed=1))
@@ -138,7 +138,7 @@ def test_opcheck_of_every_operator_that_runs(mining):
     leaf, wanted = anchors.clone().requires_grad_(), entries[0].clone().requires_grad_()
     with Operators() as seen:
         pieces = [wanted, *entries[1:]]
-        options = {"mining": mining, "backend": BACKEND}
+        options = {"negative_sampler": mining, "backend": BACKEND}
         info_nce(leaf, labels, pieces, entry_labels, **options).backward()
     assert len(seen.calls) >= 2, "a forward and a backward operator"
     if COUNTING:

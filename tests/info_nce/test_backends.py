@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pixcontrast import PixelContrastLoss
-from pixcontrast._equation import autograd, backends, trial
-from pixcontrast._equation.backends import auto_takes_fused, choose, why_not_fused, why_not_on
+from pixcontrast import PixelContrastLoss, _triton
+from pixcontrast._info_nce import dispatch, operators
+from pixcontrast._triton import auto_takes_fused, choose, why_not_fused, why_not_on
 from pixcontrast.functional import info_nce
 
-BROKEN_COMPILER = "a first small call on cuda:0 failed (RuntimeError: Failed to find C compiler)"
+BROKEN_COMPILER = "a first small kernel on cuda:0 failed (RuntimeError: Failed to find C compiler)"
 LABELS = torch.arange(6) % 2
+LAUNCH_FAILURE = _triton.launch_failure
 
 
 def anchors_on(device, dtype=torch.float32, width=8):
@@ -28,14 +29,14 @@ def anchors_on(device, dtype=torch.float32, width=8):
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """A machine with one new CUDA device and a Triton that works, and nothing remembered."""
-    monkeypatch.setattr(backends, "_warned", set())
-    monkeypatch.setattr(trial, "_failures", {})
+    monkeypatch.setattr(_triton, "_warned", set())
+    monkeypatch.setattr(_triton, "_launch_failures", {})
 
     def build(*, capability=(8, 0), import_failure=None, launch_failure=None, interpreted=False):
-        monkeypatch.setattr(backends, "capability", lambda index: capability)
-        monkeypatch.setattr(backends, "import_failure", lambda: import_failure)
-        monkeypatch.setattr(backends, "launch_failure", lambda index: launch_failure)
-        monkeypatch.setattr(backends, "interpreted", lambda: interpreted)
+        monkeypatch.setattr(_triton, "capability", lambda index: capability)
+        monkeypatch.setattr(_triton, "import_failure", lambda: import_failure)
+        monkeypatch.setattr(_triton, "launch_failure", lambda index: launch_failure)
+        monkeypatch.setattr(_triton, "interpreted", lambda: interpreted)
         monkeypatch.setattr(torch.version, "hip", None)
 
     build()
@@ -47,11 +48,12 @@ def fused_calls(monkeypatch):
     """The tiled form in place of the kernels; the list of the problems it was handed."""
     calls = []
 
-    def fused_losses(problem):
-        calls.append(problem)
-        return autograd.tiled_losses(problem)
+    def compute_losses(problem, *, fused):
+        if fused:
+            calls.append(problem)
+        return operators.compute_losses(problem, fused=False)
 
-    monkeypatch.setattr(autograd, "fused_losses", fused_losses, raising=False)
+    monkeypatch.setattr(dispatch, "compute_losses", compute_losses)
     return calls
 
 
@@ -183,7 +185,7 @@ def test_info_nce_by_triton(machine, fused_calls):
 
 def test_info_nce_by_auto(machine, fused_calls, monkeypatch):
     monkeypatch.setattr(
-        backends, "auto_takes_fused", lambda kind, index: (kind, index) == ("cpu", None)
+        _triton, "auto_takes_fused", lambda kind, index: (kind, index) == ("cpu", None)
     )
     info_nce(torch.randn(6, 4), LABELS)
     assert len(fused_calls) == 1
@@ -227,19 +229,17 @@ def test_triton_in_a_whole_graph(machine, fused_calls):
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("works", [True, False])
 @pytest.mark.parametrize("by_name", [True, False])
-def test_the_trial_while_a_compiler_traces(monkeypatch, by_name, works):
-    """Real tensors, the caller's modes not seen, and a constant in the graph."""
-    seen = []
+def test_the_probe_while_a_compiler_traces(monkeypatch, launch_failure, by_name, works):
+    """It is launched once, and its result is a constant in the graph."""
+    launched = []
 
-    def run(device):
-        made = torch.ones(3, requires_grad=True)
-        made.sum().backward()
-        seen.append((device, made.grad.tolist()))
+    def launch(index):
+        launched.append(index)
         if not works:
             raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(backends, "launch_failure", trial.launch_failure)
-    monkeypatch.setattr(trial, "_run_fused", run)
+    monkeypatch.setattr(_triton, "launch_failure", launch_failure)
+    monkeypatch.setattr(_triton, "_launch_probe", launch)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def twice_or_thrice(x):
@@ -250,95 +250,94 @@ def test_the_trial_while_a_compiler_traces(monkeypatch, by_name, works):
         warnings.simplefilter("always")
         results = [twice_or_thrice(torch.ones(2)).tolist() for _ in range(3)]
     assert results == 3 * [[2.0, 2.0] if works else [3.0, 3.0]]
-    assert seen == [(torch.device("cuda:0"), [1.0, 1.0, 1.0])]
+    assert launched == [0]
     said = [str(warning.message) for warning in caught]
     assert sum("C compiler" in message for message in said) == (0 if works or by_name else 1)
 
 
-# the trial
+# the probe
 
 
-def test_the_trial_is_made_once_for_each_device(monkeypatch):
-    tried = []
-    monkeypatch.setattr(trial, "_run_fused", tried.append)
-    for index in (0, 1, 0, 1, 0):
-        assert trial.launch_failure(index) is None
-    assert tried == [torch.device("cuda:0"), torch.device("cuda:1")]
+@pytest.fixture
+def launch_failure():
+    """The function itself, which `machine` replaces."""
+    return LAUNCH_FAILURE
 
 
-def test_the_trial_keeps_what_was_raised(monkeypatch):
-    def fail(device):
+@pytest.fixture
+def launched(monkeypatch):
+    """No kernel is launched; the list of the devices on which one would have been."""
+    indices = []
+    monkeypatch.setattr(_triton, "_launch_probe", indices.append)
+    return indices
+
+
+def test_the_probe_is_launched_once_for_each_device(launch_failure, launched):
+    for index in (0, 1, None, 1, 0):
+        assert launch_failure(index) is None
+    assert launched == [0, 1]
+
+
+def test_the_probe_keeps_what_was_raised(monkeypatch, launch_failure):
+    def fail(index):
         raise RuntimeError("Failed to find\n   C compiler " + 1000 * "please " + "install one")
 
-    monkeypatch.setattr(trial, "_run_fused", fail)
-    reason = trial.launch_failure(0)
+    monkeypatch.setattr(_triton, "_launch_probe", fail)
+    reason = launch_failure(0)
     assert "cuda:0 failed (RuntimeError: Failed to find C compiler please" in reason
     assert len(reason) < 400
-    monkeypatch.setattr(trial, "_run_fused", lambda device: None)
-    assert trial.launch_failure(0) == reason
+    monkeypatch.setattr(_triton, "_launch_probe", lambda index: None)
+    assert launch_failure(0) == reason
 
 
-def test_want_of_memory_is_no_fault_of_triton(monkeypatch):
-    def fail(device):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=["PyTorch's", "Triton's"],
+)
+def test_lack_of_memory_is_no_fault_of_triton(monkeypatch, launch_failure, error):
+    def fail(index):
+        raise error
 
-    monkeypatch.setattr(trial, "_run_fused", fail)
-    assert trial.launch_failure(0) is None
-
-
-def test_the_trial_does_not_see_the_modes_of_its_caller(monkeypatch):
-    seen = []
-
-    def run(device):
-        made = torch.ones(2)
-        seen.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), type(made)))
-
-    monkeypatch.setattr(trial, "_run_fused", run)
-    with torch.no_grad(), torch.autocast("cpu"), FakeTensorMode():
-        trial.launch_failure(0)
-    assert seen == [(True, False, torch.Tensor)]
+    monkeypatch.setattr(_triton, "_launch_probe", fail)
+    assert launch_failure(0) is None
 
 
-def test_no_trial_in_a_capture(monkeypatch):
-    tried = []
-    monkeypatch.setattr(trial, "_run_fused", tried.append)
+def test_no_probe_in_a_capture(monkeypatch, launch_failure, launched):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert trial.launch_failure(0) is None
-    assert tried == []
+    assert launch_failure(0) is None
+    assert launched == []
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert trial.launch_failure(0) is None
-    assert tried == [torch.device("cuda:0")]  # nothing had been remembered
+    assert launch_failure(0) is None
+    assert launched == [0]  # nothing had been remembered
 
 
-def test_no_trial_in_a_backward_pass(monkeypatch):
-    tried = []
-    monkeypatch.setattr(trial, "_run_fused", tried.append)
-    leaf = torch.ones(2, requires_grad=True)
-    leaf.register_hook(lambda gradient: trial.launch_failure(0))
-    leaf.sum().backward()
-    assert tried == []
+def test_the_probe_runs_in_any_mode_of_its_caller():
+    """Its kernel takes no tensor, and nothing is drawn at random."""
+    pytest.importorskip("triton")
+    program = """
+import contextlib, torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from pixcontrast import _triton
+from pixcontrast._triton_probe import probe_kernel
 
-
-def test_the_trial_runs_forward_and_backward_and_draws_nothing(fused_calls, monkeypatch):
-    before = torch.get_rng_state()
-    monkeypatch.setattr(torch.autograd, "grad", spy := Spy(torch.autograd.grad))
-    trial._run_fused(torch.device("cpu"))
-    assert torch.equal(torch.get_rng_state(), before)
-    (problem,) = fused_calls
-    assert problem.anchors.shape == (16, 8)
-    (gradient,) = spy.results[0]
-    assert torch.isfinite(gradient).all()
-    assert gradient.abs().max() > 0
-
-
-class Spy:
-    def __init__(self, work):
-        self.work, self.results = work, []
-
-    def __call__(self, *arguments):
-        self.results.append(self.work(*arguments))
-        return self.results[-1]
+launches = []
+run = probe_kernel.run
+probe_kernel.run = lambda *args, **options: launches.append(args) or run(*args, **options)
+torch.cuda.device = lambda index: contextlib.nullcontext()
+state = torch.get_rng_state()
+with torch.no_grad(), torch.autocast("cpu"), FakeTensorMode():
+    print(_triton.launch_failure(0))
+_triton._launch_failures.clear()
+torch.func.vmap(lambda x: print(_triton.launch_failure(0)) or x)(torch.ones(2))
+print(launches, torch.equal(torch.get_rng_state(), state))
+"""
+    lines = run_python(program, TRITON_INTERPRET="1")
+    assert lines == ["None", "None", "[(2,), (2,)] True"]
 
 
 # what looks at the machine, unreplaced
@@ -361,11 +360,11 @@ import sys, torch
 sys.modules["triton"] = None
 from pixcontrast import PixelContrastLoss
 from pixcontrast.functional import info_nce
-from pixcontrast._equation import backends
+from pixcontrast import _triton
 anchors = torch.eye(4, requires_grad=True)
 labels = torch.tensor([0, 0, 1, 1])
 info_nce(anchors, labels, backend="auto").backward()
-print(backends.interpreted())
+print(_triton.interpreted())
 for wrong in (
     lambda: info_nce(anchors, labels, backend="triton"),
     lambda: PixelContrastLoss(backend="triton"),
@@ -387,11 +386,11 @@ def test_a_triton_that_raises_when_imported(tmp_path):
     (tmp_path / "triton.py").write_text("raise OSError('libcuda.so.1 is of another system')")
     program = """
 import warnings
-from pixcontrast._equation import backends
-backends.capability = lambda index: (9, 0)
+from pixcontrast import _triton
+_triton.capability = lambda index: (9, 0)
 warnings.simplefilter("always")
 with warnings.catch_warnings(record=True) as caught:
-    print(*(backends.auto_takes_fused("cuda", index) for index in (0, 1, 0)))
+    print(*(_triton.auto_takes_fused("cuda", index) for index in (0, 1, 0)))
 print(*(warning.message for warning in caught))
 """
     path = os.pathsep.join([str(tmp_path), *sys.path])
@@ -403,7 +402,7 @@ print(*(warning.message for warning in caught))
 def test_auto_on_the_cpu_imports_no_triton():
     program = """
 import sys, torch
-from pixcontrast._equation.backends import choose
+from pixcontrast._triton import choose
 print(choose("auto", torch.eye(4)), "triton" in sys.modules, "torch._dynamo" in sys.modules)
 """
     assert run_python(program, TRITON_INTERPRET="1") == ["tiled False False"]
@@ -419,7 +418,7 @@ def test_the_interpreter_is_read_as_triton_reads_it(value, expected, monkeypatch
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     else:
         monkeypatch.setenv("TRITON_INTERPRET", value)
-    assert backends.interpreted() is expected
+    assert _triton.interpreted() is expected
 
 
 def test_the_interpreter_before_triton_had_knobs(monkeypatch):
@@ -427,15 +426,15 @@ def test_the_interpreter_before_triton_had_knobs(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
     for value, expected in (("1", True), ("0", False), ("true", False)):
         monkeypatch.setenv("TRITON_INTERPRET", value)
-        assert backends.interpreted() is expected
+        assert _triton.interpreted() is expected
 
 
 def test_a_device_that_is_not_there_has_no_capability(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
-    assert backends.capability(0) == backends.capability(None) == (8, 9)
-    assert backends.capability(1) is None
+    assert _triton.capability(0) == _triton.capability(None) == (8, 9)
+    assert _triton.capability(1) is None
 
 
 @pytest.mark.gpu

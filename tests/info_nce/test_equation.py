@@ -15,8 +15,8 @@ from problems import (
     worst_error,
 )
 
-from pixcontrast._equation import attention
-from pixcontrast._equation.autograd import sharded_losses
+from pixcontrast._info_nce.operators import compute_losses
+from pixcontrast._info_nce.tiled import attention
 from pixcontrast.functional import info_nce
 
 BOUND = 1e-10  # relative, float64
@@ -96,7 +96,7 @@ def compare(arguments, options, mining=None):
         loss_and_gradients(
             backend,
             *arguments,
-            mining=mining,
+            negative_sampler=mining,
             generator=torch.Generator().manual_seed(7),
             **options,
         )
@@ -275,7 +275,7 @@ def test_gradcheck(backend, denominator, mining):
             temperature=0.5,
             denominator=denominator,
             reduction="none",
-            mining=mining,
+            negative_sampler=mining,
             generator=torch.Generator().manual_seed(1),
             backend=backend,
         )
@@ -292,7 +292,7 @@ def test_second_derivative_of_tiled_raises(mining, contrast):
     anchors, anchor_labels = vectors(9, 4, generator), torch.arange(9) % 3
     anchors.requires_grad_()
     pieces = (None, None) if contrast is None else (vectors(6, 4, generator), torch.arange(6) % 3)
-    loss = info_nce(anchors, anchor_labels, *pieces, mining=mining, backend="tiled")
+    loss = info_nce(anchors, anchor_labels, *pieces, negative_sampler=mining, backend="tiled")
     (gradient,) = torch.autograd.grad(loss, anchors, create_graph=True)
     penalty = gradient.square().sum() + anchors.square().sum()
     with pytest.raises(RuntimeError, match='second derivative needs backend="dense"'):
@@ -313,7 +313,7 @@ def test_vmap_runs_on_dense_and_raises_on_tiled():
         torch.func.vmap(lambda part: loss(part, "tiled"))(anchors)
     with pytest.raises(RuntimeError, match=r'torch\.func need backend="dense"'):
         # Before anything is asked of the problem, or of other ranks.
-        torch.func.vmap(lambda part: sharded_losses(part, None, [], [], fused=False))(anchors)
+        torch.func.vmap(lambda part: compute_losses(part, fused=False))(anchors)
 
 
 @pytest.mark.usefixtures("unseen_values")
@@ -324,13 +324,13 @@ def test_what_takes_no_part_is_not_read_where_values_must_not_be_seen(value, min
     anchors, anchor_labels = vectors(30, 4, generator), labels(30, 3, generator)
     entries, entry_labels = vectors(50, 4, generator), labels(50, 3, generator)
     given = anchor_labels, [entries, None], [entry_labels, None]
-    expected = loss_and_gradients("tiled", anchors, *given, mining=mining)
+    expected = loss_and_gradients("tiled", anchors, *given, negative_sampler=mining)
     for tensor, absent in ((anchors, anchor_labels), (entries, entry_labels)):
         is_absent = (absent < 0) | (absent == IGNORE)
         assert is_absent.any()
         tensor[is_absent] = value
     for found, same in zip(
-        loss_and_gradients("tiled", anchors, *given, mining=mining), expected, strict=True
+        loss_and_gradients("tiled", anchors, *given, negative_sampler=mining), expected, strict=True
     ):
         assert torch.equal(found, same)
 

@@ -11,7 +11,8 @@ from problems import IGNORE, labels, loss_and_gradients, vectors, worst_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixcontrast import HardNegativeSampler
-from pixcontrast._equation import arrangement, products, stripes, tiles
+from pixcontrast._info_nce.mined import row_blocks
+from pixcontrast._info_nce.tiled import class_order, similarities, tiles
 from pixcontrast.functional import info_nce
 
 BACKENDS = ("dense", "tiled")
@@ -260,7 +261,7 @@ def test_autocast_rounds_the_operands_alone(backend, mining, arrays):
             anchor_labels,
             [leaves[1], None],
             [entry_labels, None],
-            mining=mining,
+            negative_sampler=mining,
             generator=torch.Generator().manual_seed(1),
             backend=backend,
         )
@@ -273,7 +274,7 @@ def test_autocast_rounds_the_operands_alone(backend, mining, arrays):
         anchor_labels,
         [rounded[1], None],
         [entry_labels, None],
-        mining=mining,
+        negative_sampler=mining,
         generator=torch.Generator().manual_seed(1),
     )
     assert worst_error(actual[:1], expected[:1]) < 1e-6
@@ -305,9 +306,50 @@ def test_no_gradient_is_made_where_none_is_wanted(arrays, monkeypatch):
     loss = info_nce(anchors, *rest)
     assert products
     tiles_of_forward = len(seen)
-    monkeypatch.setattr(arrangement, "Arrangement", None)
+    monkeypatch.setattr(class_order.ClassOrder, "__init__", None)
     loss.backward()  # entries of a bank cost nothing, not even a look at the anchors
     assert len(seen) == tiles_of_forward
+
+
+class Called(TorchDispatchMode):
+    """Names the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_backward_creates_no_zeros_for_outputs_without_gradient(arrays):
+    """Of the many outputs of the operator, only the losses have one."""
+    anchors, *rest = arrays
+    loss = info_nce(anchors.requires_grad_(), *rest)
+    with Called() as called:
+        loss.backward()
+    assert torch.ops.aten.mul in called.names
+    assert torch.ops.aten.zeros not in called.names
+
+
+class Dropped(torch.autograd.Function):
+    """The identity, without a gradient."""
+
+    @staticmethod
+    def forward(ctx, losses):
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return None
+
+
+def test_losses_whose_gradient_is_undefined(arrays):
+    anchors, *rest = arrays
+    losses = info_nce(anchors.requires_grad_(), *rest, reduction="none")
+    Dropped.apply(losses).sum().backward()
+    assert anchors.grad is None
 
 
 @each_backend
@@ -322,7 +364,7 @@ def test_a_bank_may_be_written_to_between_forward_and_backward(backend, arrays):
                 anchor_labels,
                 [None, bank],
                 [None, entry_labels],
-                mining=mining,
+                negative_sampler=mining,
                 generator=torch.Generator().manual_seed(1),
                 backend=backend,
             )
@@ -348,7 +390,7 @@ def test_same_seed_same_bits(backend, mining, threads, arrays):
                 anchor_labels.repeat(8),
                 [entries.float().repeat(50, 4), None],
                 [entry_labels.repeat(50), None],
-                mining=mining,
+                negative_sampler=mining,
                 generator=torch.Generator().manual_seed(3),
             )
             for _ in range(2)
@@ -395,11 +437,11 @@ def test_memory_does_not_grow_with_anchors_times_entries(mining, want):
 
     def largest(backend):
         with LargestTensor() as mode:
-            info_nce(anchors, *arguments, mining=mining, backend=backend).backward()
+            info_nce(anchors, *arguments, negative_sampler=mining, backend=backend).backward()
         return mode.elements
 
     assert largest("dense") >= num_anchors * num_entries
-    tile = stripes.STRIPE_SIZE if mining else products.TILE_ROWS * products.TILE_COLUMNS
+    tile = row_blocks.BLOCK_SIZE if mining else similarities.TILE_ROWS * similarities.TILE_COLUMNS
     assert largest("tiled") <= max(tile, 4 * num_entries)
 
 
@@ -434,7 +476,7 @@ def test_means_of_large_terms_do_not_overflow(backend, denominator, mining):
             torch.tensor([0] * 8 + [1]),
             temperature=1.0,
             denominator=denominator,
-            mining=mining,
+            negative_sampler=mining,
             backend=backend,
         )
         assert torch.isfinite(loss)
@@ -484,10 +526,10 @@ def test_transforms_of_torch_func():
 
 def test_another_default_device_changes_nothing(arrays):
     mining = HardNegativeSampler(strategy="hardest")
-    expected = info_nce(*arrays, mining=mining) + info_nce(*arrays)
+    expected = info_nce(*arrays, negative_sampler=mining) + info_nce(*arrays)
     torch.set_default_device("meta")
     try:
-        actual = info_nce(*arrays, mining=mining) + info_nce(*arrays)
+        actual = info_nce(*arrays, negative_sampler=mining) + info_nce(*arrays)
     finally:
         torch.set_default_device(None)
     assert torch.equal(actual, expected)

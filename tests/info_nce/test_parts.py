@@ -7,14 +7,9 @@ import torch
 from problems import DENOMINATORS, worst_error
 from splits import SPLITS, expected_of, forward_in_parts
 
-from pixcontrast._equation.partial import Partial
-from pixcontrast._equation.parts import (
-    DenominatorPart,
-    PositivesPart,
-    merge_denominators,
-    merge_positives,
-)
-from pixcontrast._equation.tiled import TiledPasses
+from pixcontrast._info_nce.merge import OnlineSoftmax, merge_denominators, merge_positives
+from pixcontrast._info_nce.results import DenominatorPartial, PositivesPartial
+from pixcontrast._info_nce.tiled.passes import TiledPasses
 
 
 @pytest.mark.parametrize("split", list(SPLITS))
@@ -22,7 +17,7 @@ from pixcontrast._equation.tiled import TiledPasses
 def test_any_split_merges_to_the_same(split, denominator, small_tiles):
     losses, gradient, has_positive = expected_of(denominator=denominator)
     found = forward_in_parts(TiledPasses, SPLITS[split], denominator=denominator)
-    assert worst_error([found.losses, found.gradient], [losses, gradient]) < 1e-13
+    assert worst_error([found.losses, found.anchor_gradient], [losses, gradient]) < 1e-13
     assert torch.equal(found.has_positive, has_positive)
     assert has_positive.any()
     assert not has_positive.all()
@@ -31,8 +26,8 @@ def test_any_split_merges_to_the_same(split, denominator, small_tiles):
 def test_a_single_positive_is_its_own_mean():
     """However many parts have nothing to say of it."""
     row, nothing = torch.tensor([2.0]), torch.zeros(1)
-    one = PositivesPart(torch.tensor([1]), row, 3 * row, row[:, None])
-    none = PositivesPart(torch.tensor([0]), nothing, nothing, nothing[:, None])
+    one = PositivesPartial(torch.tensor([1]), row, 3 * row, row[:, None])
+    none = PositivesPartial(torch.tensor([0]), nothing, nothing, nothing[:, None])
     for parts in ([one], [none, one], [one, none, none]):
         for found, expected in zip(merge_positives(parts), one, strict=True):
             assert torch.equal(found, expected)
@@ -42,16 +37,17 @@ def test_parts_of_which_exp_overflows():
     """And of which one says nothing of an anchor, or nothing at all of gradients."""
     large = torch.tensor([1000.0, -1000.0, -torch.inf])
     nothing = torch.full((3,), -torch.inf)
-    parts = [DenominatorPart(log_sum, None) for log_sum in (large, nothing, large)]
+    parts = [DenominatorPartial(log_sum, None) for log_sum in (large, nothing, large)]
     for few, expected in ((parts[:1], large), (parts, large + math.log(2))):
         merged = merge_denominators(few)
-        assert merged.mean is None
-        assert torch.equal(merged.log_sum, expected)
+        assert merged.negative_mean is None
+        assert torch.equal(merged.lse, expected)
     with_means = [
-        DenominatorPart(part.log_sum, torch.full((3, 2), value))
+        DenominatorPartial(part.lse, torch.full((3, 2), value))
         for part, value in zip(parts, (1.0, 5.0, 3.0), strict=True)
     ]
-    assert merge_denominators(with_means).mean.tolist() == [[2.0, 2.0], [2.0, 2.0], [0.0, 0.0]]
+    means = merge_denominators(with_means).negative_mean
+    assert means.tolist() == [[2.0, 2.0], [2.0, 2.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize("larger", [0, 1])
@@ -61,8 +57,8 @@ def test_halves_of_which_exp_overflows(larger):
     means = torch.tensor([[[1.0], [5.0]], [[2.0], [7.0]]])
     if larger:
         log_sums, means = log_sums.flip(0), means.flip(0)
-    partial = Partial(torch.zeros(4, 1), bounded=False, weighted=True)
-    partial.merge(slice(0, 4), log_sums.flatten(), means.flatten(0, 1))
+    partial = OnlineSoftmax(torch.zeros(4, 1), bounded=False, weighted=True)
+    partial.add_partial(slice(0, 4), log_sums.flatten(), means.flatten(0, 1))
     partial.merge_halves()
-    assert torch.equal(partial.log_sum(), torch.tensor([1000.0, 3.0]))
+    assert torch.equal(partial.lse(), torch.tensor([1000.0, 3.0]))
     assert partial.mean().tolist() == [[1.0], [5.0]]

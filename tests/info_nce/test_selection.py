@@ -5,8 +5,10 @@ import torch
 from problems import labels, loss_and_gradients, vectors, worst_error
 
 from pixcontrast import HardNegativeSampler
-from pixcontrast._equation import cache, mined, selection
-from pixcontrast._keys import LARGEST_KEY, PairKeys
+from pixcontrast._info_nce.mined import passes as mined_passes
+from pixcontrast._info_nce.mined import topk
+from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
+from pixcontrast._info_nce.tiled import similarities
 
 
 def keys_by_hand(seed, row, column):
@@ -49,7 +51,7 @@ def test_keys_of_an_anchor_are_distinct():
 def test_the_largest(columns, count):
     values = torch.randint(50, (7, columns)).float()  # with many ties
     count = min(count, columns)
-    found, places = selection._largest(values, count)
+    found, places = topk._largest(values, count)
     assert torch.equal(values.gather(1, places), found)
     assert all(row.unique().numel() == count for row in places)
     torch.testing.assert_close(
@@ -93,7 +95,7 @@ def test_gathered_equals_dense(strategy, denominator, num_negatives, num_positiv
         anchor_labels,
         [None, bank, None],
         [None, bank_labels, None],
-        mining=mining,
+        negative_sampler=mining,
         denominator=denominator,
     )
 
@@ -104,7 +106,9 @@ def test_all_that_tie_count(strategy, copies, monkeypatch):
     """Few ties are gathered; more than there is room for are left to masks."""
     masked = []
     monkeypatch.setattr(
-        mined, "masked_rows", lambda *a, f=mined.masked_rows, **o: masked.append(1) or f(*a, **o)
+        mined_passes,
+        "masked_rows",
+        lambda *a, f=mined_passes.masked_rows, **o: masked.append(1) or f(*a, **o),
     )
     generator = torch.Generator().manual_seed(0)
     # Powers of two: equal vectors have equal similarities, in whatever product.
@@ -114,7 +118,7 @@ def test_all_that_tie_count(strategy, copies, monkeypatch):
     entries = entries.repeat_interleave(copies, dim=0)
     anchor_labels, entry_labels = torch.arange(20) % 3, torch.arange(len(entries)) % 3
     mining = HardNegativeSampler(strategy=strategy, ratio=0.2, num_negatives=7, num_positives=7)
-    compare(anchors, anchor_labels, [entries], [entry_labels], mining=mining)
+    compare(anchors, anchor_labels, [entries], [entry_labels], negative_sampler=mining)
     assert bool(masked) == (copies == 40)
 
 
@@ -123,7 +127,7 @@ def test_a_bank_of_another_dtype_is_weighed_tile_by_tile():
     anchors, anchor_labels = vectors(40, 8, generator), labels(40, 5, generator)
     bank = vectors(600, 8, generator).to(torch.bfloat16)
     mining = HardNegativeSampler(ratio=0.2, num_negatives=20, num_positives=10)
-    options = {"mining": mining, "temperature": 0.3}
+    options = {"negative_sampler": mining, "temperature": 0.3}
     bank_labels = labels(600, 5, generator)
     results = [
         loss_and_gradients(
@@ -141,11 +145,11 @@ def test_a_bank_of_another_dtype_is_weighed_tile_by_tile():
 
 
 def test_the_cache_is_the_largest_there_is(tmp_path):
-    assert cache.largest_size(tmp_path) == cache.ASSUMED
+    assert similarities.largest_size(tmp_path) == similarities.ASSUMED_CACHE
     for number, size in enumerate(["32K", "1024K", "36M", "2048K"]):
         (tmp_path / f"index{number}").mkdir()
         (tmp_path / f"index{number}" / "size").write_text(size + "\n")
-    assert cache.largest_size(tmp_path) == 36 << 20
+    assert similarities.largest_size(tmp_path) == 36 << 20
     (tmp_path / "index3" / "size").write_text("unknown")
-    assert cache.largest_size(tmp_path) == cache.ASSUMED
-    assert cache.last_level_cache() > 0
+    assert similarities.largest_size(tmp_path) == similarities.ASSUMED_CACHE
+    assert similarities.last_level_cache() > 0

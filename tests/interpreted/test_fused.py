@@ -7,8 +7,8 @@ import torch
 from drawn import BOUND, cast, draw, each_denominator, errors
 from problems import MININGS, loss_and_gradients, worst_error
 
-from pixcontrast._equation import autograd
-from pixcontrast._equation.fused_layout import lay_out
+from pixcontrast._info_nce import dispatch
+from pixcontrast._info_nce.fused.layout import lay_out
 from pixcontrast.functional import info_nce
 
 
@@ -16,7 +16,7 @@ from pixcontrast.functional import info_nce
 @pytest.mark.parametrize("pieces", ["bank", "itself", "several"])
 @pytest.mark.parametrize("mining", MININGS.values(), ids=MININGS.keys())
 def test_fused_equals_dense(pieces, denominator, mining):
-    fused, _ = errors(draw(pieces), denominator=denominator, mining=mining)
+    fused, _ = errors(draw(pieces), denominator=denominator, negative_sampler=mining)
     assert fused < BOUND
 
 
@@ -116,13 +116,13 @@ def test_vectors_known_to_be_of_unit_length(pieces, denominator, monkeypatch):
     plain = loss_and_gradients("triton", *arguments, denominator=denominator)
     seen = []
 
-    def known(problem):
+    def known(problem, *, fused):
         problem = dataclasses.replace(problem, unit_length=True)
         seen.append(lay_out(problem).bounded)
-        return losses(problem)
+        return compute_losses(problem, fused=fused)
 
-    losses = autograd.fused_losses
-    monkeypatch.setattr(autograd, "fused_losses", known)
+    compute_losses = dispatch.compute_losses
+    monkeypatch.setattr(dispatch, "compute_losses", known)
     bounded = loss_and_gradients("triton", *arguments, denominator=denominator)
     assert seen == [True]
     assert worst_error(bounded, plain) < BOUND

@@ -5,9 +5,11 @@ import torch
 from drawn import BOUND, cast, draw, each_denominator, errors
 from problems import IGNORE, MININGS, loss_and_gradients, worst_error
 
-from pixcontrast import MemoryBank, PixelContrastLoss, RegionContrastLoss
-from pixcontrast._equation import fused
-from pixcontrast._equation.operators import losses_operator
+from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RegionContrastLoss
+from pixcontrast._info_nce.fused import forward
+from pixcontrast._info_nce.operator_inputs import Inputs
+from pixcontrast._info_nce.operators import losses_operator
+from pixcontrast._info_nce.problem import Problem, contrast_tensors
 from pixcontrast.functional import info_nce
 
 
@@ -144,7 +146,7 @@ def test_the_same_bits_every_time(denominator, mining):
             "triton",
             *draw("several"),
             denominator=denominator,
-            mining=mining,
+            negative_sampler=mining,
             generator=torch.Generator().manual_seed(1),
         )
         for _ in range(2)
@@ -154,14 +156,14 @@ def test_the_same_bits_every_time(denominator, mining):
 
 def test_no_gradient_is_made_where_none_is_wanted(monkeypatch):
     passes = []
-    for name in ("denominator_pass", "entries_pass"):
-        original = getattr(fused, name)
+    for name in ("denominator_pass", "entries_gradient_pass"):
+        original = getattr(forward, name)
 
         def noted(*arguments, _original=original, _name=name, **options):
             passes.append((_name, options.get("want_gradient")))
             return _original(*arguments, **options)
 
-        monkeypatch.setattr(fused, name, noted)
+        monkeypatch.setattr(forward, name, noted)
     anchors, anchor_labels, bank, bank_labels = draw("bank")
     anchors.requires_grad_()
     arguments = (anchors, anchor_labels, bank, bank_labels)
@@ -235,24 +237,24 @@ def test_compiled():
 @pytest.mark.parametrize("strategy", [None, "hardest", "semi-hard"])
 def test_opcheck(strategy):
     anchors, anchor_labels, bank, bank_labels = draw("bank", num_anchors=20)
-    there = [names.masked_fill(names == IGNORE, -1) for names in (anchor_labels, bank_labels)]
-    arguments = (
-        anchors.requires_grad_(),
-        there[0],
-        [bank],
-        [there[1]],
-        [True, False],
-        True,
-        torch.tensor(11) if strategy == "semi-hard" else None,
-        0.1,
-        "negatives",
-        torch.float32,
-        False,
-        True,
-        strategy,
-        0.5,
-        4,
-        3,
-        0,
+    anchors.requires_grad_()
+    anchor_labels, bank_labels = (
+        names.masked_fill(names == IGNORE, -1) for names in (anchor_labels, bank_labels)
     )
-    torch.library.opcheck(losses_operator, arguments)
+    sampler = None
+    if strategy is not None:
+        sampler = HardNegativeSampler(
+            strategy=strategy, ratio=0.5, num_negatives=4, num_positives=3
+        )
+    problem = Problem(
+        anchors=anchors,
+        labels=anchor_labels,
+        contrast=contrast_tensors([(anchors, anchor_labels, True), (bank, bank_labels, False)]),
+        temperature=0.1,
+        denominator="negatives",
+        negative_sampler=sampler,
+        seed=torch.tensor(11) if strategy == "semi-hard" else None,
+        product_dtype=torch.float32,
+        compute_dtype=torch.float32,
+    )
+    torch.library.opcheck(losses_operator, tuple(Inputs.of(problem, None, fused=True)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import tune
-from pixcontrast._equation.kernels.configurations import (
+from pixcontrast._info_nce.fused.configurations import (
     INTERPRETED,
     Configuration,
     configurations_for,

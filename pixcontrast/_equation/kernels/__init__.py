@@ -1,1 +1,0 @@
-"""The Triton kernels of the fused form. Only `pixcontrast._equation.fused` imports them."""

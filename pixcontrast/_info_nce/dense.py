@@ -1,0 +1,94 @@
+"""The equation as the textbook formula: all similarities at once, differentiated by autograd.
+
+This is the reference for the other forms. Its memory is O(M·N).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixcontrast._info_nce.derivative import Masks
+from pixcontrast._info_nce.problem import ContrastTensor, Problem
+from pixcontrast._info_nce.thresholds import select_from_rows
+from pixcontrast._labels import IGNORED
+
+
+def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Return the losses (M,), 0 without a positive, and whether each anchor has a positive (M,)."""
+    anchors = _zero_ignored(_operand(problem, problem.anchors), problem.labels)
+    entries = torch.cat(
+        [anchors[:0], *(_entries(problem, tensor, anchors) for tensor in problem.contrast)]
+    )
+    labels = torch.cat([problem.labels[:0], *(tensor.labels for tensor in problem.contrast)])
+
+    limit = problem.logit_limit
+    logits = (_product(anchors, entries) * problem.inverse_temperature).clamp(-limit, limit)
+
+    valid = (problem.labels != IGNORED)[:, None] & (labels != IGNORED)[None, :]
+    same_class = problem.labels[:, None] == labels[None, :]
+    positive = valid & same_class & ~_is_self(problem)
+    negative = valid & ~same_class
+    if problem.negative_sampler is not None:
+        positive, negative = select_from_rows(
+            problem.negative_sampler, logits.detach(), Masks(positive, negative), problem.seed
+        )
+
+    num_positives = positive.sum(dim=1)
+    inv_num_positives = positive / num_positives.clamp(min=1)[:, None].to(logits.dtype)
+    if problem.denominator == "negatives":
+        # softplus(Z − s)
+        terms = -F.logsigmoid(logits - _logsumexp(logits, negative)[:, None])
+        losses = (inv_num_positives * terms).sum(dim=1)
+        losses = torch.where(negative.any(dim=1), losses, 0.0)
+    else:
+        losses = _logsumexp(logits, positive | negative) - (inv_num_positives * logits).sum(dim=1)
+    has_positive = num_positives > 0
+    return torch.where(has_positive, losses, 0.0), has_positive
+
+
+def _product(anchors: Tensor, entries: Tensor) -> Tensor:
+    return anchors @ entries.T
+
+
+def _entries(problem: Problem, tensor: ContrastTensor, anchors: Tensor) -> Tensor:
+    # Anchors in both roles are one operand. Their gradients are added in the dtype that
+    # accumulates, where two that overflow a 16-bit dtype are finite and do not give inf − inf.
+    if tensor.is_anchors:
+        return anchors
+    return _zero_ignored(_operand(problem, tensor.entries), tensor.labels)
+
+
+def _operand(problem: Problem, vectors: Tensor) -> Tensor:
+    """Return `Problem.operand` with the derivative of the identity: gradients are not rounded."""
+    if vectors.dtype == problem.product_dtype:
+        return problem.operand(vectors)
+    wide = problem.saturate(vectors).to(problem.compute_dtype)
+    return wide + (problem.operand(vectors) - wide).detach()
+
+
+def _logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return the log-sum-exp over the masked entries of each row, and 0 for a row without any.
+
+    The 0 keeps NaN out of the derivative of rows whose loss is then replaced by 0.
+    """
+    rows = torch.where(mask, logits, -torch.inf)
+    stand_in = torch.where(mask.any(dim=1), -torch.inf, 0.0).to(logits.dtype)[:, None]
+    return torch.cat([rows, stand_in], dim=1).logsumexp(dim=1)
+
+
+def _is_self(problem: Problem) -> Tensor:
+    """Return (M, N) bool, True where the entry is the anchor itself."""
+    num_anchors, device = problem.labels.numel(), problem.labels.device
+    columns = [torch.zeros(num_anchors, 0, dtype=torch.bool, device=device)]
+    for tensor in problem.contrast:
+        shape = (num_anchors, tensor.labels.numel())
+        mask = torch.zeros(shape, dtype=torch.bool, device=device)
+        columns.append(mask.fill_diagonal_(True) if tensor.is_anchors else mask)
+    return torch.cat(columns, dim=1)
+
+
+def _zero_ignored(vectors: Tensor, labels: Tensor) -> Tensor:
+    """Replace ignored vectors by zeros, because 0 · inf is NaN."""
+    return torch.where((labels != IGNORED)[:, None], vectors, 0.0)

@@ -1,0 +1,111 @@
+"""The equation for one tile of similarities: its terms, its derivative ∂L/∂s, and its completion.
+
+With σ the logistic function and w_i = 1/|P_i| Σ_p σ(Z_i − s_ip):
+
+    denominator="negatives"   ∂L_i/∂s_in = w_i · exp(s_in − Z_i)
+                              ∂L_i/∂s_ip = −σ(Z_i − s_ip) / |P_i|
+    denominator="all"         ∂L_i/∂s_ij = exp(s_ij − Z_i) − [j ∈ P_i] / |P_i|
+
+All forms but `dense`, which is differentiated by autograd, share these functions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixcontrast._info_nce.problem import Denominator, Problem
+from pixcontrast._info_nce.results import (
+    AnchorStatistics,
+    DenominatorPartial,
+    ForwardResult,
+    PositivesPartial,
+)
+
+
+class Masks(NamedTuple):
+    """Which contrast entries are positives and negatives of which anchors, (R, T) bool each."""
+
+    positive: Tensor
+    negative: Tensor
+
+    def in_denominator(self, denominator: Denominator) -> Tensor:
+        """Return the entries that Z sums over."""
+        return self.negative if denominator == "negatives" else self.positive | self.negative
+
+
+def derivative_(
+    logits: Tensor,
+    masks: Masks | None,
+    statistics: AnchorStatistics,
+    denominator: Denominator,
+) -> Tensor:
+    """Overwrite the similarities (R, T) of a tile by ∂L/∂s. Masks None: all are negatives."""
+    lse, weight, inv_num_positives = statistics
+    positive_part = None
+    if masks is not None:
+        if denominator == "negatives":
+            positive_part = torch.sigmoid(lse - logits).mul_(inv_num_positives)
+        else:
+            positive_part = inv_num_positives.expand_as(logits)
+        positive_part = positive_part.masked_fill(~masks.positive, 0.0)
+    # A likelihood is at most 1. Without the clamp a large similarity that another tile shape rounds
+    # differently can make exp overflow, and inf · 0 is NaN.
+    likelihood = logits.sub_(finite(lse)).clamp_(max=0.0).exp_().mul_(weight)
+    if masks is None or positive_part is None:
+        return likelihood
+    return likelihood.masked_fill_(~masks.in_denominator(denominator), 0.0).sub_(positive_part)
+
+
+def positive_terms(
+    logits: Tensor, lse: Tensor, denominator: Denominator
+) -> tuple[Tensor, Tensor | None]:
+    """Return the terms whose means over the positives `PositivesPartial` holds.
+
+    Args:
+        logits (Tensor): (R, T) similarities of positives; any value for other entries.
+        lse (Tensor): (R, 1) Z over all contrast entries.
+        denominator (str): `"negatives"` or `"all"`.
+
+    Returns:
+        softplus(Z − s) and σ(Z − s) for `"negatives"`; s itself and None, which stands for 1, for
+        `"all"`.
+    """
+    if denominator == "all":
+        return logits, None
+    margin = lse - logits
+    # The default threshold of softplus is 20, where the linear function has an error of 1e-9.
+    return F.softplus(margin, threshold=50.0), margin.sigmoid_()
+
+
+def complete(
+    problem: Problem, denominator: DenominatorPartial, positives: PositivesPartial
+) -> ForwardResult:
+    """Compute the result from partial results over all contrast entries, which are overwritten."""
+    lse, negative_mean = denominator
+    num_positives, losses, weight, positive_grad = positives
+    has_positive = num_positives > 0
+    if problem.denominator == "all":
+        # Z is −∞ for an anchor without any entry.
+        losses = torch.where(has_positive, lse - losses, 0.0)
+        weight = has_positive.to(losses.dtype)
+    gradient = None
+    if negative_mean is not None and positive_grad is not None:
+        gradient = negative_mean.mul_(weight[:, None]).sub_(positive_grad)
+        gradient.mul_(problem.inverse_temperature)
+    inv_num_positives = inverse_or_zero(num_positives, problem.compute_dtype)
+    statistics = AnchorStatistics(lse[:, None], weight[:, None], inv_num_positives[:, None])
+    return ForwardResult(losses, has_positive, gradient, statistics)
+
+
+def inverse_or_zero(count: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 1/count, and 0 where the count is 0."""
+    return torch.where(count > 0, count.clamp(min=1).to(dtype).reciprocal(), 0.0)
+
+
+def finite(reference: Tensor) -> Tensor:
+    """Replace −∞ by 0, because exp(−∞ − −∞) is NaN and exp(−∞ − 0) is 0."""
+    return torch.where(reference == -torch.inf, 0.0, reference)

@@ -1,0 +1,1 @@
+"""The fused form: Triton kernels and their launches."""

@@ -1,0 +1,1 @@
+"""Triton kernels of the fused form. Only `pixcontrast._info_nce.fused` imports them."""

@@ -1,0 +1,185 @@
+"""Row blocks, the tiles of mining: a few anchors against every contrast entry.
+
+An exact selection needs an anchor's complete row of similarities, so a row block has as many
+complete rows as fit into a fixed number of similarities, and at least one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixcontrast._info_nce.derivative import Masks
+from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.random_keys import PairKeys
+from pixcontrast._info_nce.thresholds import Thresholds, apply_thresholds
+from pixcontrast._info_nce.tiled.class_order import ClassOrder, masks_of
+from pixcontrast._info_nce.tiled.similarities import TILE_ROWS, Similarities, split, tile_columns
+
+# Similarities of a row block: 64 rows of 100,000 entries. Products of fewer rows are slow.
+BLOCK_SIZE = 13 << 19
+# Similarities that are masked at a time: about a dozen tensors of this size exist at once.
+MASKED_SIZE = 1 << 20
+
+
+class MaskedRows(NamedTuple):
+    """A few anchors against some columns, (R, T) each.
+
+    Attributes:
+        rows: the anchors, in the order of `RowBlocks.anchors`.
+        logits: the similarities.
+        masks: the positives and negatives.
+        keys: the random keys, or None if the strategy draws nothing.
+    """
+
+    rows: slice
+    logits: Tensor
+    masks: Masks
+    keys: Tensor | None
+
+    def select(self, thresholds: Thresholds) -> Masks:
+        """Return the positives and negatives that meet the thresholds of these anchors."""
+        return apply_thresholds(thresholds, self.logits, self.masks, self.keys)
+
+
+class RowBlocks:
+    """Computes the row blocks of a problem. The columns are the ordered entries of all tensors.
+
+    Args:
+        problem (Problem): the call.
+        wanted (list of bool): the contrast tensors whose similarities are needed. Of the others
+            only labels are read.
+
+    Attributes:
+        anchors (ClassOrder): the ordered anchors.
+        contrast (list of ClassOrder): the ordered entries of each contrast tensor.
+        columns (list of slice): the columns of each contrast tensor.
+        num_columns (int): the number of columns.
+    """
+
+    def __init__(self, problem: Problem, wanted: list[bool]) -> None:
+        self._problem = problem
+        self.anchors = ClassOrder.of_anchors(problem)
+        self.contrast = [ClassOrder.of_entries(tensor, problem) for tensor in problem.contrast]
+        self.rows = self.anchors.operands(slice(0, len(self.anchors)))
+        read = [order if want else None for order, want in zip(self.contrast, wanted, strict=True)]
+        self._similarities = Similarities(problem, self.rows, read)
+        self.columns: list[slice] = []
+        self.num_columns = 0
+        for order in self.contrast:
+            self.columns.append(slice(self.num_columns, self.num_columns + len(order)))
+            self.num_columns += len(order)
+        self._max_columns = tile_columns(self.rows.device)
+        self._keys = self._pair_keys()
+
+    def blocks(self) -> list[slice]:
+        """Return the anchors of each block, the same for any `wanted`.
+
+        The similarities of the forward and the backward are bit-identical only for equal blocks.
+        """
+        height = min(TILE_ROWS, max(1, BLOCK_SIZE // max(1, self.num_columns)))
+        return list(split(slice(0, len(self.anchors)), height))
+
+    def all(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield every block with its similarities (R, N), a buffer that the next one overwrites."""
+        blocks = self.blocks()
+        height = max((block.stop - block.start for block in blocks), default=0)
+        buffer = self.rows.new_empty(height * self.num_columns)
+        for block in blocks:
+            num_rows = block.stop - block.start
+            logits = buffer[: num_rows * self.num_columns].view(num_rows, self.num_columns)
+            for index, columns in enumerate(self.columns):
+                self.write(logits[:, columns], block, index)
+            yield block, logits
+
+    def masked(self) -> Iterator[MaskedRows]:
+        """Yield all anchors, a few at a time, against all columns."""
+        if self.num_columns == 0:
+            return
+        for block, logits in self.all():
+            yield from self.split(block, logits)
+
+    def split(self, block: slice, logits: Tensor) -> Iterator[MaskedRows]:
+        """Split a block with its similarities (R, N) into a few rows at a time."""
+        for rows in split(block, max(1, MASKED_SIZE // self.num_columns)):
+            yield self.mask(rows, logits[rows.start - block.start : rows.stop - block.start])
+
+    def tiles(self, index: int) -> list[slice]:
+        """Split the entries of a contrast tensor into the columns of a matrix product."""
+        return list(split(slice(0, len(self.contrast[index])), self._max_columns))
+
+    def write(self, logits: Tensor, block: slice, index: int) -> None:
+        """Overwrite `logits` (R, n) by the similarities of a block with a contrast tensor."""
+        order = self.contrast[index]
+        for tile in self.tiles(index):
+            self._similarities.write(logits[:, tile], self.rows[block], order.operands(tile), index)
+
+    def mask(self, rows: slice, logits: Tensor, indices: Sequence[int] | None = None) -> MaskedRows:
+        """Return the masks and keys of some anchors with some contrast tensors; None: with all."""
+        indices = range(len(self.contrast)) if indices is None else indices
+        masks, keys = [], []
+        for index in indices:
+            order = self.contrast[index]
+            every = slice(0, len(order))
+            is_anchors = self._problem.contrast[index].is_anchors
+            masks.append(masks_of(self.anchors, rows, order, every, is_anchors=is_anchors))
+            if self._keys is not None:
+                keys.append(self.keys(rows, self.columns[index]).all())
+        positive, negative = (torch.cat(parts, dim=1) for parts in zip(*masks, strict=True))
+        return MaskedRows(
+            rows,
+            logits,
+            Masks(positive, negative),
+            torch.cat(keys, dim=1) if keys else None,
+        )
+
+    def keys(self, rows: slice, columns: slice | Tensor) -> PairKeys:
+        """Return the random keys of some anchors with some columns."""
+        assert self._keys is not None  # every strategy with keys has drawn a seed
+        return self._keys.of_rows(rows).of_columns(columns)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """Return (R, D) Σ_j w_ij k_j over all columns, for weights (R, N)."""
+        result = self.rows.new_zeros(weights.shape[0], self.rows.shape[1])
+        for index, (order, columns) in enumerate(zip(self.contrast, self.columns, strict=True)):
+            for tile in self.tiles(index):
+                result.addmm_(weights[:, columns][:, tile], order.operands(tile))
+        return result
+
+    def weighted_sum_of(self, columns: Tensor, weights: Tensor) -> Tensor:
+        """Return (R, D) Σ_j w_ij k_j over each row's own columns (R, k), for weights (R, k).
+
+        The few entries are read in place, which needs `entries_are_operands`.
+        """
+        result = self.rows.new_zeros(weights.shape[0], self.rows.shape[1])
+        for order, own in zip(self.contrast, self.columns, strict=True):
+            inside = (columns >= own.start) & (columns < own.stop)
+            counts = inside.sum(dim=1)
+            result += F.embedding_bag(
+                order.all_indices()[columns[inside] - own.start],
+                order.vectors,
+                counts.cumsum(0) - counts,
+                mode="sum",
+                per_sample_weights=weights[inside],
+            )
+        return result
+
+    def entries_are_operands(self) -> bool:
+        """Return whether every entry is an operand without conversion."""
+        dtype = self._problem.compute_dtype
+        same = all(tensor.entries.dtype == dtype for tensor in self._problem.contrast)
+        return same and self._problem.product_dtype == dtype
+
+    def _pair_keys(self) -> PairKeys | None:
+        if self._problem.seed is None or not self.contrast:
+            return None
+        anchor_ids = self.anchors.all_indices() + self._problem.first_anchor_id
+        entry_ids = [
+            order.all_indices() + tensor.first_id
+            for tensor, order in zip(self._problem.contrast, self.contrast, strict=True)
+        ]
+        return PairKeys.of(self._problem.seed, anchor_ids, torch.cat(entry_ids))

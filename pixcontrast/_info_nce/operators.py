@@ -1,0 +1,260 @@
+"""The tiled and the fused form as PyTorch operators with autograd, opaque to torch.compile.
+
+Operators take and return tensors and plain values, so a `Problem` is converted to `Inputs` and
+back. Inside an operator, sizes may depend on values. The forward computes the anchors' gradient, so
+the operators are differentiable once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixcontrast._distributed import ranks_named
+from pixcontrast._dtypes import without_autocast
+from pixcontrast._info_nce.mined.passes import mined_entries_gradient, mined_forward
+from pixcontrast._info_nce.operator_inputs import NUM_TENSOR_FIELDS, SCHEMA, Inputs
+from pixcontrast._info_nce.problem import Problem, Shards, compute_dtype
+from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, Losses
+from pixcontrast._info_nce.sharded.passes import sharded_forward
+from pixcontrast._info_nce.thresholds import Thresholds
+from pixcontrast._info_nce.tiled.passes import tiled_entries_gradient, tiled_forward
+
+_NUM_STATISTICS = len(AnchorStatistics._fields)
+# Losses, has_positive, anchor gradient, statistics, thresholds, number of entries in all shards.
+_NUM_OUTPUTS = 3 + _NUM_STATISTICS + len(Thresholds._fields) + 1
+
+
+def compute_losses(problem: Problem, shards: Shards | None = None, *, fused: bool) -> Losses:
+    """Run the fused form, or the tiled form; both are differentiable once."""
+    _refuse_transforms()
+    losses, has_positive, *_, num_shard_entries = losses_operator(
+        *Inputs.of(problem, shards, fused=fused)
+    )
+    return Losses(losses, has_positive, None if shards is None else num_shard_entries)
+
+
+@torch.library.custom_op(
+    "pixcontrast::losses",
+    mutates_args=(),
+    schema=f"({SCHEMA}) -> ({', '.join(_NUM_OUTPUTS * ['Tensor'])})",
+)
+def losses_operator(*args: Any) -> tuple[Tensor, ...]:
+    """Compute the forward. Tensors that are not requested are returned without elements.
+
+    Returns:
+        The losses, has_positive, the anchors' gradient, the `AnchorStatistics`, the `Thresholds`
+        and the number of entries in all shards.
+    """
+    inputs = Inputs(*args)
+    problem = inputs.problem()
+    thresholds: Thresholds | None = None
+    num_shard_entries = inputs.labels.new_empty(0)
+    options: dict[str, Any] = {"want_gradient": inputs.want_gradient}
+    with without_autocast(inputs.anchors.device):
+        if inputs.group is not None:
+            shard = list(zip(inputs.shard_entries, inputs.shard_labels, strict=True))
+            ranks = ranks_named(inputs.group)
+            result, thresholds, num_shard_entries = sharded_forward(
+                problem, shard, ranks, fused=inputs.fused, **options
+            )
+        elif inputs.fused:
+            from pixcontrast._info_nce.fused.forward import fused_forward
+
+            result, thresholds = fused_forward(problem, **options)
+        elif problem.negative_sampler is None:
+            result = tiled_forward(problem, **options)
+        else:
+            result, thresholds = mined_forward(problem, **options)
+    return *_as_tensors(result, thresholds), num_shard_entries
+
+
+def _as_tensors(result: ForwardResult, thresholds: Thresholds | None) -> tuple[Tensor, ...]:
+    """Replace None by tensors without elements. An operator must not return a tensor twice."""
+    losses, has_positive, gradient, statistics = result
+    if gradient is None:
+        gradient = losses.new_empty(0)
+    if thresholds is None:
+        thresholds = Thresholds(*(losses.new_empty(0) for _ in Thresholds._fields))
+    return losses, has_positive, gradient, *statistics, *thresholds
+
+
+@losses_operator.register_fake
+def _(*args: Any) -> tuple[Tensor, ...]:
+    inputs = Inputs(*args)
+    num_anchors = inputs.labels.shape[0]
+    losses = inputs.anchors.new_empty(num_anchors, dtype=compute_dtype(inputs.anchors))
+    mined = inputs.strategy is not None
+    logit, key = (losses.dtype, torch.int32) if mined else (losses.dtype, losses.dtype)
+    return (
+        losses,
+        losses.new_empty(num_anchors, dtype=torch.bool),
+        losses.new_empty(inputs.anchors.shape if inputs.want_gradient else (0,)),
+        *(losses.new_empty(num_anchors, 1) for _ in range(_NUM_STATISTICS)),
+        *(
+            losses.new_empty((num_anchors, 1) if mined else (0,), dtype=dtype)
+            for dtype in (logit, key, logit, key)
+        ),
+        inputs.labels.new_empty(() if inputs.group is not None else (0,)),
+    )
+
+
+@torch.library.custom_op(
+    "pixcontrast::entries_gradient",
+    mutates_args=(),
+    schema=(
+        "(Tensor upstream, bool[] wanted, Tensor[] statistics, Tensor[] thresholds, "
+        f"{SCHEMA}) -> Tensor[]"
+    ),
+)
+def entries_gradient_operator(
+    upstream: Tensor,
+    wanted: Sequence[bool],
+    statistics: Sequence[Tensor],
+    thresholds: Sequence[Tensor],
+    *args: Any,
+) -> list[Tensor]:
+    """Compute Σ_i g_i ∂L_i/∂k_j for the `wanted` contrast tensors, in the dtype that accumulates.
+
+    The entries of the others are not read; with a negative sampler, their labels are.
+    """
+    inputs = Inputs(*args)
+    problem = inputs.problem()
+    known, met, want = AnchorStatistics(*statistics), Thresholds(*thresholds), list(wanted)
+    with without_autocast(inputs.anchors.device):
+        if inputs.fused:
+            from pixcontrast._info_nce.fused.forward import fused_entries_gradient
+
+            gradients = fused_entries_gradient(problem, known, met, upstream, want)
+        elif problem.negative_sampler is None:
+            gradients = tiled_entries_gradient(problem, known, upstream, want)
+        else:
+            gradients = mined_entries_gradient(problem, known, met, upstream, want)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+@entries_gradient_operator.register_fake
+def _(
+    upstream: Tensor,
+    wanted: Sequence[bool],
+    statistics: Sequence[Tensor],
+    thresholds: Sequence[Tensor],
+    *args: Any,
+) -> list[Tensor]:
+    inputs = Inputs(*args)
+    others = iter(inputs.entries)
+    tensors = [inputs.anchors if own else next(others) for own in inputs.is_anchors]
+    return [
+        tensor.new_empty(tensor.shape, dtype=compute_dtype(inputs.anchors))
+        for tensor, want in zip(tensors, wanted, strict=True)
+        if want
+    ]
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # Only the losses have a gradient: create no zeros for the other outputs.
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    call = Inputs(*inputs)
+    needs_gradient = [entries.requires_grad for entries in call.entries]
+    others = iter(needs_gradient)
+    ctx.wanted = [call.want_gradient if own else next(others) for own in call.is_anchors]
+    ctx.num_shards = len(call.shard_entries)
+    # Entries without a gradient are not saved: an update of a bank in place would then break the
+    # graph. With a negative sampler every label is saved, because ids count all entries.
+    no_entries = call.anchors.new_empty(0, call.anchors.shape[1])
+    entries = [e if n else no_entries for e, n in zip(call.entries, needs_gradient, strict=True)]
+    entry_labels = [
+        labels if need or call.strategy is not None else call.labels[:0]
+        for labels, need in zip(call.entry_labels, needs_gradient, strict=True)
+    ]
+    _, _, *computed, _ = output
+    ctx.num_entries, ctx.options = len(entries), inputs[NUM_TENSOR_FIELDS:]
+    ctx.save_for_backward(call.anchors, call.labels, call.seed, *computed, *entries, *entry_labels)
+
+
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    anchors, labels, seed, gradient, *saved = ctx.saved_tensors
+    num_computed = len(saved) - 2 * ctx.num_entries
+    computed, entries = saved[:num_computed], saved[num_computed:][: ctx.num_entries]
+    entry_labels = saved[num_computed + ctx.num_entries :]
+    call = Inputs(anchors, labels, seed, entries, entry_labels, [], [], *ctx.options)
+
+    from_entries: Sequence[Tensor] = ()
+    by_anchors = None
+    if upstream is not None:
+        if any(ctx.wanted):
+            statistics, thresholds = computed[:_NUM_STATISTICS], computed[_NUM_STATISTICS:]
+            from_entries = entries_gradient_operator(
+                upstream, ctx.wanted, statistics, thresholds, *call
+            )
+        if call.want_gradient:
+            # Both roles of an anchor are added before the conversion to its dtype: scaled and
+            # converted early, a row would be mostly subnormal in float16.
+            by_anchors = gradient * upstream[:, None]
+    by_entries: list[Tensor | None] = []
+    remaining = iter(from_entries)
+    for own, want in zip(call.is_anchors, ctx.wanted, strict=True):
+        by_tensor = next(remaining, None) if want else None
+        if not own:
+            by_entries.append(_cast(by_tensor, entries[len(by_entries)]))
+        elif by_anchors is not None and by_tensor is not None:
+            by_anchors = by_anchors + by_tensor
+    sources = (upstream, anchors, *entries)
+    return (
+        _once(_cast(by_anchors, anchors), sources),
+        *(None, None),
+        [_once(by_entry, sources) for by_entry in by_entries],
+        ctx.num_entries * [None],
+        *(ctx.num_shards * [None], ctx.num_shards * [None]),
+        # PyTorch takes an empty list of flags for a list of tensors.
+        None if call.is_anchors else [],
+        *(len(ctx.options) - 1) * [None],
+    )
+
+
+losses_operator.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _refuse_transforms() -> None:
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            'info_nce: the transforms of torch.func need backend="dense"; the other backends '
+            "compute the gradient in the forward"
+        )
+
+
+def _cast(gradient: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient.to(like.dtype)
+
+
+def _once(gradient: Tensor | None, sources: tuple[Tensor | None, ...]) -> Tensor | None:
+    """Return a gradient that raises if it is differentiated, under create_graph."""
+    if gradient is None or not torch.is_grad_enabled():
+        return gradient
+    result: Tensor = _FirstDerivative.apply(gradient, *sources)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _FirstDerivative(torch.autograd.Function):
+    """Makes a gradient under create_graph depend on its sources, and refuses to differentiate it.
+
+    The forward computes the gradient, so autograd would consider it a constant, and the value of a
+    gradient penalty would be silently wrong.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            'info_nce: a second derivative needs backend="dense"; the other backends compute the '
+            "gradient in the forward and cannot differentiate it again"
+        )

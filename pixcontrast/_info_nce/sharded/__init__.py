@@ -1,0 +1,1 @@
+"""The equation over contrast entries that are distributed over ranks."""

@@ -1,0 +1,183 @@
+"""The selection rule of a negative sampler.
+
+The rule needs three quantities of the candidates, the positives or the negatives of an anchor:
+their number, their k-th largest hardness, and the k-th smallest random key among those that are
+hard enough. `Candidates` provides them; each form of the equation has an implementation of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pixcontrast._dtypes import widest_float
+from pixcontrast._info_nce.derivative import Masks
+from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
+from pixcontrast.mining import HardNegativeSampler
+
+
+class Thresholds(NamedTuple):
+    """The thresholds that a contrast entry must meet to be selected, (R, 1) for R anchors.
+
+    A negative is selected if its similarity is at least `negative_logit` and its key is at most
+    `negative_key`; a positive if its similarity is at most `positive_logit` and its key is at most
+    `positive_key`. The backward saves them in place of a mask.
+    """
+
+    negative_logit: Tensor
+    negative_key: Tensor
+    positive_logit: Tensor
+    positive_key: Tensor
+
+    def of(self, rows: slice | Tensor) -> Thresholds:
+        """Return the thresholds of some anchors."""
+        return Thresholds(*(column[rows] for column in self))
+
+
+class Candidates(Protocol):
+    """The positives, or the negatives, of R anchors.
+
+    Their hardness is the similarity of a negative, and minus the similarity of a positive.
+    """
+
+    def available(self) -> Tensor:
+        """Return the number of candidates, (R, 1) int64."""
+
+    def kth_hardness(self, k: Tensor) -> Tensor:
+        """Return the k-th largest hardness, (R, 1), for k (R, 1) int64.
+
+        For an anchor with fewer candidates, return any number that all of them reach.
+        """
+
+    def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
+        """Return the k-th smallest key, (R, 1) int32; `LARGEST_KEY` if there are fewer.
+
+        With `min_hardness` (R, 1), only candidates of at least this hardness are considered.
+        """
+
+
+def find_threshold(
+    sampler: HardNegativeSampler, candidates: Candidates, count: int | None, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the least hardness and the largest key of the candidates to select, (R, 1) each.
+
+    Args:
+        sampler (HardNegativeSampler): the strategy.
+        candidates (Candidates): the positives, or the negatives, of R anchors.
+        count (int, optional): number of candidates to select for each anchor; None: all.
+        like (Tensor): tensor with R rows, of the dtype and device of the similarities. Without an
+            element there is no candidate.
+    """
+    min_hardness = like.new_full((like.shape[0], 1), -torch.inf)
+    max_key = torch.full_like(min_hardness, LARGEST_KEY, dtype=torch.int32)
+    if count is None or like.numel() == 0:
+        return min_hardness, max_key
+    if sampler.strategy == "hardest":
+        k = torch.full_like(max_key, count, dtype=torch.int64)
+        return candidates.kth_hardness(k), max_key
+    if sampler.strategy == "random":
+        return min_hardness, candidates.kth_key(count, None)
+    min_hardness = candidates.kth_hardness(pool_size(sampler, candidates.available()))
+    return min_hardness, candidates.kth_key(count, min_hardness)
+
+
+def find_thresholds(
+    sampler: HardNegativeSampler, negatives: Candidates, positives: Candidates, like: Tensor
+) -> Thresholds:
+    """Return the thresholds of R anchors, see `find_threshold`."""
+    negative_hardness, negative_key = find_threshold(
+        sampler, negatives, sampler.num_negatives, like
+    )
+    positive_hardness, positive_key = find_threshold(
+        sampler, positives, sampler.num_positives, like
+    )
+    return Thresholds(negative_hardness, negative_key, -positive_hardness, positive_key)
+
+
+def pool_size(sampler: HardNegativeSampler, available: Tensor) -> Tensor:
+    """Return the size of the pool of hard candidates that semi-hard mining draws from, int64."""
+    # In floating point 0.07 · 100 is 7.000000000000001; without the margin its ceiling is 8.
+    wide = available.to(widest_float(available.device))
+    return (sampler.ratio * wide - 1e-6).ceil().clamp(min=1).to(torch.int64)
+
+
+def allocate_thresholds(problem: Problem) -> Thresholds:
+    """Return the thresholds (M, 1) of M ignored anchors."""
+    logit = problem.anchors.new_zeros(problem.labels.numel(), 1, dtype=problem.compute_dtype)
+    key = torch.full_like(logit, LARGEST_KEY, dtype=torch.int32)
+    return Thresholds(logit, key, logit.clone(), key.clone())
+
+
+def apply_thresholds(
+    thresholds: Thresholds, logits: Tensor, masks: Masks, keys: Tensor | None
+) -> Masks:
+    """Return the candidates in a tile that meet the thresholds of its rows.
+
+    The similarities must be bit-identical to those that the thresholds were computed from.
+    """
+    positive = masks.positive & (logits <= thresholds.positive_logit)
+    negative = masks.negative & (logits >= thresholds.negative_logit)
+    if keys is not None:
+        positive = positive & (keys <= thresholds.positive_key)
+        negative = negative & (keys <= thresholds.negative_key)
+    return Masks(positive, negative)
+
+
+class RowCandidates:
+    """Candidates of complete rows, each given with its hardness, mask and key, (R, N).
+
+    Args:
+        max_k (int): upper bound of the k of `kth_hardness`, at most N. The host must know it.
+    """
+
+    def __init__(self, hardness: Tensor, mask: Tensor, keys: Tensor | None, max_k: int) -> None:
+        self._hardness = hardness.masked_fill(~mask, -torch.inf)
+        self._mask = mask
+        self._keys = keys
+        self._max_k = max_k
+
+    def available(self) -> Tensor:
+        return self._mask.sum(dim=1, keepdim=True)
+
+    def kth_hardness(self, k: Tensor) -> Tensor:
+        hardest = self._hardness.topk(self._max_k, dim=1).values
+        return hardest.gather(1, k.clamp(max=self._max_k) - 1)
+
+    def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
+        assert self._keys is not None  # every strategy with keys has drawn a seed
+        pool = self._mask
+        if min_hardness is not None:
+            pool = pool & (self._hardness >= min_hardness)
+        keys = self._keys.masked_fill(~pool, LARGEST_KEY)
+        return keys.topk(min(k, keys.shape[1]), dim=1, largest=False).values[:, -1:]
+
+
+def thresholds_of_rows(
+    sampler: HardNegativeSampler, logits: Tensor, masks: Masks, keys: Tensor | None
+) -> Thresholds:
+    """Return the thresholds of complete rows of similarities (R, N)."""
+    num_columns = logits.shape[1]
+
+    def candidates(hardness: Tensor, mask: Tensor, count: int | None) -> RowCandidates:
+        max_k = count or 0
+        if sampler.strategy == "semi-hard":
+            max_k = max(1, math.ceil(sampler.ratio * num_columns - 1e-6))
+        return RowCandidates(hardness, mask, keys, min(max_k, num_columns))
+
+    negatives = candidates(logits, masks.negative, sampler.num_negatives)
+    positives = candidates(-logits, masks.positive, sampler.num_positives)
+    return find_thresholds(sampler, negatives, positives, logits)
+
+
+def select_from_rows(
+    sampler: HardNegativeSampler, logits: Tensor, masks: Masks, seed: Tensor | None
+) -> Masks:
+    """Return the candidates that are selected from the complete similarities (M, N)."""
+    anchor_ids, entry_ids = (torch.arange(size, device=logits.device) for size in logits.shape)
+    keys = None if seed is None else PairKeys.of(seed, anchor_ids, entry_ids).all()
+    thresholds = thresholds_of_rows(sampler, logits, masks, keys)
+    return apply_thresholds(thresholds, logits, masks, keys)

@@ -1,0 +1,1 @@
+"""The tiled form: pure PyTorch, bounded memory, any device."""

@@ -1,0 +1,193 @@
+"""The equation in its tiled form: bounded memory, any device, the gradient made in the forward.
+
+The negative side of the loss is an attention (queries are anchors, keys and values are entries),
+and its output is the negative part of the anchors' gradient:
+
+    τ · ∂L_i/∂a_i = w_i · o_i − 1/|P_i| Σ_p σ(Z_i − s_ip) k_p,    o_i = Σ_n softmax_n(s_i) k_n
+
+The first pass computes Z and o, one tile at a time. The second pass visits the positives alone and
+computes the loss, w and the rest. The gradient of the anchors in their role as anchors is complete
+when the forward ends. Entries that require a gradient take one more pass in the backward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pixcontrast._info_nce.derivative import (
+    complete,
+    derivative_,
+    inverse_or_zero,
+    positive_terms,
+)
+from pixcontrast._info_nce.merge import OnlineSoftmax
+from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.results import (
+    AnchorStatistics,
+    DenominatorPartial,
+    ForwardResult,
+    PositivesPartial,
+    allocate_entries_gradient,
+    allocate_forward,
+)
+from pixcontrast._info_nce.tiled.class_order import ClassOrder
+from pixcontrast._info_nce.tiled.tiles import Tiling
+
+
+def tiled_forward(problem: Problem, *, want_gradient: bool) -> ForwardResult:
+    """Compute the losses and, if requested, the anchors' gradient in their role as anchors."""
+    if problem.labels.numel() == 0:
+        return allocate_forward(problem, want_gradient=want_gradient)
+    passes = TiledPasses(problem)
+    denominator = passes.denominator(want_gradient=want_gradient)
+    positives = passes.positives(denominator.lse, want_gradient=want_gradient)
+    return complete(problem, denominator, positives)
+
+
+class TiledPasses:
+    """The two passes over the tiles of a problem, with results in the caller's order."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._anchors = ClassOrder.of_anchors(problem)
+        self._contrast = [ClassOrder.of_entries(tensor, problem) for tensor in problem.contrast]
+        self._tiling = Tiling(problem, self._anchors, self._contrast)
+        self._indices = self._anchors.indices(slice(0, len(self._anchors)))
+
+    def denominator(self, *, want_gradient: bool) -> DenominatorPartial:
+        softmax = denominator_pass(self._tiling, want_gradient)
+        return DenominatorPartial(
+            self._unsort(softmax.lse(), -torch.inf),
+            self._unsort(softmax.mean()) if want_gradient else None,
+        )
+
+    def positives(self, lse: Tensor, *, want_gradient: bool) -> PositivesPartial:
+        count = self._count_positives()
+        losses, weight, positive_grad = positives_pass(
+            self._tiling,
+            self._problem,
+            lse[self._indices][:, None],
+            inverse_or_zero(count, self._problem.compute_dtype)[:, None],
+            want_gradient,
+        )
+        return PositivesPartial(
+            self._unsort(count),
+            self._unsort(losses.squeeze(1)),
+            self._unsort(weight.squeeze(1)),
+            None if positive_grad is None else self._unsort(positive_grad),
+        )
+
+    def _count_positives(self) -> Tensor:
+        """Return |P_i| of the ordered anchors (m,), from the labels alone."""
+        labels = self._anchors.labels
+        count = torch.zeros_like(labels)
+        for tensor, order in zip(self._problem.contrast, self._contrast, strict=True):
+            count += order.count_of(labels)
+            if tensor.is_anchors:
+                count -= (labels >= 0).to(count.dtype)
+        return count
+
+    def _unsort(self, values: Tensor, ignored: float = 0.0) -> Tensor:
+        num_anchors = self._problem.labels.numel()
+        result = values.new_full((num_anchors, *values.shape[1:]), ignored)
+        result[self._indices] = values
+        return result
+
+
+def denominator_pass(tiling: Tiling, want_gradient: bool) -> OnlineSoftmax:
+    """Compute Z and o over N_i, or over everything but i itself for `denominator="all"`."""
+    softmax = OnlineSoftmax(tiling.rows, bounded=tiling.bounded, weighted=want_gradient)
+    # Attention always computes o, so it is used only if o is requested.
+    for tile in tiling.in_denominator(attending=want_gradient):
+        outside = tiling.outside_denominator(tile)
+        if outside is None and want_gradient and tiling.may_attend(tile.index):
+            for lse, mean in tiling.attend(tile):
+                softmax.add_partial(tile.block, lse, mean)
+            continue
+        logits = tiling.logits(tile)
+        if outside is not None:
+            logits.masked_fill_(outside, -torch.inf)
+        softmax.add_tile(tile.block, logits, tile.entries)
+    if tiling.doubled:
+        softmax.merge_halves()
+    return softmax
+
+
+def positives_pass(
+    tiling: Tiling, problem: Problem, lse: Tensor, inv_num_positives: Tensor, want_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute the means that `PositivesPartial` holds: losses and weight (m, 1), positive_grad."""
+    losses, weight = torch.zeros_like(lse), torch.zeros_like(lse)
+    positive_grad = None
+    if want_gradient:
+        positive_grad = tiling.rows.new_zeros(len(lse), tiling.rows.shape[1])
+    # The sum of many finite terms could overflow. Divide each term by |P_i|, or, if the terms are
+    # known to be small, the sum.
+    per_term = None if tiling.bounded else inv_num_positives
+    for tile in tiling.with_positives():
+        logits = tiling.logits(tile)
+        factor = None if per_term is None else per_term[tile.block].expand_as(logits)
+        if not tiling.is_all_positive(tile):
+            masks = tiling.masks(tile)
+            if masks is None:
+                continue
+            factor = masks.positive if factor is None else masks.positive * factor
+        terms, strength = positive_terms(logits, lse[tile.block], problem.denominator)
+        if strength is not None:
+            strength = strength if factor is None else strength.mul_(factor)
+            weight[tile.block] += strength.sum(dim=1, keepdim=True)
+        elif factor is not None:
+            strength = factor.to(logits.dtype)
+        losses[tile.block] += (terms if factor is None else terms.mul_(factor)).sum(1, keepdim=True)
+        if positive_grad is not None:
+            if strength is None:
+                strength = torch.ones_like(logits)
+            # Not addmm_: a product that starts from a large sum loses digits of its terms.
+            positive_grad[tile.block] += strength @ tile.entries
+    if tiling.bounded:
+        for sums in (losses, weight, positive_grad):
+            if sums is not None:
+                sums.mul_(inv_num_positives)
+    return losses, weight, positive_grad
+
+
+def tiled_entries_gradient(
+    problem: Problem, statistics: AnchorStatistics, upstream: Tensor, wanted: list[bool]
+) -> list[Tensor | None]:
+    """Compute Σ_i g_i ∂L_i/∂k_j for the entries of the requested contrast tensors.
+
+    Args:
+        problem (Problem): the call.
+        statistics (AnchorStatistics): from the forward.
+        upstream (Tensor): (M,) g, the gradient with respect to the losses.
+        wanted (list of bool): which contrast tensors need a gradient. The entries of the others
+            are not read: a bank may have changed since the forward.
+
+    Returns:
+        A gradient in the dtype that accumulates for each contrast tensor, None if not requested.
+    """
+    results = allocate_entries_gradient(problem, wanted)
+    anchors = ClassOrder.of_anchors(problem)
+    if len(anchors) == 0:
+        return results
+    contrast = [
+        ClassOrder.of_entries(tensor, problem) if want else None
+        for tensor, want in zip(problem.contrast, wanted, strict=True)
+    ]
+    tiling = Tiling(problem, anchors, contrast)
+    indices = anchors.indices(slice(0, len(anchors)))
+    statistics = statistics.of(indices)
+    scale = upstream[indices][:, None] * problem.inverse_temperature
+    for tile in tiling.all():
+        change = derivative_(
+            tiling.logits(tile),
+            tiling.masks(tile),
+            statistics.of(tile.block),
+            problem.denominator,
+        ).mul_(scale[tile.block])
+        result, order = results[tile.index], contrast[tile.index]
+        assert result is not None
+        assert order is not None
+        result[order.indices(tile.columns)] += change.T @ tiling.rows[tile.block]
+    return results

@@ -1,0 +1,112 @@
+"""The similarities of a tile: one matrix product, scaled by 1/τ, saturated where necessary."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.tiled.class_order import ClassOrder, reads_are_free
+
+# A tile has at most 1,024 × 4,096 similarities, 16 MB in float32. Products of fewer rows are below
+# the processor's rate, and more columns gain nothing (docs/performance.md).
+TILE_ROWS = 1024
+TILE_COLUMNS = 4096
+# One product writes the tile; exp, a sum and a second product read it. It may take a quarter of the
+# CPU's cache, which also holds the operands.
+CACHE_FRACTION = 0.25
+# Assumed size of the last-level cache, in bytes, if the system does not report it.
+ASSUMED_CACHE = 16 << 20
+
+# If no similarity exceeds this, exp and its sum over a row neither overflow nor underflow, so no
+# maximum has to be subtracted. The largest exponents are 88 in float32 and 709 in float64.
+BOUNDED_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
+
+_CACHE_INFO = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNITS = {"K": 1 << 10, "M": 1 << 20}
+
+
+class Similarities:
+    """How to compute the similarities of the anchors with each contrast tensor.
+
+    Attributes:
+        bounded (bool): whether every similarity is known to be within `BOUNDED_LOGIT`.
+        may_saturate (list of bool): for each contrast tensor, whether a similarity may exceed the
+            range of its dtype.
+    """
+
+    def __init__(
+        self, problem: Problem, rows: Tensor, contrast: Sequence[ClassOrder | None]
+    ) -> None:
+        self._scale = problem.inverse_temperature
+        self._limit = problem.logit_limit
+        row_norm = max_norm(rows)
+        scaled_norm = row_norm * self._scale
+        norms = [0.0 if tensor is None else _max_norm_of(tensor) for tensor in contrast]
+        self.bounded = scaled_norm * max(norms, default=0.0) <= BOUNDED_LOGIT[rows.dtype]
+        # A library may scale the rows before the product or the results after it, and neither may
+        # overflow. Each tensor is decided on its own: a backward that needs only one of them must
+        # compute the same bits.
+        largest = max(scaled_norm, row_norm)
+        self.may_saturate = [not largest * max(norm, 1.0) < self._limit for norm in norms]
+
+    def write(self, logits: Tensor, rows: Tensor, entries: Tensor, index: int) -> None:
+        """Overwrite `logits` (R, T) by the similarities of rows with entries of a tensor."""
+        if self.may_saturate[index]:
+            torch.mm(rows, entries.T, out=logits)
+            logits.mul_(self._scale).clamp_(-self._limit, self._limit)
+        else:
+            torch.addmm(logits, rows, entries.T, beta=0.0, alpha=self._scale, out=logits)
+
+
+def tile_columns(device: torch.device) -> int:
+    """Return the largest number of columns of a tile of `TILE_ROWS` float32 rows."""
+    if not reads_are_free(device):
+        return TILE_COLUMNS
+    fitting = int(CACHE_FRACTION * last_level_cache()) // (4 * TILE_ROWS)
+    return min(TILE_COLUMNS, max(fitting, 256))
+
+
+def split(whole: slice, size: int) -> Iterator[slice]:
+    """Split a slice into slices of at most `size` that differ in length by at most one.
+
+    A matrix product with a small remainder would be slow.
+    """
+    length = whole.stop - whole.start
+    count = -(-length // size)
+    for index in range(count):
+        start, stop = index * length // count, (index + 1) * length // count
+        yield slice(whole.start + start, whole.start + stop)
+
+
+def max_norm(vectors: Tensor) -> float:
+    """Return the largest norm of (n, D) vectors; infinity if the host would have to wait for it."""
+    if not reads_are_free(vectors.device):
+        return float("inf")
+    if vectors.shape[0] == 0:
+        return 0.0
+    return float(torch.linalg.vector_norm(vectors, dim=1).max())
+
+
+def _max_norm_of(tensor: ClassOrder) -> float:
+    tiles = split(slice(0, len(tensor)), TILE_COLUMNS)
+    return max((max_norm(tensor.operands(columns)) for columns in tiles), default=0.0)
+
+
+@functools.cache
+def last_level_cache() -> int:
+    """Return the size of the largest CPU cache in bytes; `ASSUMED_CACHE` if it is unknown."""
+    return largest_size(_CACHE_INFO)
+
+
+def largest_size(folder: Path) -> int:
+    """Return the largest `index*/size`, such as `36608K`, of a folder laid out as in /sys."""
+    try:
+        sizes = [path.read_text().strip() for path in folder.glob("index*/size")]
+        return max((int(size[:-1]) * _UNITS[size[-1]] for size in sizes), default=ASSUMED_CACHE)
+    except (OSError, ValueError, KeyError, IndexError):
+        return ASSUMED_CACHE

@@ -1,0 +1,193 @@
+"""The tiles of similarities that the tiled form works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixcontrast._info_nce.derivative import Masks
+from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.tiled import attention
+from pixcontrast._info_nce.tiled.class_order import ClassOrder, masks_of
+from pixcontrast._info_nce.tiled.similarities import (
+    TILE_ROWS,
+    Similarities,
+    split,
+    tile_columns,
+)
+
+# Rows of a tile of positives. The fewer rows, the fewer columns hold their positives: about
+# 1/C + rows/M of the sorted entries.
+POSITIVE_ROWS = 64
+# A product of fewer rows takes twice the time of one of this many (docs/performance.md).
+MIN_ROWS = 64
+
+# Tiles are cut at the ends of a class, and then need no mask, if it fills this fraction of a tile.
+LONG_CLASS = 1 / 8
+
+
+class Tile(NamedTuple):
+    """A block of R anchors with T entries of a contrast tensor.
+
+    Attributes:
+        index: index of the contrast tensor.
+        block: the anchors, as rows of `Tiling.rows`.
+        columns: the entries.
+        entries: (T, D) the entries as operands.
+        all_negative: whether every entry is known to be a negative of every anchor.
+    """
+
+    index: int
+    block: slice
+    columns: slice
+    entries: Tensor
+    all_negative: bool = False
+
+
+class Tiling:
+    """All tiles of a problem; a contrast tensor that is None has none.
+
+    Attributes:
+        rows (Tensor): the ordered anchors as operands: (m, D), or (2·m, D) if `doubled`.
+        doubled (bool): whether the anchors are stored twice. All anchors but those of one class are
+            then one slice: it starts after the class and wraps around.
+        bounded (bool): whether every similarity is known to be small, see `Similarities`.
+    """
+
+    def __init__(
+        self, problem: Problem, anchors: ClassOrder, contrast: Sequence[ClassOrder | None]
+    ) -> None:
+        self.anchors = anchors
+        self._problem = problem
+        self._contrast = contrast
+        self._max_columns = tile_columns(anchors.labels.device)
+        rows = anchors.operands(slice(0, len(anchors)))
+        self._similarities = Similarities(problem, rows, contrast)
+        self.bounded = self._similarities.bounded
+        self.doubled = anchors.sorted
+        self.rows = torch.cat([rows, rows]) if self.doubled else rows
+        max_entries = max((len(tensor) for _, tensor in self._requested()), default=0)
+        max_rows = min(max(TILE_ROWS, POSITIVE_ROWS, MIN_ROWS), len(self.rows))
+        self._buffer = self.rows.new_empty(max_rows * min(self._max_columns, max_entries))
+
+    def all(self) -> Iterator[Tile]:
+        """Yield every tile. The entries of a column are converted once."""
+        for index, tensor in self._requested():
+            for columns in split(slice(0, len(tensor)), self._max_columns):
+                entries = tensor.operands(columns)
+                for block in split(slice(0, len(self.anchors)), TILE_ROWS):
+                    yield Tile(index, block, columns, entries)
+
+    def in_denominator(self, *, attending: bool) -> Iterator[Tile]:
+        """Yield the tiles that Z sums over: all but those of positives alone, if Z excludes them.
+
+        With `attending`, long classes are cut less often if attention computes their tiles.
+        """
+        all_anchors = slice(0, len(self.anchors))
+        for index, tensor in self._requested():
+            attends = attending and self.may_attend(index)
+            max_of_class = attention.MAX_ENTRIES if attends else self._max_columns
+            for columns in _cut(tensor, self._max_columns, max_of_class):
+                entries = tensor.operands(columns)
+                others, all_negative = all_anchors, False
+                if self._problem.denominator == "negatives" and tensor.is_one_class(columns):
+                    own = self.anchors.slice_with_classes_of(tensor, columns)
+                    others = slice(own.stop, own.start + len(self.anchors))
+                    all_negative = True
+                for block in split(others, TILE_ROWS):
+                    yield Tile(index, block, columns, entries, all_negative)
+
+    def with_positives(self) -> Iterator[Tile]:
+        """Yield tiles that contain all positives, in as few columns as the order allows."""
+        for block in _cut(self.anchors, POSITIVE_ROWS, POSITIVE_ROWS):
+            # The buffer has room for more columns of fewer rows.
+            max_columns = max(1, len(self._buffer) // max(MIN_ROWS, block.stop - block.start))
+            for index, tensor in self._requested():
+                part = tensor.slice_with_classes_of(self.anchors, block)
+                for columns in split(part, max_columns):
+                    yield Tile(index, block, columns, tensor.operands(columns))
+
+    def may_attend(self, index: int) -> bool:
+        """Return whether PyTorch's attention can compute a contrast tensor's tiles without mask."""
+        if self._problem.denominator == "all" and self._problem.contrast[index].is_anchors:
+            return False  # each anchor is left out of its own denominator
+        return attention.can_attend(self.rows) and not self._similarities.may_saturate[index]
+
+    def attend(self, tile: Tile) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield Z and o over disjoint subsets of a tile that needs no mask."""
+        scale = self._problem.inverse_temperature
+        return attention.attend(self.rows[tile.block], tile.entries, scale)
+
+    def logits(self, tile: Tile) -> Tensor:
+        """Compute the similarities (R, T), in a buffer that the next call overwrites."""
+        block, num_columns = tile.block, len(tile.entries)
+        rows = self.rows[block.start : max(block.stop, block.start + MIN_ROWS)]
+        logits = self._buffer[: len(rows) * num_columns].view(len(rows), num_columns)
+        self._similarities.write(logits, rows, tile.entries, tile.index)
+        return logits[: block.stop - block.start]
+
+    def is_all_positive(self, tile: Tile) -> bool:
+        """Return whether every entry is known to be a positive of every anchor."""
+        return (
+            not self._holds_anchors(tile)
+            and self._order(tile).is_one_class(tile.columns)
+            and self.anchors.is_one_class(tile.block)
+            and self._may_share_class(tile)
+        )
+
+    def masks(self, tile: Tile) -> Masks | None:
+        """Return the positives and negatives of a tile; None: every entry is a negative."""
+        if not self._may_share_class(tile):
+            return None
+        return masks_of(
+            self.anchors,
+            tile.block,
+            self._order(tile),
+            tile.columns,
+            is_anchors=self._holds_anchors(tile),
+        )
+
+    def outside_denominator(self, tile: Tile) -> Tensor | None:
+        """Return (R, T) bool, the similarities that Z leaves out; None: it sums over all."""
+        if (
+            self._problem.denominator == "all"
+            and self._order(tile).sorted
+            and not self._holds_anchors(tile)
+        ):
+            return None
+        masks = self.masks(tile)
+        return None if masks is None else ~masks.in_denominator(self._problem.denominator)
+
+    def _may_share_class(self, tile: Tile) -> bool:
+        if tile.all_negative:
+            return False
+        return self._order(tile).may_share_class(tile.columns, self.anchors, tile.block)
+
+    def _holds_anchors(self, tile: Tile) -> bool:
+        return self._problem.contrast[tile.index].is_anchors
+
+    def _order(self, tile: Tile) -> ClassOrder:
+        order = self._contrast[tile.index]
+        assert order is not None  # only requested tensors have tiles
+        return order
+
+    def _requested(self) -> Iterator[tuple[int, ClassOrder]]:
+        for index, tensor in enumerate(self._contrast):
+            if tensor is not None:
+                yield index, tensor
+
+
+def _cut(order: ClassOrder, size: int, max_of_class: int) -> Iterator[slice]:
+    """Yield consecutive slices of at most `size`, cut where long classes start and end.
+
+    Slices inside a long class have at most `max_of_class` vectors.
+    """
+    done = 0
+    for long_class in order.long_classes(max(1, int(LONG_CLASS * size))):
+        yield from split(slice(done, long_class.start), size)
+        yield from split(long_class, max_of_class)
+        done = long_class.stop
+    yield from split(slice(done, len(order)), size)
