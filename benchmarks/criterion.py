@@ -26,7 +26,7 @@ def make_criterion(recipe: Recipe, num_classes: int) -> PixelContrastLoss:
         anchor_sampler=_anchor_sampler(recipe),
         negative_sampler=_negative_sampler(recipe),
         bank=_bank(recipe, num_classes),
-        contrast=recipe.sources,
+        contrast_with=recipe.sources,
         denominator=cast(Denominator, recipe.denominator),
     )
 

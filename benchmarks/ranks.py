@@ -68,7 +68,7 @@ class Case:
         self.loss = PixelContrastLoss(
             anchor_sampler=RandomAnchorSampler(max_anchors=step.anchors),
             bank=self.bank,
-            contrast=contrast,
+            contrast_with=contrast,
             gather=step.gather,
             update_bank=update_bank,
         )

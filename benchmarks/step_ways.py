@@ -75,7 +75,7 @@ class Case:
             ),
             negative_sampler=HardNegativeSampler() if mined else None,
             bank=bank,
-            contrast=("batch",) if bank is None else ("pixels", "regions"),
+            contrast_with=("batch",) if bank is None else ("pixels", "regions"),
         )
 
     def our_step(self, criterion: PixelContrastLoss) -> Run:
@@ -94,7 +94,9 @@ class Case:
         rows = batch.emb.detach().movedim(1, -1).flatten(0, -2)[sample.indices]
         anchors = rows.requires_grad_()
         bank = criterion.bank
-        pieces = [(None, None)] if bank is None else [bank.entries(q) for q in criterion.contrast]
+        pieces = (
+            [(None, None)] if bank is None else [bank.entries(q) for q in criterion.contrast_with]
+        )
         entries: list[Tensor | None] = [vectors for vectors, _ in pieces]
         entry_labels: list[Tensor | None] = [labels for _, labels in pieces]
 
@@ -204,8 +206,8 @@ class Case:
                 sampler = marked(criterion.anchor_sampler, *PARTS[:2])
                 stack.enter_context(patch.object(criterion, "anchor_sampler", sampler))
                 if bank is not None:
-                    update = marked(bank._take_in, *PARTS[2:4])
-                    stack.enter_context(patch.object(bank, "_take_in", update))
+                    update = marked(bank._add_batch, *PARTS[2:4])
+                    stack.enter_context(patch.object(bank, "_add_batch", update))
                 loss = criterion(batch.emb, batch.labels, self.logits)
             mark("anchors and loss")
             torch.autograd.grad(loss, batch.emb)

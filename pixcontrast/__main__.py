@@ -1,4 +1,4 @@
-"""`python -m pixcontrast`: what is installed, what runs where, and whether it computes right."""
+"""`python -m pixcontrast`: print versions, devices and backends, and check the results."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ROW = "  {:<8} {:<7} {:<9} {:>8} {:>9}  {}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the report; 1 where a check failed, else 0."""
+    """Print the report. Return 1 if a check failed, else 0."""
     argparse.ArgumentParser(
         prog="python -m pixcontrast",
-        description="Print versions, devices and which backend serves each, and check every "
-        "backend that runs here against the textbook formula in float64.",
+        description="Print versions, devices and the backend of each device. Check the backends "
+        "that run here against the dense formula in float64.",
     ).parse_args(arguments)
     devices = find_devices()
     print("Versions")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for device in devices:
         print(f"  {device!s:<8} {describe_device(device)}")
         print(f"  {'':<8} {describe_choice(device)}")
-    print("\nLoss and gradient against the textbook formula in float64: relative errors")
+    print("\nLoss and gradient against the dense formula in float64: relative errors")
     print(ROW.format("device", "backend", "dtype", "loss", "gradient", ""))
     passed = True
     for device in devices:
@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
 
 
 def find_devices() -> list[torch.device]:
-    """The CPU, then every CUDA device, then MPS."""
+    """Return the CPU, then every CUDA device, then MPS."""
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
@@ -75,10 +75,10 @@ def describe_device(device: torch.device) -> str:
 
 
 def describe_choice(device: torch.device) -> str:
-    """What `"auto"` takes for float32 anchors, and why not triton."""
+    """Return which backend `"auto"` selects for float32 anchors, and why it is not triton."""
     anchors = torch.zeros(1, 8, device=device)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the same reason is printed
+        warnings.simplefilter("ignore")  # the report prints the same reason
         chosen = choose("auto", anchors)
     reason = why_not_fused(anchors)
     if chosen == "triton":
@@ -89,7 +89,7 @@ def describe_choice(device: torch.device) -> str:
 
 
 def check_device(device: torch.device) -> Iterator[tuple[str, bool]]:
-    """A line of the table for each backend and dtype, and whether it is as it should be."""
+    """Yield a line of the table for each backend and dtype, and whether the check passed."""
     for form in FORMS:
         reason = why_not_fused(torch.zeros(1, 8, device=device)) if form == "triton" else None
         if reason is not None:
@@ -103,7 +103,7 @@ def check_device(device: torch.device) -> Iterator[tuple[str, bool]]:
 
 
 def dtypes_of(device: torch.device) -> list[torch.dtype]:
-    # Metal has bfloat16 on newer systems alone.
+    # Metal supports bfloat16 on newer systems only.
     return [d for d in TOLERANCES if not (device.type == "mps" and d == torch.bfloat16)]
 
 

@@ -1,9 +1,7 @@
-"""The memory bank: pixels and regions of earlier batches, in one ring a class."""
+"""The memory bank: pixels and regions of earlier batches, in one ring buffer for each class."""
 
 from __future__ import annotations
 
-import warnings
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,61 +9,67 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._bank_state import faults_of_state
+from pixcontrast._bank.buffers import OwnBuffers
+from pixcontrast._bank.checkpoint import faults_of_state
+from pixcontrast._bank.guard import UpdateGuard
+from pixcontrast._bank.new_entries import gather_entries, new_entries
+from pixcontrast._bank.ring import BUFFERS, QUEUES, WHOLE, Rings, Shard, prepare_write, write_all
 from pixcontrast._distributed import GroupReference, Ranks, ranks_of
-from pixcontrast._intake import new_entries, of_all_ranks
 from pixcontrast._labels import mark_ignored
-from pixcontrast._own_buffers import OwnBuffers
-from pixcontrast._pixels import as_images, flat_map
-from pixcontrast._regions import Regions
-from pixcontrast._ring import WHOLE, Shard, prepare_write, write_all
-
-QUEUES = ("pixels", "regions")
+from pixcontrast._pixels.maps import as_map, flat_map
+from pixcontrast._pixels.regions import Regions
 
 
 class MemoryBank(OwnBuffers):
-    """Two ring buffers per class: embeddings of single pixels, and of regions.
+    """Two ring buffers for each class: embeddings of single pixels, and of regions.
 
-    The memory of Wang et al., ICCV 2021, section 3.2. From each image and class present it takes
-    one region, the unit-length mean of that image's unit-length embeddings of the class, and
-    min(`pixels_per_image`, available) of its pixels, at random without replacement. First in,
-    first out: images in batch order; a write across the end of a ring wraps, a write larger than
-    the ring keeps the newest. Only written slots ever count. Class 0 is a class like any other.
-    Pixels whose embedding is not finite, or zero (no component above 1e-30), never enter, nor
-    count in a region.
+    The memory of Wang et al., ICCV 2021, section 3.2. From each image and class present, the bank
+    stores one region, the unit-length mean of the unit-length embeddings of that class in that
+    image, and min(`pixels_per_image`, available) random pixels, without replacement. The rings are
+    first in, first out: images are written in batch order; a write across the end of a ring wraps;
+    a write larger than the ring keeps the newest entries. Only written slots count. Class 0 is a
+    class like any other. Pixels whose embedding is not finite, or zero (no component above 1e-30),
+    are not stored and do not count in a region.
 
-    Under `torch.distributed` every rank takes in what all ranks have, in rank order, also where a
-    rank has nothing, so that the banks of all ranks hold the same bits. Every rank has to update.
-    DistributedDataParallel has no part in it: the bank's buffers are saved and moved with the
-    module that holds it, and listed (`named_buffers`) by the bank alone.
+    Under `torch.distributed`, each rank stores the entries of all ranks, in rank order, so that
+    the banks of all ranks are bit-identical. Every rank must call the update, also with an empty
+    batch. The buffers are saved and moved with the module that holds the bank, but only the bank
+    lists them (`named_buffers`), so DistributedDataParallel does not broadcast them.
 
     Args:
-        num_classes: C, at least 1.
-        dim: D, the size of the embeddings, at least 1.
-        pixel_slots: the length of each class's pixel ring; 0 leaves that queue out.
-        region_slots: the length of each class's region ring; 0 leaves that queue out.
-        pixels_per_image: the most pixels that an image gives to a class, all of them where it has
-            fewer; 0 leaves the pixel queue out.
-        ignore_index: the label that takes no part; no class.
-        dtype: of the stored vectors: float32, bfloat16, float16 or float64.
-        sharded: spread the bank over the ranks: slots are per rank, and the ring is W times as
-            long. Entry number g of a class, counted from 0, lives on rank g mod W. A loss over such
-            a bank is called on every rank, in eval mode too. Each rank saves its own shard.
-        process_group: the ranks that fill the bank together; None: the whole world. Where
-            `torch.distributed` is not initialised, the one process that there is.
+        num_classes (int): number of classes C, at least 1.
+        dim (int): embedding size D, at least 1.
+        pixel_slots (int): length of the pixel ring of each class, at least 0. With 0, the bank has
+            no pixel queue. Default: 5000.
+        region_slots (int): length of the region ring of each class, at least 0. With 0, the bank
+            has no region queue. Default: 5000.
+        pixels_per_image (int): largest number of pixels stored per image and class, at least 0.
+            With 0, the bank has no pixel queue. Default: 10.
+        ignore_index (int): label of ignored pixels. It must not be a class. Default: 255.
+        dtype (torch.dtype): dtype of the stored vectors: float32, bfloat16, float16 or float64.
+            Default: torch.float32.
+        sharded (bool): if True, spread the bank over W ranks: slots are per rank, and each ring is
+            W times as long. Entry g of a class, counted from 0, is stored on rank g mod W. Every
+            rank must call a loss with such a bank, in eval mode too. Each rank saves its own shard.
+            Default: False.
+        process_group (ProcessGroup, optional): the ranks that fill the bank. Default: None, which
+            is the whole world, or this process alone if `torch.distributed` is not initialized.
 
     Attributes:
-        pixels: (C, pixel_slots, D) stored pixels, of unit length. A persistent buffer.
-        regions: (C, region_slots, D) stored regions, of unit length. A persistent buffer.
-        pixel_count: (C,) how many pixels of each class are valid: those in slots 0 … count−1.
-        region_count: (C,) likewise.
-        pixel_next, region_next: (C,) the slot that is written next; with `sharded=True` the place
-            in the whole ring, which is slot `place // W` of rank `place % W`.
-        shard: (2,) with `sharded=True`, which rank of how many this bank is of. A checkpoint of
-            another is refused.
+        pixels (Tensor): stored pixels of unit length, shape (C, pixel_slots, D). Persistent buffer.
+        regions (Tensor): stored regions of unit length, shape (C, region_slots, D). Persistent
+            buffer.
+        pixel_count (Tensor): number of valid pixels of each class, shape (C,): slots 0 to
+            count − 1.
+        region_count (Tensor): number of valid regions of each class, shape (C,).
+        pixel_next, region_next (Tensor): the slot that is written next, shape (C,). With
+            `sharded=True`, the position in the whole ring: slot `position // W` of rank
+            `position % W`.
+        shard (Tensor): with `sharded=True`, rank and number of ranks, shape (2,). A checkpoint of
+            another shard is refused.
 
     Raises:
-        ValueError, TypeError: for an option out of its range; the message names it.
+        ValueError, TypeError: if an option is invalid. The message names the option.
 
     Example:
         >>> import torch
@@ -103,14 +107,23 @@ class MemoryBank(OwnBuffers):
         check.check_count("region_slots", region_slots, at_least=0)
         check.check_count("pixels_per_image", pixels_per_image, at_least=0)
         check.check_ignore_index(ignore_index)
-        check.check_ignored_is_no_class(ignore_index, num_classes)
-        check.check_floating_dtype("dtype", dtype)
+        check.expect(
+            not 0 <= ignore_index < num_classes,
+            "ignore_index",
+            f"a label that is not a class, negative or at least num_classes = {num_classes}",
+            ignore_index,
+        )
+        is_floating = isinstance(dtype, torch.dtype) and dtype in check.FLOATING
+        expected = "one of " + ", ".join(map(str, check.FLOATING))
+        check.expect(is_floating, "dtype", expected, dtype, error=TypeError)
         check.check_flag("sharded", sharded)
         check.check_process_group(process_group)
-        if pixels_per_image == 0:
-            pixel_slots = 0
-        for name, slots in (("pixel_slots", pixel_slots), ("region_slots", region_slots)):
-            sizes = (num_classes, max(slots, 1), dim)
+        slots = {
+            "pixel_slots": pixel_slots if pixels_per_image else 0,
+            "region_slots": region_slots,
+        }
+        for name, size in slots.items():
+            sizes = (num_classes, max(size, 1), dim)
             check.check_addressable(f"num_classes, {name}, dim", sizes, dtype)
         self.num_classes = num_classes
         self.dim = dim
@@ -119,15 +132,14 @@ class MemoryBank(OwnBuffers):
         self.sharded = sharded
         self._group = GroupReference(process_group)
         self._shard = _shard_of(ranks_of(process_group) if sharded else None)
-        for name, slots in (("pixel", pixel_slots), ("region", region_slots)):
-            vectors = torch.zeros(num_classes, slots, dim, dtype=dtype)
-            self.register_own_buffer(f"{name}s", vectors)
-            self.register_own_buffer(f"{name}_count", torch.zeros(num_classes, dtype=torch.int64))
-            self.register_own_buffer(f"{name}_next", torch.zeros(num_classes, dtype=torch.int64))
+        for queue, size in zip(QUEUES, slots.values(), strict=True):
+            name, *counters = BUFFERS[queue]
+            self.register_own_buffer(name, torch.zeros(num_classes, size, dim, dtype=dtype))
+            for counter in counters:
+                self.register_own_buffer(counter, torch.zeros(num_classes, dtype=torch.int64))
         if sharded:
             self.register_own_buffer("shard", torch.tensor(self._shard))
-        self._updater: weakref.ref[object] | None = None
-        self._warned = False
+        self.guard = UpdateGuard()
 
     @property
     def process_group(self) -> Any:
@@ -135,14 +147,14 @@ class MemoryBank(OwnBuffers):
 
     @property
     def ranks(self) -> Ranks | None:
-        """The ranks that fill the bank, or None where this process does so alone."""
+        """The ranks that fill the bank, or None if this process does so alone."""
         ranks = ranks_of(self.process_group)
         if self.sharded and self._shard != _shard_of(ranks):
             rank, size = _shard_of(ranks)
             raise RuntimeError(
                 f"MemoryBank: built as shard {self._shard.rank} of {self._shard.size}; now this is "
                 f"rank {rank} of {size} (build it on each rank, after "
-                f"torch.distributed.init_process_group, once for each start of the job)"
+                f"torch.distributed.init_process_group, at each start of the job)"
             )
         return ranks
 
@@ -160,87 +172,91 @@ class MemoryBank(OwnBuffers):
         return self.regions.shape[1]
 
     def slots(self, queue: str) -> int:
-        """How many slots a class has in the queue `"pixels"` or `"regions"`."""
-        check.check_choice("queue", queue, QUEUES)
-        return self.pixel_slots if queue == "pixels" else self.region_slots
-
-    @property
-    def num_slots(self) -> int:
-        """How many slots there are, of all classes and both queues."""
-        return self.num_classes * (self.pixel_slots + self.region_slots)
+        """Return the number of slots per class of the queue `"pixels"` or `"regions"`."""
+        return self._rings(queue).vectors.shape[1]
 
     def count(self, queue: str) -> Tensor:
-        """(C,) how many entries of each class the queue `"pixels"` or `"regions"` holds."""
-        check.check_choice("queue", queue, QUEUES)
-        return self.pixel_count if queue == "pixels" else self.region_count
+        """Return the number of valid entries per class of the queue `"pixels"` or `"regions"`."""
+        return self._rings(queue).counts
 
     def entries(self, queue: str) -> tuple[Tensor, Tensor]:
-        """The queue `"pixels"` or `"regions"` as `info_nce` takes it.
+        """Return a queue and its labels, as `info_nce` takes them.
+
+        Args:
+            queue (str): `"pixels"` or `"regions"`.
 
         Returns:
-            (C·slots, D) a view of the queue, and (C·slots,) int64 labels, `ignore_index` for
-            slots that have not been written.
+            A view of the queue, shape (C·slots, D), and int64 labels, shape (C·slots,). Slots that
+            have not been written are labelled `ignore_index`.
         """
-        slots = self.slots(queue)
-        vectors = self.pixels if queue == "pixels" else self.regions
-        count = self.count(queue)
-        written = torch.arange(slots, device=count.device) < count[:, None]
+        return self._labelled(queue, self.ignore_index)
+
+    def _labelled(self, queue: str, ignored: int) -> tuple[Tensor, Tensor]:
+        """Return a queue and its labels. Slots that are not written are labelled `ignored`."""
+        vectors, count, _ = self._rings(queue)
+        written = torch.arange(vectors.shape[1], device=count.device) < count[:, None]
         classes = torch.arange(self.num_classes, device=count.device)[:, None]
-        labels = torch.where(written, classes, self.ignore_index)
+        labels = torch.where(written, classes, ignored)
         return vectors.view(-1, self.dim), labels.flatten()
+
+    def _rings(self, queue: str) -> Rings:
+        check.check_choice("queue", queue, QUEUES)
+        return Rings(*(getattr(self, name) for name in BUFFERS[queue]))
 
     @torch.no_grad()
     def update(
         self, emb: Tensor, labels: Tensor, *, generator: torch.Generator | None = None
     ) -> None:
-        """Take in a batch.
+        """Store the entries of a batch.
 
         Args:
-            emb: (B, D, *S) floating, with 1 to 3 spatial dimensions, of any length; or (N, D)
-                points, one image.
-            labels: (B, *S_any) integer, resized to S by nearest; or (N,).
-            generator: the source of randomness of the choice of pixels, on emb's device.
+            emb (Tensor): floating point embeddings of any length, shape (B, D, *S) with 1 to 3
+                spatial dimensions, or points of shape (N, D), which count as one image.
+            labels (Tensor): integer labels, shape (B, *S_any), resized to S by nearest, or (N,).
+            generator (torch.Generator, optional): source of randomness for the choice of pixels, on
+                the device of `emb`. Default: None, the default generator.
 
         Raises:
-            ValueError, TypeError: for arguments that do not fit; the message names them. Labels
-                of num_classes or more raise on the CPU; elsewhere, where looking would be a
-                wait, such pixels are ignored.
-            RuntimeError: when asked for during a backward pass, as from a checkpointed region.
+            ValueError, TypeError: if an argument is invalid. The message names it. Labels of
+                num_classes or more raise on the CPU. On other devices, where reading labels would
+                be a wait, such pixels are ignored.
+            RuntimeError: during a backward pass, for example from a checkpointed region.
         """
-        self.check_may_update()
-        check.check_embeddings(emb)
-        check.check_pixel_labels(labels, emb)
+        self.guard.check_outside_backward()
+        check.check_feature_map("emb", emb, "D")
+        check.check_labels(labels, emb)
         check.check_generator(generator, emb.device)
         self.check_fits(emb)
         if check.values_can_be_seen(labels):
-            check.check_label_range(labels, self.ignore_index, self.num_classes)
-
-        images = as_images(emb)
-        marked = mark_ignored(flat_map(labels, images), self.ignore_index, self.num_classes)
-        self._take_in(images, marked, None, generator)
+            self.check_label_range(labels)
+        emb_map = as_map(emb)
+        flat_labels = flat_map(labels, emb_map.shape[2:])
+        marked = mark_ignored(flat_labels, self.ignore_index, self.num_classes)
+        self._add_batch(emb_map, marked, None, generator)
 
     @torch.no_grad()
-    def _take_in(
+    def _add_batch(
         self,
-        images: Tensor,
+        emb_map: Tensor,
         labels: Tensor,
         regions: Regions | None,
         generator: torch.Generator | None,
     ) -> None:
-        """`update` behind its checks, for a loss that has made them, and resized and marked labels.
+        """Store the entries of a batch that has been checked.
 
         Args:
-            images: (B, D, *S).
-            labels: (B, P) int64 below num_classes, or `IGNORED`.
-            regions: of these images and labels, with num_classes slots, where known already.
-            generator: the source of randomness.
+            emb_map (Tensor): embedding map, shape (B, D, *S).
+            labels (Tensor): int64 labels below num_classes, or `IGNORED`, shape (B, P).
+            regions (Regions, optional): regions of this batch with num_classes slots, if the caller
+                has computed them.
+            generator (torch.Generator, optional): source of randomness.
         """
         ranks = self.ranks
-        nothing_to_say = labels.numel() == 0 and ranks is None
-        if nothing_to_say or not (self.region_slots or self.pixel_slots):
+        is_empty = labels.numel() == 0 and ranks is None
+        if is_empty or not (self.region_slots or self.pixel_slots):
             return
         new = new_entries(
-            images,
+            emb_map,
             labels,
             regions,
             num_classes=self.num_classes,
@@ -250,74 +266,40 @@ class MemoryBank(OwnBuffers):
             generator=generator,
         )
         if ranks is not None:
-            new = of_all_ranks(new, ranks, self._options())
-        writes = []
-        if new.regions is not None:
-            rings = self.regions, self.region_count, self.region_next
-            writes.append(prepare_write(*rings, *new.regions, self._shard))
-        if new.pixels is not None:
-            rings = self.pixels, self.pixel_count, self.pixel_next
-            writes.append(prepare_write(*rings, *new.pixels, self._shard))
-        # Nothing is written before everything is known: a bank is never half updated.
-        write_all(writes)
-
-    def check_may_update(self) -> None:
-        """Raise inside a backward pass.
-
-        Code that torch.compile has made cannot tell whether a backward pass runs it.
-        """
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            raise RuntimeError(
-                "MemoryBank: an update was asked for during a backward pass, as happens in a "
-                "checkpointed region, whose forward runs twice; call the loss outside of it"
-            )
+            new = gather_entries(new, ranks, self._options())
+        # Prepare all writes before the first one, so that the bank is never updated in part.
+        write_all(
+            [
+                prepare_write(self._rings(queue), *entries, self._shard)
+                for queue, entries in zip(QUEUES, new, strict=True)
+                if entries is not None
+            ]
+        )
 
     def check_fits(self, emb: Tensor) -> None:
-        """Raise where embeddings (B, D, *S) are of another width or on another device."""
-        check.check_bank_fits(emb, self.dim, self.pixels.device)
+        """Raise if embeddings (B, D, *S) have another D or another device than the bank."""
+        found, device = emb.shape[1], self.pixels.device
+        if found != self.dim:
+            shape = check.shape_of(emb)
+            check.refuse("emb", f"D = {self.dim}, as the bank", f"D = {found} (shape {shape})")
+        if emb.device != device:
+            fix = f"move the bank, or the loss that holds it, with .to({str(emb.device)!r})"
+            check.refuse("bank", f"the device of emb, {emb.device}", str(device), fix)
 
-    def claim(self, updater: object) -> None:
-        """Note which loss updates this bank, and warn once when a second one does."""
-        if torch.compiler.is_compiling():
-            return
-        current = None if self._updater is None else self._updater()
-        if current is None:
-            self._updater = weakref.ref(updater)
-        elif current is not updater and not self._warned:
-            self._warned = True
-            warnings.warn(
-                "two losses update the same MemoryBank, so that each batch enters twice; build "
-                "one of them with update_bank=False",
-                stacklevel=6,
-            )
+    def check_label_range(self, labels: Tensor) -> None:
+        """Raise if a label is neither a class nor `ignore_index`. Reads values."""
+        expected = (
+            f"classes below num_classes = {self.num_classes} or ignore_index = {self.ignore_index}"
+        )
+        check.check_largest_label(labels, self.ignore_index, self.num_classes - 1, expected)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """PyTorch's own, but for what is no state of this bank: of that nothing is loaded."""
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any) -> None:
+        """Load a state if all of the bank's entries are valid; otherwise load nothing."""
+        prefix, _, _, _, _, error_msgs = args
         faults = faults_of_state(state_dict, prefix, dict(self.named_buffers()), self._shard)
         error_msgs.extend(faults)
         if not faults:
-            super()._load_from_state_dict(
-                state_dict,
-                prefix,
-                local_metadata,
-                strict,
-                missing_keys,
-                unexpected_keys,
-                error_msgs,
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Who updates a bank is of this process alone, and a weak reference cannot be copied.
-        return {**self.__dict__, "_updater": None}
+            super()._load_from_state_dict(state_dict, *args)
 
     def extra_repr(self) -> str:
         shard = f", shard {self._shard.rank} of {self._shard.size}" if self.sharded else ""

@@ -1,4 +1,4 @@
-"""The head that turns features into embeddings."""
+"""The projection head from features to embeddings."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ import torch
 from torch import Tensor, nn
 
 from pixcontrast import _check as check
-from pixcontrast._pixels import as_images, unit_length
+from pixcontrast._dtypes import product_is_cast
+from pixcontrast._pixels.maps import as_map
+from pixcontrast._pixels.unit_length import unit_length
 
 
 class ProjectionHead(nn.Module):
-    """1×1 convolutions from features to unit-length embeddings, for any number of dimensions.
+    """1×1 convolutions from features to unit-length embeddings, for 1 to 3 spatial dimensions.
 
-    `kind="mlp"` is the projection head of Wang et al., ICCV 2021, section 3.3: two 1×1
-    convolutions with batch normalisation and a ReLU between them. `kind="linear"` is a single
-    one. Used in training alone; inference does not need it.
+    `kind="mlp"` is the projection head of Wang et al., ICCV 2021, section 3.3: two 1×1 convolutions
+    with batch normalization and ReLU between them. `kind="linear"` is one convolution. The head is
+    used in training only; inference does not need it.
 
     Args:
-        in_channels: channels of the features, at least 1.
-        dim: D, the size of the embeddings, at least 1.
-        hidden: channels between the two convolutions; None: `in_channels`. Of `"mlp"` alone.
-        kind: `"mlp"` or `"linear"`.
+        in_channels (int): number of feature channels, at least 1.
+        dim (int): embedding size D, at least 1. Default: 256.
+        hidden (int, optional): number of channels between the two convolutions of `"mlp"`, at least
+            1. Default: None, which is `in_channels`.
+        kind (str): `"mlp"` or `"linear"`. Default: `"mlp"`.
 
     Shape:
-        (B, in_channels, *S) with 1 to 3 spatial dimensions to (B, dim, *S); (N, in_channels) to
-        (N, dim).
+        - Input: (B, in_channels, *S) with 1 to 3 spatial dimensions, or (N, in_channels).
+        - Output: (B, dim, *S), or (N, dim).
 
     Raises:
-        ValueError, TypeError: for options or features that do not fit; the message names them.
+        ValueError, TypeError: if an option or the features are invalid. The message names them.
 
     Example:
         >>> import torch
@@ -53,11 +56,12 @@ class ProjectionHead(nn.Module):
         check.check_choice("kind", kind, ("mlp", "linear"))
         if hidden is not None:
             check.check_count("hidden", hidden, at_least=1)
-            if kind == "linear":
-                raise ValueError(
-                    'hidden: expected None with kind="linear", which has no hidden '
-                    f"layer; got {hidden}"
-                )
+            check.expect(
+                kind != "linear",
+                "hidden",
+                'None with kind="linear", which has no hidden layer',
+                hidden,
+            )
         width = in_channels if kind == "linear" or hidden is None else hidden
         for names, sizes in (
             ("in_channels, hidden", (in_channels, width)),
@@ -75,18 +79,25 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         weight = next(self.layers.parameters())
-        check.check_features(features, self.in_channels)
+        check.check_feature_map("features", features, str(self.in_channels), self.in_channels)
         check.check_same_device("features", features, "the head", weight)
-        check.check_product_dtype("features", features, "the head", weight)
-        images = as_images(features)
-        pixels = images.flatten(2)
-        if pixels.numel() == 0:  # which a convolution refuses
+        if features.dtype != weight.dtype and not product_is_cast(features):
+            check.refuse(
+                "features",
+                f"the dtype of the head, {check.short_dtype(weight.dtype)}",
+                check.short_dtype(features.dtype),
+                "convert one of them with .to(...), or run inside torch.autocast",
+                TypeError,
+            )
+        feature_map = as_map(features)
+        pixels = feature_map.flatten(2)
+        if pixels.numel() == 0:  # a convolution does not accept an empty input
             embedding = pixels[:, :1].expand(-1, self.dim, -1)
         else:
             embedding = unit_length(self.layers(pixels))
         if features.ndim == 2:
             return embedding[0].T
-        return embedding.view(*embedding.shape[:2], *images.shape[2:])
+        return embedding.view(*embedding.shape[:2], *feature_map.shape[2:])
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.dim}, kind={self.kind!r}"

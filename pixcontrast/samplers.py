@@ -1,4 +1,4 @@
-"""Which pixels become anchors."""
+"""Selection of the pixels that become anchors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._dtypes import widest_float
-from pixcontrast._groups import MAX_LABEL, DrawnGroups, draw_groups
 from pixcontrast._labels import mark_ignored
+from pixcontrast._pixels.groups import MAX_LABEL, DrawnGroups, draw_groups
 
 
 class AnchorSample(NamedTuple):
-    """Sampled pixels, K = min(max_anchors, B·P) of them whatever the labels.
+    """The sampled pixels, K = min(max_anchors, B·P) of them. K does not depend on the labels.
 
     Attributes:
-        indices: (K,) int64, the number of each pixel among the flattened B·P; 0 for padding.
-        labels: (K,) int64, their labels; `ignore_index` for padding.
+        indices (Tensor): int64 index of each pixel into the flattened B·P, 0 for padding, shape
+            (K,).
+        labels (Tensor): int64 label of each pixel, `ignore_index` for padding, shape (K,).
     """
 
     indices: Tensor
@@ -27,7 +28,7 @@ class AnchorSample(NamedTuple):
 
 
 class AnchorSampler(Protocol):
-    """What a loss takes as its `anchor_sampler`."""
+    """The interface of the `anchor_sampler` of a loss."""
 
     def __call__(
         self,
@@ -41,32 +42,38 @@ class AnchorSampler(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class HardAnchorSampler:
-    """Anchors from every class of every image, a share of them from mispredicted pixels.
+    """Sample anchors from every class of every image, a fraction of them mispredicted pixels.
 
-    Segmentation-aware hard anchor sampling of Wang et al., ICCV 2021, section 3.2. A group is
-    the valid pixels of one class in one image. With
-    `views = clamp(max_anchors // groups, 1, max_views)` each group gives min(views, its size)
-    pixels, without replacement: `hard_fraction` of them from its mispredicted pixels (hard), the
-    rest from the correct ones (easy), each side filling up what the other lacks. Where
-    hard_fraction × views is no whole number it is rounded up or down by chance, so that the
-    average is met. With more groups than `max_anchors`, a random `max_anchors` of the groups
-    give one pixel each. A plain immutable object: it holds options and no state.
+    Segmentation-aware hard anchor sampling of Wang et al., ICCV 2021, section 3.2. A group is the
+    valid pixels of one class in one image. With `views = clamp(max_anchors // groups, 1,
+    max_views)`, each group gives min(views, its size) pixels, without replacement: `hard_fraction`
+    of them from its mispredicted (hard) pixels and the rest from the correct (easy) ones. If one
+    kind has too few pixels, the other kind fills up. If hard_fraction × views is not an integer, it
+    is randomly rounded up or down, so that the fraction is met on average. If there are more groups
+    than `max_anchors`, a random `max_anchors` of the groups give one pixel each. The sampler is an
+    immutable object without state.
 
     Args:
-        max_anchors: the most anchors of a batch, at least 1.
-        max_views: the most anchors of a group, at least 1. About 0.3% of the pixels of an
-            embedding map is a good start.
-        hard_fraction: the share of hard pixels aimed at, in [0, 1].
-        min_pixels: groups of fewer pixels than this give no anchor; at least 1.
+        max_anchors (int): largest number of anchors of a batch, at least 1. Default: 1024.
+        max_views (int): largest number of anchors of a group, at least 1. About 0.3% of the pixels
+            of an embedding map is a good start. Default: 100.
+        hard_fraction (float): fraction of hard pixels, in [0, 1]. Default: 0.5.
+        min_pixels (int): smallest size of a group that gives anchors, at least 1. Default: 1.
 
     Call:
-        `sampler(labels, preds=None, *, ignore_index=255, generator=None) -> AnchorSample`, with
-        labels (B, P) and predicted classes (B, P), integer; without predictions every pixel
-        counts as correctly predicted. Labels that are `ignore_index` or negative take no part.
+        `sampler(labels, preds=None, *, ignore_index=255, generator=None) -> AnchorSample`
+
+        - labels (Tensor): integer labels, shape (B, P).
+        - preds (Tensor, optional): integer predicted classes, shape (B, P). Default: None, every
+          pixel counts as correctly predicted.
+        - ignore_index (int): label of ignored pixels. Negative labels are ignored too.
+          Default: 255.
+        - generator (torch.Generator, optional): source of randomness, on the device of `labels`.
+          Default: None, the default generator.
 
     Raises:
-        ValueError, TypeError: for an option out of its range, tensors of the wrong kind, or
-            labels above 16,777,215 (looked at on the CPU; elsewhere such pixels are ignored).
+        ValueError, TypeError: if an option or argument is invalid, or if a label is above
+            16,777,215. Labels are read on the CPU only; on other devices such pixels are ignored.
 
     Example:
         >>> import torch
@@ -76,7 +83,7 @@ class HardAnchorSampler:
         >>> sample = HardAnchorSampler(max_anchors=4, max_views=2)(labels, preds)
         >>> sample.labels
         tensor([0, 0, 1, 1])
-        >>> int(sample.indices[0])  # the one mispredicted pixel of class 0
+        >>> int(sample.indices[0])  # the only mispredicted pixel of class 0
         1
     """
 
@@ -88,7 +95,7 @@ class HardAnchorSampler:
     def __post_init__(self) -> None:
         _check_sizes(self.max_anchors, self.max_views, self.min_pixels)
         check.check_fraction("hard_fraction", self.hard_fraction)
-        # A tensor is not multiplied by every number that Python has, as by a Fraction.
+        # A tensor cannot be multiplied by every real number of Python, for example a Fraction.
         object.__setattr__(self, "hard_fraction", float(self.hard_fraction))
 
     def __call__(
@@ -99,33 +106,21 @@ class HardAnchorSampler:
         ignore_index: int = 255,
         generator: torch.Generator | None = None,
     ) -> AnchorSample:
-        marked = _check_and_mark(labels, ignore_index, generator)
-        hard = None if preds is None else _check_predictions(preds, labels) != labels
-        if labels.numel() == 0:
-            return _nothing(labels)
-        groups = draw_groups(marked, hard, self.max_anchors, self.min_pixels, generator)
-        taken = _taken_of_groups(groups, self.max_anchors, self.max_views)
-        device = taken.device
-        chance = torch.rand(
-            taken.shape, dtype=widest_float(device), generator=generator, device=device
-        )
-        taken_hard = (self.hard_fraction * taken + chance).to(torch.int64)
-        num_easy = groups.size - groups.num_first
-        taken_hard = taken_hard.maximum(taken - num_easy).minimum(groups.num_first)
-        return _gather(groups, taken, taken_hard, labels, ignore_index, self.max_anchors)
+        return _sample(self, labels, preds, self.hard_fraction, ignore_index, generator)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomAnchorSampler:
-    """Anchors from every class of every image, at random: `HardAnchorSampler` without hardness.
+    """Sample anchors from every class of every image at random, regardless of predictions.
 
     Args:
-        max_anchors: the most anchors of a batch, at least 1.
-        max_views: the most anchors of a group (one class in one image), at least 1.
-        min_pixels: groups of fewer pixels than this give no anchor; at least 1.
+        max_anchors (int): largest number of anchors of a batch, at least 1. Default: 1024.
+        max_views (int): largest number of anchors of a group (one class in one image), at least 1.
+            Default: 100.
+        min_pixels (int): smallest size of a group that gives anchors, at least 1. Default: 1.
 
     Call:
-        As `HardAnchorSampler`; `preds` are ignored.
+        As `HardAnchorSampler`; `preds` is not used.
 
     Raises:
         ValueError, TypeError: as `HardAnchorSampler`.
@@ -134,7 +129,7 @@ class RandomAnchorSampler:
         >>> import torch
         >>> from pixcontrast import RandomAnchorSampler
         >>> sampler = RandomAnchorSampler(max_anchors=4, max_views=1)
-        >>> sampler(torch.tensor([[0, 0, 1, 255]])).labels  # one pixel a class, and padding
+        >>> sampler(torch.tensor([[0, 0, 1, 255]])).labels  # one pixel per class, and padding
         tensor([  0,   1, 255, 255])
     """
 
@@ -153,21 +148,49 @@ class RandomAnchorSampler:
         ignore_index: int = 255,
         generator: torch.Generator | None = None,
     ) -> AnchorSample:
-        marked = _check_and_mark(labels, ignore_index, generator)
-        if labels.numel() == 0:
-            return _nothing(labels)
-        groups = draw_groups(marked, None, self.max_anchors, self.min_pixels, generator)
-        taken = _taken_of_groups(groups, self.max_anchors, self.max_views)
-        return _gather(
-            groups, taken, torch.zeros_like(taken), labels, ignore_index, self.max_anchors
-        )
+        return _sample(self, labels, None, None, ignore_index, generator)
+
+
+def _sample(
+    options: HardAnchorSampler | RandomAnchorSampler,
+    labels: Tensor,
+    preds: Tensor | None,
+    hard_fraction: float | None,
+    ignore_index: int,
+    generator: torch.Generator | None,
+) -> AnchorSample:
+    """Sample anchors. With `hard_fraction=None`, pixels are not divided into hard and easy."""
+    marked = _check_and_mark(labels, ignore_index, generator)
+    hard = None if preds is None else _check_predictions(preds, labels) != labels
+    if labels.numel() == 0:
+        empty = torch.zeros(0, dtype=torch.int64, device=labels.device)
+        return AnchorSample(empty, empty.clone())
+    max_anchors = options.max_anchors
+    groups = draw_groups(marked, hard, max_anchors, options.min_pixels, generator)
+    taken = _taken_of_groups(groups, max_anchors, options.max_views)
+    if hard_fraction is None:
+        taken_hard = torch.zeros_like(taken)
+    else:
+        taken_hard = _hard_of_groups(groups, taken, hard_fraction, generator)
+    return _gather(groups, taken, taken_hard, labels, ignore_index, max_anchors)
 
 
 def _taken_of_groups(groups: DrawnGroups, max_anchors: int, max_views: int) -> Tensor:
-    """(A,) how many pixels each group gives."""
+    """Return how many pixels each group gives, shape (A,)."""
     num_groups = (groups.size > 0).sum()
     views = (max_anchors // num_groups.clamp(min=1)).clamp(1, max_views)
     return torch.minimum(groups.size, views)
+
+
+def _hard_of_groups(
+    groups: DrawnGroups, taken: Tensor, hard_fraction: float, generator: torch.Generator | None
+) -> Tensor:
+    """Return how many of the pixels that each group gives are hard, shape (A,)."""
+    device = taken.device
+    chance = torch.rand(taken.shape, dtype=widest_float(device), generator=generator, device=device)
+    taken_hard = (hard_fraction * taken + chance).to(torch.int64)
+    num_easy = groups.size - groups.num_first
+    return taken_hard.maximum(taken - num_easy).minimum(groups.num_first)
 
 
 def _gather(
@@ -178,26 +201,21 @@ def _gather(
     ignore_index: int,
     max_anchors: int,
 ) -> AnchorSample:
-    """The first `taken_hard` hard and the first `taken - taken_hard` easy pixels of each group.
+    """Take the first `taken_hard` hard and `taken - taken_hard` easy pixels of each group.
 
-    Asked from the other end, so that shapes are fixed: which pixel does each of K anchors hold?
+    Shapes must not depend on the counts, so compute for each of K anchors which pixel it is.
     """
     stop = taken.cumsum(0)
     anchor = torch.arange(min(max_anchors, labels.numel()), device=labels.device)
     group = torch.searchsorted(stop, anchor, right=True).clamp(max=len(stop) - 1)
     rank = anchor - (stop - taken)[group]
     num_hard = taken_hard[group]
-    place = rank + torch.where(rank < num_hard, 0, groups.num_first[group] - num_hard)
+    offset = rank + torch.where(rank < num_hard, 0, groups.num_first[group] - num_hard)
     padding = anchor >= stop[-1]
-    place = (groups.start[group] + place).masked_fill(padding, 0)
-    indices = groups.order[place].masked_fill(padding, 0)
+    position = (groups.start[group] + offset).masked_fill(padding, 0)
+    indices = groups.order[position].masked_fill(padding, 0)
     taken_labels = labels.flatten()[indices].to(torch.int64)
     return AnchorSample(indices, taken_labels.masked_fill(padding, ignore_index))
-
-
-def _nothing(labels: Tensor) -> AnchorSample:
-    nothing = torch.zeros(0, dtype=torch.int64, device=labels.device)
-    return AnchorSample(nothing, nothing.clone())
 
 
 def _check_sizes(max_anchors: int, max_views: int, min_pixels: int) -> None:
@@ -211,12 +229,16 @@ def _check_and_mark(labels: Tensor, ignore_index: int, generator: torch.Generato
     check.check_sampler_map("labels", labels)
     check.check_generator(generator, labels.device)
     if check.values_can_be_seen(labels):
-        check.check_largest_label(labels, ignore_index, MAX_LABEL)
+        expected = f"classes up to {MAX_LABEL}, the largest label that the samplers support"
+        fix = "number the classes from 0"
+        check.check_largest_label(labels, ignore_index, MAX_LABEL, expected, fix)
     return mark_ignored(labels, ignore_index, MAX_LABEL + 1)
 
 
 def _check_predictions(preds: Tensor, labels: Tensor) -> Tensor:
     check.check_sampler_map("preds", preds)
-    check.check_same_shape("preds", preds, "labels", labels)
+    if preds.shape != labels.shape:
+        expected = f"the shape of labels, {check.shape_of(labels)}"
+        check.refuse("preds", expected, f"{check.shape_of(preds)}")
     check.check_same_device("preds", preds, "labels", labels)
     return preds

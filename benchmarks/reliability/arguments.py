@@ -118,7 +118,7 @@ def loss_options(random: Random, bank: MemoryBank | None) -> dict[str, Any]:
         "anchor_sampler": random.choice((None, kind(**sampler_options(random, kind)))),
         "negative_sampler": mining_in(random),
         "bank": bank,
-        "contrast": random.choice((None, None, ("batch",))),
+        "contrast_with": random.choice((None, None, ("batch",))),
         "denominator": random.choice(("negatives", "all")),
         "normalize": random.random() < 0.8,
         "reduction": random.choice(("mean", "sum", "none")),

@@ -158,7 +158,7 @@ def _loss_options(random: Random, kind: Any, bank: dict[str, Any] | None) -> dic
         "ignore_index": IGNORE,
         "anchor_sampler": sampler,
         "negative_sampler": _mining(random),
-        "contrast": random.choice(contrast),
+        "contrast_with": random.choice(contrast),
         "denominator": random.choice(("negatives", "all")),
         "normalize": random.random() < 0.9,
         "reduction": random.choice(("mean", "mean", "sum")),
@@ -211,7 +211,7 @@ def perform(call: RankCall, group: Any) -> dict[str, Any]:
         "anchors": _plain(loss._call.anchors),
         "indices": _plain(sample.indices),
         "labels": _plain(sample.labels),
-        "contrast": loss.contrast,
+        "contrast_with": loss.contrast_with,
         "before": before,
         "after": _state(bank),
     }

@@ -129,7 +129,7 @@ def _equation(
     contrast: list[Tensor | None] = []
     labels: list[Tensor | None] = []
     off = 0.0
-    for source in answers[0]["contrast"]:
+    for source in answers[0]["contrast_with"]:
         if source != "batch":
             bank = calls[0].bank
             assert bank is not None  # where else would its entries come from

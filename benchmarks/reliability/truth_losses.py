@@ -137,7 +137,7 @@ def _entries(
     contrast: list[Tensor | None] = []
     labels: list[Tensor | None] = []
     off = 0.0
-    for source in module.contrast:
+    for source in module.contrast_with:
         if source != "batch":
             held, count = known["state"][source], known["state"][source[:-1] + "_count"]
             written = torch.arange(held.shape[1]) < count[:, None]

@@ -1,7 +1,8 @@
-"""The border: every check of what a caller passes in, made once, before any work is done.
+"""Validation of arguments, once, before any work is done.
 
-Each message names the argument, what was expected, what came, and the fix where there is one.
+Every message has the form "name: expected ...; got ... (fix)".
 """
 
+from pixcontrast._check.message import *  # noqa: F403
 from pixcontrast._check.options import *  # noqa: F403
 from pixcontrast._check.tensors import *  # noqa: F403

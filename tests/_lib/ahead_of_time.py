@@ -15,37 +15,36 @@ from triton.compiler import ASTSource
 
 from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel
-from pixcontrast._info_nce.fused.kernels.entries import entries_kernel
+from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
 from pixcontrast._info_nce.fused.kernels.positives import positives_kernel
-from pixcontrast._info_nce.fused.kernels.selection import count_kernel
+from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel
 from pixcontrast._info_nce.fused.layout import CHUNK, padded_dim
 
 KERNELS = {
     "denominator": denominator_kernel,
     "positives": positives_kernel,
-    "entries": entries_kernel,
+    "entries": entries_gradient_kernel,
     "selection": count_kernel,
 }
 # Bytes of shared memory that a program may have.
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-VECTORS = ("rows", "entries")
 FLOATS = (
     "negative_hardness",
     "positive_hardness",
+    "min_hardness",
     "maxima",
     "totals",
     "weighted_sums",
-    "log_sums",
+    "lse",
     "losses",
     "weights",
-    "pulls",
-    "shares",
-    "upstreams",
+    "positive_sums",
+    "inv_num_positives",
+    "upstream",
     "gradients",
-    "leasts",
 )
 NUMBERS = ("largest", "scale", "limit", "shrink", "inverse_temperature")
-SIZES = ("num_entries", "row_stride", "num_blocks", "num_anchors", "num_shares", "shift")
+SIZES = ("num_entries", "row_stride", "num_blocks", "num_anchors", "shift")
 
 
 class Compiled(NamedTuple):
@@ -74,8 +73,7 @@ def compile_kernel(
         "BOUNDED": False,
         "WEIGHTED": True,
         "MINED": False,
-        "CLEAN": False,
-        "NARROWS": False,
+        "NARROWS": kind == "mixed",
         "PRECISION": "ieee" if kind == "ieee" else "tf32",
         "IN_FLOAT32": False,
         "POSITIVE": False,
@@ -121,7 +119,9 @@ def compiled(
 
 
 def _type(argument: str, kind: str) -> str:
-    if argument in VECTORS:
+    if argument == "anchors":
+        return "*bf16" if kind in ("16", "mixed") else "*fp32"
+    if argument == "entries":
         return "*bf16" if kind == "16" else "*fp32"
     if argument in FLOATS:
         return "*fp32"

@@ -16,7 +16,7 @@ from pixcontrast import (
     RandomAnchorSampler,
     RegionContrastLoss,
 )
-from pixcontrast._ring import Shard, prepare_write, write_all
+from pixcontrast._bank.ring import Rings, Shard, prepare_write, write_all
 
 IGNORE = 255
 
@@ -62,7 +62,7 @@ def test_rings_are_first_in_first_out(slots, most, images, num_shards, seed):
         available = torch.randint(0, most + 1, (images, 3), generator=generator)
         for rank, of_shard in enumerate(zip(rings, counts, next_places, strict=True)):
             shard = Shard(rank, num_shards)
-            write_all([prepare_write(*of_shard, vectors, available, shard)])
+            write_all([prepare_write(Rings(*of_shard), vectors, available, shard)])
         for image in range(images):
             for label in range(3):
                 for entry in vectors[image, label, : available[image, label]]:
@@ -148,7 +148,7 @@ def test_pixels_are_drawn_apart_from_the_anchors():
     emb, labels = torch.eye(100)[None], torch.zeros(1, 100, dtype=torch.int64)
     bank = MemoryBank(1, 100, pixel_slots=10, region_slots=0)
     loss = PixelContrastLoss(
-        anchor_sampler=RandomAnchorSampler(max_anchors=10), bank=bank, contrast=("batch",)
+        anchor_sampler=RandomAnchorSampler(max_anchors=10), bank=bank, contrast_with=("batch",)
     )
     generator, both = torch.Generator().manual_seed(0), 0
     for _ in range(300):
@@ -286,7 +286,7 @@ def test_a_queue_may_be_left_out(options, left):
         entries, labels = bank.entries(queue)
         assert (len(entries) > 0) == (queue in left)
         assert bool((labels != IGNORE).any()) == (queue in left)
-    assert PixelContrastLoss(bank=bank).contrast == (
+    assert PixelContrastLoss(bank=bank).contrast_with == (
         "batch", *(q for q in ("pixels", "regions") if q in left)
     )  # fmt: skip
 

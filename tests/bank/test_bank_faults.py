@@ -18,7 +18,7 @@ from pixcontrast import (
 )
 
 PACKAGE = Path(pixcontrast.__file__).parent
-FILES = ("_contrast_loss.py", "bank.py", "_ring.py")
+FILES = ("_loss/base.py", "bank.py", "_bank/ring.py")
 """Where a step is taken and what is written; elsewhere nothing of a bank is changed."""
 
 
@@ -54,9 +54,10 @@ class InterruptAt:
 
     def _enter(self, frame, event, argument):
         path = Path(frame.f_code.co_filename)
-        if path.parent != PACKAGE or path.name not in FILES:
+        name = path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else None
+        if name not in FILES:
             return None
-        frame.f_trace_opcodes = path.name == FILES[-1]
+        frame.f_trace_opcodes = name == FILES[-1]
         return self._step
 
     def _step(self, frame, event, argument):

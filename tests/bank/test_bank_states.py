@@ -204,7 +204,7 @@ class Bank(RuleBasedStateMachine):
     def call_the_loss(self, emb, labels, how, generator):
         entries = [
             (torch.stack(list(ring)).double(), torch.full((len(ring),), label))
-            for queue in self.loss.contrast
+            for queue in self.loss.contrast_with
             if queue != "batch"
             for label, ring in enumerate(self.model[queue])
             if len(ring)

@@ -230,7 +230,7 @@ def test_learning_rates(schedule, expected, name):
 def test_options_reach_the_loss():
     criterion = make_criterion(replace(SGD, denominator="all", temperature=0.3), 11)
     assert (criterion.denominator, criterion.temperature) == ("all", 0.3)
-    assert criterion.contrast == ("batch",)
+    assert criterion.contrast_with == ("batch",)
     assert isinstance(criterion.anchor_sampler, HardAnchorSampler)
     assert criterion.negative_sampler is None
     recipe = replace(SGD, anchors="random", negatives="semi-hard", bank=7, sources=("regions",))

@@ -94,7 +94,7 @@ def loss_that_asks_no_rank(group: Any, rank: int) -> tuple[float, float]:
     emb, labels, _ = Batch(0, torch.float64).share([6], 0)
     values = []
     for beside in (bank, None):
-        loss = PixelContrastLoss(bank=beside, contrast=("batch",), process_group=group).eval()
+        loss = PixelContrastLoss(bank=beside, contrast_with=("batch",), process_group=group).eval()
         generator = torch.Generator().manual_seed(0)
         values.append(float(loss(emb, labels, generator=generator)) if rank == 0 else 0.0)
     return values[0], values[1]

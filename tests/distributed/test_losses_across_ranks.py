@@ -114,7 +114,7 @@ def test_chance_draws_as_many_over_shards(pool: Pool, strategy: str) -> None:
 
 def test_a_loss_over_shards_without_its_batch(pool: Pool) -> None:
     """The authors' memory variant, every rank for its own anchors, in the sampler's order."""
-    options = {"contrast": ("pixels", "regions"), "gather": False, "steps": 3}
+    options = {"contrast_with": ("pixels", "regions"), "gather": False, "steps": 3}
     bank = {"pixel_slots": 120, "region_slots": 24}
     for reduction in ("none", "mean"):
         kwargs = {**options, "reduction": reduction}

@@ -16,11 +16,11 @@ collect_ignore = [LAUNCHER] if INTERPRETED else OTHERS
 
 @pytest.fixture(autouse=True)
 def _fine_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Little problems in many programs, shares and chunks."""
-    from pixcontrast._info_nce.fused import launch, layout, thresholds
-    from pixcontrast._info_nce.fused import passes as fused_passes
+    """Split small problems into many programs and chunks."""
+    from pixcontrast._info_nce.fused import layout, passes, splits, thresholds
 
-    monkeypatch.setattr(launch, "LEAST_BLOCKS", 1)
+    monkeypatch.setattr(splits, "MIN_BLOCKS", 1)
+    monkeypatch.setattr(splits, "SPLIT_COST", 0.0)
     monkeypatch.setattr(layout, "INTERPRETED_PROCESSORS", 4)
-    for module in (layout, fused_passes, thresholds):
+    for module in (layout, passes, thresholds):
         monkeypatch.setattr(module, "CHUNK", 4)

@@ -156,7 +156,7 @@ def test_the_same_bits_every_time(denominator, mining):
 
 def test_no_gradient_is_made_where_none_is_wanted(monkeypatch):
     passes = []
-    for name in ("denominator_pass", "entries_pass"):
+    for name in ("denominator_pass", "entries_gradient_pass"):
         original = getattr(forward, name)
 
         def noted(*arguments, _original=original, _name=name, **options):

@@ -16,11 +16,12 @@ def step_with(options, backend):
 @each_option
 def test_a_fused_step_waits_for_nothing(options, monkeypatch):
     """The operations around the kernels; those inside are no tensors'."""
-    from pixcontrast import _check, _pixels
+    from pixcontrast import _check
+    from pixcontrast._pixels import take
 
     for module in (_check, _check.tensors):
         monkeypatch.setattr(module, "values_can_be_seen", lambda tensor: False)
-    monkeypatch.setattr(_pixels, "indexed_in_place", lambda images: False)
+    monkeypatch.setattr(take, "indexed_in_place", lambda emb_map: False)
     step = step_with(options, "triton")
     called = []
     for all_labels in (None, 1):

@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from pixcontrast import MemoryBank, _region_sums, _regions
-from pixcontrast._regions import sums_in_parts, sums_operator, usable_pixels
+from pixcontrast import MemoryBank
+from pixcontrast._pixels import region_kernel, regions
+from pixcontrast._pixels.regions import sums_in_chunks, sums_operator, usable_pixels
 
 IGNORED = -1
 
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
-    monkeypatch.setattr(_region_sums, "TILE_SIZE", 256)
-    monkeypatch.setattr(_region_sums, "BLOCK_REGIONS", 16)
+    monkeypatch.setattr(region_kernel, "TILE_SIZE", 256)
+    monkeypatch.setattr(region_kernel, "BLOCK_REGIONS", 16)
 
 
 def scene(dtype=torch.float32, images=2, dim=5, pixels=150, slots=3):
@@ -23,7 +24,7 @@ def scene(dtype=torch.float32, images=2, dim=5, pixels=150, slots=3):
 
 def check(flat, slots, num_slots):
     sums, usable = sums_operator(flat, slots, num_slots)
-    expected, expected_usable = sums_in_parts(flat.double(), slots, num_slots)
+    expected, expected_usable = sums_in_chunks(flat.double(), slots, num_slots)
     assert sums.dtype == torch.float32
     assert torch.equal(usable, expected_usable)
     torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=2e-6)
@@ -51,7 +52,7 @@ def test_vectors_of_any_length(length):
     flat[0, :, 3] *= length
     flat[1] *= length
     sums, usable = sums_operator(flat, slots, count)
-    expected, expected_usable = sums_in_parts(flat, slots, count)
+    expected, expected_usable = sums_in_chunks(flat, slots, count)
     assert torch.equal(usable, expected_usable)
     torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
 
@@ -84,7 +85,7 @@ def test_a_bank_takes_in_the_same(region_slots, monkeypatch):
     emb, labels = torch.randn(2, 5, 6, 7), torch.randint(-1, 3, (2, 6, 7))
     emb[1, 2, 3] = float("nan")
     for bank, form in zip(banks, ("tiled", "triton"), strict=True):
-        monkeypatch.setattr(_regions, "choose", lambda backend, flat, form=form: form)
+        monkeypatch.setattr(regions, "choose", lambda backend, flat, form=form: form)
         bank.update(emb, labels, generator=torch.Generator().manual_seed(0))
     for one, other in zip(banks[0].buffers(), banks[1].buffers(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
@@ -101,5 +102,5 @@ def test_usable_pixels_are_told_by_the_kernel(monkeypatch):
     flat[1, 0, 7] = float("inf")
     expected = usable_pixels(flat)
     assert expected.sum() == expected.numel() - 3
-    monkeypatch.setattr(_regions, "_is_fused", lambda flat: True)
+    monkeypatch.setattr(regions, "_is_fused", lambda flat: True)
     assert torch.equal(usable_pixels(flat), expected)

@@ -84,7 +84,7 @@ def test_class_0_enters_the_bank_and_unwritten_slots_push_nobody():
 def test_an_empty_queue_says_nothing():
     bank = MemoryBank(3, 8)
     emb = torch.randn(2, 8, 6, 6, requires_grad=True)
-    loss = PixelContrastLoss(bank=bank, contrast=("pixels", "regions"))
+    loss = PixelContrastLoss(bank=bank, contrast_with=("pixels", "regions"))
     value = loss(emb, torch.randint(0, 3, (2, 6, 6)))
     value.backward()
     assert value == 0

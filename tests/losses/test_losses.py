@@ -56,7 +56,7 @@ def test_options_reach_the_equation():
 def test_the_bank_is_contrasted_with_and_then_fed():
     bank = MemoryBank(4, 6, pixel_slots=20, region_slots=10, pixels_per_image=3)
     loss = PixelContrastLoss(anchor_sampler=EVERY_PIXEL, bank=bank)
-    assert loss.contrast == ("batch", "pixels", "regions")
+    assert loss.contrast_with == ("batch", "pixels", "regions")
     emb, labels = scene()
     first = loss(emb, labels)
     # What has not been written does not count: the empty bank changes nothing.
@@ -70,7 +70,7 @@ def test_the_bank_is_contrasted_with_and_then_fed():
         chosen = [pieces[("batch", "pixels", "regions").index(name)] for name in contrast]
         expected = info_nce(*rows_of(emb, labels), *zip(*chosen, strict=True), backend="dense")
         loss = PixelContrastLoss(
-            anchor_sampler=EVERY_PIXEL, bank=bank, contrast=contrast, update_bank=False
+            anchor_sampler=EVERY_PIXEL, bank=bank, contrast_with=contrast, update_bank=False
         )
         torch.testing.assert_close(loss(emb, labels), expected, rtol=1e-6, atol=0)
     assert bank.region_count.tolist() == [2] * 4
@@ -95,15 +95,15 @@ def test_regions_of_the_batch(with_bank):
     names = labels * 37 if not with_bank else labels
     names = torch.where(labels == IGNORE, IGNORE, names)
     bank = MemoryBank(4, 6) if with_bank else None
-    loss = RegionContrastLoss(anchor_sampler=EVERY_PIXEL, bank=bank, contrast=("batch",))
+    loss = RegionContrastLoss(anchor_sampler=EVERY_PIXEL, bank=bank, contrast_with=("batch",))
     expected = info_nce(*rows_of(emb, labels), *region_means(emb, labels, 4), backend="dense")
     actual = loss(emb, names)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(
         torch.autograd.grad(actual, emb), torch.autograd.grad(expected, emb), rtol=1e-9, atol=1e-14
     )
-    assert RegionContrastLoss().contrast == ("batch",)
-    assert RegionContrastLoss(bank=MemoryBank(4, 6)).contrast == ("batch", "regions")
+    assert RegionContrastLoss().contrast_with == ("batch",)
+    assert RegionContrastLoss(bank=MemoryBank(4, 6)).contrast_with == ("batch", "regions")
 
 
 @both_losses

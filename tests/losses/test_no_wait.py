@@ -21,11 +21,12 @@ def test_shapes_depend_on_no_value(options):
 @pytest.fixture
 def on_a_gpu(unseen_values, monkeypatch):
     """The path that tensors on a GPU take."""
-    from pixcontrast import _check, _pixels
+    from pixcontrast import _check
+    from pixcontrast._pixels import take
 
     monkeypatch.setattr(_check, "values_can_be_seen", lambda tensor: False)
     monkeypatch.setattr(_check.tensors, "values_can_be_seen", lambda tensor: False)
-    monkeypatch.setattr(_pixels, "indexed_in_place", lambda images: False)
+    monkeypatch.setattr(take, "indexed_in_place", lambda emb_map: False)
 
 
 @pytest.mark.usefixtures("on_a_gpu")

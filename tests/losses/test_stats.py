@@ -181,7 +181,7 @@ def test_anchors_of_a_bank_with_one_slot(backend):
     bank.update(emb, labels)
     mining = HardNegativeSampler(strategy="hardest")
     loss = PixelContrastLoss(
-        bank=bank, contrast=("regions",), negative_sampler=mining, backend=backend
+        bank=bank, contrast_with=("regions",), negative_sampler=mining, backend=backend
     )
     assert loss(emb, labels) == 0
     assert loss.stats.anchors == 3

@@ -10,7 +10,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from ahead_of_time import SHARED_MEMORY, compiled  # noqa: E402
 
-from pixcontrast import _region_kernel, _region_sums  # noqa: E402
+from pixcontrast._pixels import region_kernel  # noqa: E402
 
 TYPES = {"maps": "*fp32", "slots": "*i64", "usable": "*i1", "sums": "*fp32", "smallest": "fp32"}
 
@@ -20,17 +20,17 @@ TYPES = {"maps": "*fp32", "slots": "*i64", "usable": "*i1", "sums": "*fp32", "sm
     [*((card, 256, "*fp32") for card in SHARED_MEMORY), (90, 64, "*bf16"), (90, 512, "*fp32")],
 )
 def test_it_compiles_and_fits(card, dim, map_type):
-    block_dim, block_pixels = _region_sums.tile_shape(dim)
+    block_dim, block_pixels = region_kernel.tile_shape(dim)
     values = {"D": dim, "BLOCK_D": block_dim, "BLOCK_P": block_pixels,
-              "BLOCK_R": _region_sums.BLOCK_REGIONS, "pixel_stride": 1}  # fmt: skip
+              "BLOCK_R": region_kernel.BLOCK_REGIONS, "pixel_stride": 1}  # fmt: skip
     types = {**TYPES, "maps": map_type}
     made = compiled(
-        _region_kernel.region_kernel,
-        {name: types.get(name, "i32") for name in _region_kernel.region_kernel.arg_names},
+        region_kernel.region_kernel,
+        {name: types.get(name, "i32") for name in region_kernel.region_kernel.arg_names},
         values,
         {"maps", "slots", "usable", "sums", "component_stride", "image_stride"},
         card,
-        {"num_warps": _region_sums.WARPS, "num_stages": _region_sums.STAGES},
+        {"num_warps": region_kernel.NUM_WARPS, "num_stages": region_kernel.NUM_STAGES},
     )
     assert 2 * made.shared <= SHARED_MEMORY[card]
     assert made.stack == 0

@@ -5,8 +5,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from pixcontrast import MemoryBank, RegionContrastLoss, _regions
-from pixcontrast._regions import region_means, usable_pixels
+from pixcontrast import MemoryBank, RegionContrastLoss
+from pixcontrast._pixels import regions as _regions
+from pixcontrast._pixels import unit_length as _unit_length
+from pixcontrast._pixels.regions import region_means, usable_pixels
 
 IGNORED = -1
 BAD = [float("nan"), float("inf"), -float("inf"), 0.0, 1e-31]
@@ -22,8 +24,8 @@ def _values(request, monkeypatch):
 @pytest.fixture(params=[1, 12, 40, 1000], ids="chunks of {} components".format)
 def _chunks(request, monkeypatch):
     """A pixel at a time, a part of an image, more than one image, everything."""
-    monkeypatch.setattr(_regions, "_CHUNK_SEEN", request.param)
-    monkeypatch.setattr(_regions, "_CHUNK_UNSEEN", request.param)
+    monkeypatch.setattr(_regions, "_CPU_CHUNK", request.param)
+    monkeypatch.setattr(_regions, "_DEVICE_CHUNK", request.param)
 
 
 def scene(dtype=torch.float32, images=3, dim=4, size=(2, 4), slots=3):
@@ -125,10 +127,14 @@ def test_means_of_nothing(shape):
 
 
 def test_a_usual_map_takes_the_short_way(monkeypatch):
-    def not_needed(*args, **kwargs):
-        raise AssertionError("the largest component was asked for")
+    largest = _unit_length.largest_component
 
-    monkeypatch.setattr(_regions, "largest_component", not_needed)
+    def of_means_only(vectors, dim):
+        if dim != 2:  # those of pixels
+            raise AssertionError("the largest component was asked for")
+        return largest(vectors, dim)
+
+    monkeypatch.setattr(_unit_length, "largest_component", of_means_only)
     region_means(*scene(), 3)
     emb, slots = scene()
     emb[0, :, 0, 0] = 0
@@ -149,7 +155,7 @@ def test_a_bank_takes_the_regions_that_its_loss_has_made(monkeypatch):
     bank, expected = MemoryBank(3, 4), MemoryBank(3, 4)
     expected.update(emb, labels)
     loss = RegionContrastLoss(bank=bank)
-    monkeypatch.setattr("pixcontrast._intake.region_means", None)
+    monkeypatch.setattr("pixcontrast._bank.new_entries.region_means", None)
     loss(emb.requires_grad_(), labels)
     assert torch.equal(bank.regions, expected.regions)
     assert torch.equal(bank.pixel_count, expected.pixel_count)

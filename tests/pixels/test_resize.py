@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pixcontrast._pixels import TakenPixels, flat_predictions, take_pixels, unit_length
-from pixcontrast._resize import resize_nearest
+from pixcontrast._pixels.maps import flat_predictions, resize_nearest
+from pixcontrast._pixels.take import TakePixels, take_pixels
+from pixcontrast._pixels.unit_length import unit_length
 
 
 @given(
@@ -27,7 +28,7 @@ def test_large_integers_stay_exact():
 def test_predictions_from_logits():
     emb, logits = torch.randn(2, 4, 5, 6), torch.randn(2, 3, 10, 24)
     expected = F.interpolate(logits.argmax(1)[:, None].float(), size=(5, 6), mode="nearest")
-    assert torch.equal(flat_predictions(logits, emb), expected[:, 0].long().flatten(1))
+    assert torch.equal(flat_predictions(logits, emb.shape[2:]), expected[:, 0].long().flatten(1))
 
 
 def test_predictions_are_the_argmax_whatever_the_logits():
@@ -35,9 +36,9 @@ def test_predictions_are_the_argmax_whatever_the_logits():
     logits[0, 3:5, 0], logits[1, 2:4, 1], logits[1, :, 2] = float("nan"), torch.inf, -torch.inf
     channels_last = logits.contiguous(memory_format=torch.channels_last)
     for same in (logits, logits.bfloat16(), channels_last):
-        assert torch.equal(flat_predictions(same, logits), logits.argmax(1).flatten(1))
+        assert torch.equal(flat_predictions(same, logits.shape[2:]), logits.argmax(1).flatten(1))
     points = logits.flatten(2)[0].T
-    assert torch.equal(flat_predictions(points, points.T[None]), points.argmax(1)[None])
+    assert torch.equal(flat_predictions(points, (len(points),)), points.argmax(1)[None])
 
 
 @pytest.mark.parametrize("size", [(7,), (3, 5), (2, 3, 4)])
@@ -100,7 +101,7 @@ def test_the_gradient_of_pixels_taken_more_than_once(size, layout):
     indices = torch.tensor([3, 0, 9, 3, 3, 13, 0, 1])
     upstream = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
     results = []
-    for taken in (TakenPixels.apply(emb, indices), take_pixels(emb, indices)):
+    for taken in (TakePixels.apply(emb, indices), take_pixels(emb, indices)):
         (gradient,) = torch.autograd.grad(taken, emb, upstream, create_graph=True)
         # A gradient penalty, as the dense form allows: the derivative of the derivative.
         (second,) = torch.autograd.grad(gradient.square().sum(), upstream)
@@ -112,7 +113,7 @@ def test_the_gradient_of_pixels_taken_more_than_once(size, layout):
 
 def test_the_gradient_of_no_pixels():
     emb = torch.randn(2, 5, 3, requires_grad=True)
-    taken = TakenPixels.apply(emb, torch.zeros(0, dtype=torch.int64))
+    taken = TakePixels.apply(emb, torch.zeros(0, dtype=torch.int64))
     (gradient,) = torch.autograd.grad(taken.sum(), emb)
     assert torch.equal(gradient, torch.zeros(2, 5, 3))
 

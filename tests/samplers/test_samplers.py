@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pixcontrast import HardAnchorSampler, RandomAnchorSampler
-from pixcontrast._groups import MAX_LABEL
+from pixcontrast._pixels.groups import MAX_LABEL
 from pixcontrast.samplers import AnchorSample
 
 IGNORE = 255

@@ -1,11 +1,10 @@
-"""How each kernel is cut into tiles: fixed per card, dtype and D, so that no run has to search.
+"""The tiles of each kernel: fixed for each card, kind of product and D, so that no run searches.
 
-Shared memory decides: 227 KB a program on Hopper and data-centre Blackwell, 163 KB on A100,
-99 KB on consumer cards. Every row is compiled ahead of time by `test_ahead_of_time.py`, which
-checks that it fits and that 16-bit and TF32 products spill no register. That is so with Triton 3.9
-and 3.8. With 3.6 the second pass in TF32 at D = 512 on Hopper and Blackwell spills 16 bytes, and
-mining's selection in TF32 at D = 256 on Blackwell 8.
-`python -m benchmarks.tune` searches for better rows on a card and prints them as they stand here.
+The limit is shared memory: 227 KB a program on Hopper and data-centre Blackwell, 163 KB on A100,
+99 KB on consumer cards. `tests/info_nce/test_ahead_of_time.py` compiles every row and checks that
+it fits and that 16-bit and TF32 products do not spill registers; `tests/info_nce/test_spills.py`
+does so for every variant that a loss launches on Hopper. `python -m benchmarks.tune` searches for
+better rows on a card and prints them as they are written here.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 
 class Configuration(NamedTuple):
-    """A kernel's tile: `rows` of what a program keeps, `columns` of what it streams."""
+    """The tile of a kernel: a program keeps `rows` and streams `columns`."""
 
     rows: int
     columns: int
@@ -25,13 +24,13 @@ class Configuration(NamedTuple):
 
 
 class Configurations(NamedTuple):
-    """The tiles of the three passes. The columns of the second divide those of the first.
+    """The tiles of the passes. The columns of the second pass divide those of the first.
 
     Attributes:
-        denominator: rows are anchors, columns entries.
+        denominator: rows are anchors, columns are entries.
         positives: the same.
-        entries: rows are entries, columns anchors.
-        mined: of every pass under mining; rows are anchors, columns entries.
+        entries: rows are entries, columns are anchors.
+        mined: of every pass under mining; rows are anchors, columns are entries.
     """
 
     denominator: Configuration
@@ -43,8 +42,8 @@ class Configurations(NamedTuple):
 Row = dict[int, Configurations]
 C, K = Configurations, Configuration
 
-# By the kind of product and the largest D. float32 as it is has no matrix unit on any card: small
-# tiles, which no card lacks the memory for.
+# By the kind of product and the largest D. "mixed" is 16-bit products with entries in float32, such
+# as a float32 bank under autocast. No card has a matrix unit for full float32 ("ieee").
 _IEEE: Row = {
     64: C(K(64, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
     128: C(K(32, 16, 8, 2), K(64, 16, 8, 2), K(64, 32, 8, 2), K(32, 16, 8, 2)),
@@ -53,6 +52,12 @@ _IEEE: Row = {
 }
 _AMPERE: dict[str, Row] = {
     "16": {
+        64: C(K(128, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 2), K(64, 32, 8, 2)),
+        128: C(K(64, 64, 8, 3), K(64, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 2)),
+        256: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
+        512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 64, 8, 2), K(32, 32, 4, 2)),
+    },
+    "mixed": {
         64: C(K(128, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 2), K(64, 32, 8, 2)),
         128: C(K(64, 64, 8, 3), K(64, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 2)),
         256: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
@@ -68,10 +73,16 @@ _AMPERE: dict[str, Row] = {
 }
 _HOPPER: dict[str, Row] = {
     "16": {
-        64: C(K(128, 64, 8, 3), K(64, 64, 8, 2), K(64, 64, 4, 3), K(128, 64, 8, 2)),
-        128: C(K(128, 64, 8, 3), K(64, 32, 8, 2), K(64, 64, 8, 3), K(128, 32, 8, 2)),
-        256: C(K(128, 64, 8, 2), K(64, 32, 8, 2), K(64, 32, 8, 2), K(128, 32, 8, 2)),
+        64: C(K(128, 128, 8, 3), K(64, 64, 8, 2), K(64, 64, 4, 3), K(128, 64, 8, 2)),
+        128: C(K(128, 128, 8, 3), K(64, 32, 8, 2), K(64, 64, 8, 3), K(128, 32, 8, 2)),
+        256: C(K(128, 64, 8, 3), K(64, 32, 8, 2), K(64, 32, 8, 2), K(128, 32, 8, 2)),
         512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 64, 8, 2), K(32, 16, 4, 1)),
+    },
+    "mixed": {
+        64: C(K(128, 128, 8, 3), K(64, 32, 8, 2), K(64, 64, 4, 3), K(128, 64, 8, 2)),
+        128: C(K(128, 128, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 3), K(128, 32, 8, 2)),
+        256: C(K(128, 32, 8, 3), K(64, 32, 8, 1), K(64, 32, 8, 2), K(64, 32, 8, 1)),
+        512: C(K(32, 32, 8, 1), K(32, 32, 8, 1), K(32, 64, 8, 2), K(16, 16, 8, 1)),
     },
     "tf32": {
         64: C(K(128, 64, 8, 2), K(64, 32, 8, 3), K(64, 32, 4, 2), K(128, 64, 8, 2)),
@@ -83,6 +94,12 @@ _HOPPER: dict[str, Row] = {
 }
 _BLACKWELL: dict[str, Row] = {
     "16": {
+        64: C(K(128, 64, 8, 3), K(64, 64, 8, 3), K(64, 64, 4, 3), K(128, 32, 8, 2)),
+        128: C(K(128, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 3), K(128, 32, 8, 2)),
+        256: C(K(128, 32, 8, 1), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
+        512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(64, 32, 8, 2), K(32, 64, 8, 1)),
+    },
+    "mixed": {
         64: C(K(128, 64, 8, 3), K(64, 64, 8, 3), K(64, 64, 4, 3), K(128, 32, 8, 2)),
         128: C(K(128, 64, 8, 2), K(64, 64, 8, 3), K(64, 64, 8, 3), K(128, 32, 8, 2)),
         256: C(K(128, 32, 8, 1), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
@@ -103,6 +120,12 @@ _CONSUMER: dict[str, Row] = {
         256: C(K(64, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
         512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 16, 4, 1)),
     },
+    "mixed": {
+        64: C(K(128, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 4, 2), K(64, 32, 8, 2)),
+        128: C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(32, 32, 8, 1)),
+        256: C(K(64, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
+        512: C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 16, 4, 1)),
+    },
     "tf32": {
         64: C(K(128, 64, 8, 1), K(64, 32, 8, 3), K(64, 32, 4, 2), K(32, 32, 8, 1)),
         128: C(K(64, 64, 8, 1), K(64, 64, 8, 1), K(64, 64, 8, 2), K(64, 32, 8, 2)),
@@ -115,6 +138,7 @@ _CONSUMER: dict[str, Row] = {
 _LATEST_CONSUMER: dict[str, Row] = {
     **_CONSUMER,
     "16": {**_CONSUMER["16"], 256: _CONSUMER["16"][256]._replace(mined=K(16, 32, 8, 2))},
+    "mixed": {**_CONSUMER["mixed"], 256: _CONSUMER["mixed"][256]._replace(mined=K(16, 32, 8, 2))},
     "tf32": {
         **_CONSUMER["tf32"],
         256: _CONSUMER["tf32"][256]._replace(denominator=K(32, 32, 4, 2)),
@@ -132,7 +156,7 @@ TABLE: dict[int, dict[str, Row]] = {
 }
 LARGEST_DIM = 512
 
-# The interpreter's: small, so that little problems have many tiles.
+# Of the interpreter: small, so that small problems have many tiles.
 INTERPRETED = C(K(32, 32, 1, 1), K(16, 16, 1, 1), K(16, 32, 1, 1), K(32, 64, 1, 1))
 
 
@@ -141,7 +165,7 @@ _tried: list[Configurations] = []
 
 @contextmanager
 def using(configurations: Configurations) -> Iterator[None]:
-    """Inside, every call has these tiles: for a search such as `python -m benchmarks.tune`."""
+    """Give every call in the context these tiles, for a search such as `benchmarks.tune`."""
     _tried.append(configurations)
     try:
         yield
@@ -150,7 +174,7 @@ def using(configurations: Configurations) -> Iterator[None]:
 
 
 def configurations_for(capability: int, kind: str, dim: int) -> Configurations:
-    """The row of a card: its own, or that of the nearest older card of its generation."""
+    """Return the row of a card, or of the nearest older card of its generation."""
     if _tried:
         return _tried[-1]
     known = [card for card in TABLE if card <= capability and card // 10 == capability // 10]
@@ -159,8 +183,8 @@ def configurations_for(capability: int, kind: str, dim: int) -> Configurations:
 
 
 def for_mining(configurations: Configurations) -> Configurations:
-    """One shape of product in every pass: only the same bits meet a threshold."""
+    """Give every pass one shape of product, so that all compute the same bits of a similarity."""
     shape = configurations.mined
-    # What is streamed is large then, and there is room for one of it.
+    # The streamed tile is large in the swapped pass, and there is room for one of it.
     swapped = Configuration(shape.columns, shape.rows, shape.warps, 1)
     return Configurations(shape, shape, swapped, shape)

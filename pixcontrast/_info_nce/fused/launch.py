@@ -1,116 +1,63 @@
-"""What every launch of the fused form is given, and into how many programs it is split."""
+"""The arguments that every launch of the fused form shares."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from pixcontrast._info_nce.fused.configurations import Configuration
-from pixcontrast._info_nce.fused.layout import Columns, Layout, padded_dim
+from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, padded_dim
 from pixcontrast._info_nce.problem import LOG2_E
 from pixcontrast._info_nce.thresholds import Thresholds
 
-# A share of the entries should be worth a program: so many blocks at the least.
-LEAST_BLOCKS = 4
-# Programs that wait for each other's last wave should be fewer than this part of all.
-FULL_WAVES = 0.9
-MOST_SHARES = 64
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Make a device current, because Triton launches on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def has_both_roles(layout: Layout, piece: Columns) -> bool:
-    """Whether the backward makes a piece's gradient as anchors and as entries in one pass."""
-    return piece.is_anchors and layout.problem.negative_sampler is None
+def anchor_arguments(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sorted anchors, their classes, and the number of valid ones."""
+    anchors = layout.anchors
+    return anchors.vectors, anchors.survey.classes, anchors.num_valid
 
 
-class Slots(NamedTuple):
-    """The slots in which the programs of a piece leave their results.
-
-    Attributes:
-        piece: which has entries.
-        weighted: whether they hold a part of the gradient: the backward makes that of the anchors
-            against themselves, both roles in one pass.
-        first: the first of them.
-        num_shares: how many, one for each share of the entries.
-    """
-
-    piece: Columns
-    weighted: bool
-    first: int
-    num_shares: int
-
-
-def slots_of(layout: Layout, configuration: Configuration, want_gradient: bool) -> list[Slots]:
-    """Of every piece that has entries; those with a part of the gradient stand first."""
-    marked = [
-        (piece, want_gradient and not has_both_roles(layout, piece))
-        for piece in layout.pieces
-        if piece.num_blocks > 0
-    ]
-    slots: list[Slots] = []
-    first = 0
-    for piece, weighted in sorted(marked, key=lambda mark: not mark[1]):
-        num_shares = _num_shares(layout, configuration, piece.num_blocks)
-        slots.append(Slots(piece, weighted, first, num_shares))
-        first += num_shares
-    return slots
-
-
-def _num_shares(layout: Layout, configuration: Configuration, num_blocks: int) -> int:
-    """Into how many shares the entries of a piece are split, for every processor to have work."""
-    row_blocks = triton.cdiv(len(layout.rows.classes), configuration.rows)
-    return shares_that_fill(
-        layout.num_processors, row_blocks, triton.cdiv(num_blocks, LEAST_BLOCKS)
-    )
-
-
-def shares_that_fill(num_processors: int, num_blocks: int, most: int) -> int:
-    """The fewest shares, at most `most`, that keep the processors busy to the last wave."""
-    best, fullest = 1, 0.0
-    for shares in range(1, max(1, min(most, MOST_SHARES)) + 1):
-        programs = num_blocks * shares
-        full = programs / (triton.cdiv(programs, num_processors) * num_processors)
-        if full > fullest:
-            best, fullest = shares, full
-        if fullest >= FULL_WAVES:
-            break
-    return best
-
-
-def entries_arguments(piece: Columns, layout: Layout) -> tuple[Any, ...]:
+def entry_arguments(tensor: SurveyedTensor, layout: Layout) -> tuple[Any, ...]:
+    """Return a contrast tensor with its classes, size and strides, and the operands' limit."""
     largest = torch.finfo(layout.problem.product_dtype).max
-    row_stride, column_stride = piece.entries.stride()
-    return piece.entries, piece.classes, len(piece), row_stride, column_stride, largest
+    return (tensor.entries, tensor.survey.classes, len(tensor), *tensor.entries.stride(), largest)
 
 
 def mining_arguments(
-    layout: Layout, piece: Columns, thresholds: Thresholds | None
+    layout: Layout, tensor: SurveyedTensor, thresholds: Thresholds | None
 ) -> tuple[Tensor, ...]:
-    """The thresholds of the sorted anchors, and both parts of the keys."""
-    asked = (layout.rows.classes,) * 4 if thresholds is None else tuple(thresholds)
-    return *asked, layout.rows.bits, piece.bits
+    """Return the thresholds of the sorted anchors, and both parts of the random keys."""
+    unused = layout.anchors.survey.classes
+    given = (unused,) * 4 if thresholds is None else tuple(thresholds)
+    return *given, layout.anchors.bits, tensor.bits
 
 
 def scale_and_limit(layout: Layout) -> tuple[float, float]:
+    """Return log2(e)/τ and the limit of similarities, to the base 2."""
     problem = layout.problem
     largest = torch.finfo(torch.float32).max
     return min(problem.inverse_temperature * LOG2_E, largest), problem.logit_limit * LOG2_E
 
 
-def is_clean(layout: Layout, piece: Columns) -> bool:
-    """Whether what is absent is known to hold finite numbers."""
-    return layout.problem.unit_length or piece.is_anchors
-
-
-def expansion(layout: Layout) -> float:
-    """A power of two no smaller than any number of positives."""
-    total = sum(len(piece) for piece in layout.pieces)
+def positives_limit(layout: Layout) -> float:
+    """Return a power of two that is at least the number of positives of any anchor."""
+    total = sum(len(tensor) for tensor in layout.contrast)
     return float(triton.next_power_of_2(max(1, total)))
 
 
-def constants_of(layout: Layout, piece: Columns, configuration: Configuration) -> dict[str, Any]:
+def constants_of(
+    layout: Layout, tensor: SurveyedTensor, configuration: Configuration
+) -> dict[str, Any]:
+    """Return the compile-time constants of every kernel that multiplies."""
     problem = layout.problem
     dim = problem.anchors.shape[1]
     largest = torch.finfo(problem.product_dtype).max
@@ -119,11 +66,20 @@ def constants_of(layout: Layout, piece: Columns, configuration: Configuration) -
         "BLOCK_D": padded_dim(dim),
         "BLOCK_M": configuration.rows,
         "BLOCK_N": configuration.columns,
+        "IS_ANCHORS": tensor.is_anchors,
         "BOUNDED": layout.bounded,
-        "MINED": problem.negative_sampler is not None,
-        "NARROWS": torch.finfo(piece.entries.dtype).max > largest,
+        "NARROWS": torch.finfo(tensor.entries.dtype).max > largest,
         "PRECISION": layout.precision,
         "WIDEN": layout.interpreted,
         "num_warps": configuration.warps,
         "num_stages": configuration.stages,
+    }
+
+
+def equation_constants(layout: Layout) -> dict[str, bool]:
+    """Return the compile-time constants of the kernels that evaluate the equation."""
+    problem = layout.problem
+    return {
+        "ALL": problem.denominator == "all",
+        "MINED": problem.negative_sampler is not None,
     }

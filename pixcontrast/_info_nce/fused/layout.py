@@ -1,6 +1,6 @@
-"""What the kernels read: anchors sorted by class, entries as they stand, and what stands where.
+"""The tensors that the kernels read: sorted anchors, contrast entries, and the survey of both.
 
-Everything is made on the device by operations of fixed shape; the host learns no value.
+All of it is computed on the device by operations of fixed shape. The host reads no value.
 """
 
 from __future__ import annotations
@@ -19,126 +19,110 @@ from pixcontrast._info_nce.fused.configurations import (
     configurations_for,
     for_mining,
 )
-from pixcontrast._info_nce.fused.kernels.survey import runs_kernel, survey_kernel
-from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.fused.kernels.survey import block_index_kernel, survey_kernel
+from pixcontrast._info_nce.problem import ContrastTensor, Problem
 from pixcontrast._info_nce.random_keys import PairKeys
 from pixcontrast._info_nce.tiled.similarities import BOUNDED_LOGIT
 from pixcontrast._labels import IGNORED
 from pixcontrast._triton import interpreted
 
-# Blocks whose labels a program looks at together.
 CHUNK = 1024
+"""Number of blocks whose classes a program reads at once."""
 INTERPRETED_PROCESSORS = 6
 
 
 class Survey(NamedTuple):
-    """What stands where.
+    """The classes of contrast entries, and what each block of them holds.
 
     Attributes:
-        classes: (n,) int32, odd numbers that ascend with the labels of the anchors, even ones for
-            labels that no anchor has, −1 for entries that take no part.
-        first_classes, last_classes: the least and largest class of each block of entries.
+        classes: (n,) int32, odd numbers that ascend with the labels of the anchors, even numbers
+            for labels that no anchor has, −1 for ignored entries.
+        first_classes, last_classes: (blocks,) int32, the smallest and largest class of each block.
+        block_sizes: (blocks,) int32, the number of valid entries of each block.
     """
 
     classes: Tensor
     first_classes: Tensor
     last_classes: Tensor
+    block_sizes: Tensor
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The anchors, sorted by label; those that take no part stand last.
+class SortedAnchors:
+    """The anchors, sorted by label; ignored ones are last.
 
     Attributes:
-        vectors: (M, D) contiguous operands, zeros for those that take no part.
+        vectors: (M, D) contiguous operands, zeros for ignored anchors.
         labels: (M,) int64.
-        survey: of them as entries of each other.
-        order: (M,) int64, their places in the caller's order.
-        num_present: () int32.
-        bits: (M,) int32, the random keys' part of each; zeros where nothing is left to chance.
+        survey: the survey of the anchors as contrast entries.
+        order: (M,) int64, the index of each in the caller's order.
+        num_valid: () int32, the number of anchors that are not ignored.
+        bits: (M,) int32, the anchors' part of the random keys; zeros without a random choice.
     """
 
     vectors: Tensor
     labels: Tensor
     survey: Survey
     order: Tensor
-    num_present: Tensor
+    num_valid: Tensor
     bits: Tensor
-
-    @property
-    def classes(self) -> Tensor:
-        """(M,) int32, as in `Survey`."""
-        return self.survey.classes
-
-
-class Runs(NamedTuple):
-    """The runs of blocks that are not empty.
-
-    Attributes:
-        starts, stops: of each run.
-        befores: how many blocks stand in the runs before it.
-        counts: (2,) the number of runs, and of blocks in them.
-    """
-
-    starts: Tensor
-    stops: Tensor
-    befores: Tensor
-    counts: Tensor
 
 
 @dataclass(frozen=True)
-class Columns:
-    """A piece of entries as it stands.
+class SurveyedTensor:
+    """A contrast tensor with its survey.
 
     Attributes:
         entries: (n, D), any strides.
-        classes, first_classes, last_classes: as in `Survey`.
-        is_anchors: whether these are the sorted anchors themselves.
-        bits: (n,) int32, as in `Rows`.
+        survey: the classes of its entries and blocks.
+        is_anchors: whether the entries are the sorted anchors.
+        bits: (n,) int32, the entries' part of the random keys; zeros without a random choice.
+        block_size: entries of a block.
     """
 
     entries: Tensor
-    classes: Tensor
+    survey: Survey
     is_anchors: bool
     bits: Tensor
-    first_classes: Tensor = field(repr=False)
-    last_classes: Tensor = field(repr=False)
+    block_size: int = field(repr=False)
 
     def __len__(self) -> int:
-        return self.classes.shape[0]
+        return self.survey.classes.shape[0]
 
     @property
     def num_blocks(self) -> int:
-        return self.first_classes.shape[0]
+        return self.survey.block_sizes.shape[0]
 
     @cached_property
-    def runs(self) -> Runs:
-        """Made when they are first asked for: a backward has no use for them."""
-        starts, stops, befores = (torch.empty_like(self.last_classes) for _ in range(3))
-        counts = self.last_classes.new_zeros(2)
-        if self.num_blocks > 0:
-            runs_kernel[(1,)](
-                self.last_classes, starts, stops, befores, counts, self.num_blocks, CHUNK=CHUNK
-            )
-        return Runs(starts, stops, befores, counts)
+    def block_index(self) -> Tensor:
+        """(7, blocks + 1) int32, see `kernels/class_blocks.py`. The backward does not need it."""
+        index = self.survey.block_sizes.new_empty(7, self.num_blocks + 1)
+        block_index_kernel[(1,)](
+            self.survey.block_sizes,
+            index,
+            self.num_blocks,
+            BLOCK_N=self.block_size,
+            CHUNK=CHUNK,
+        )
+        return index
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One call of `info_nce` as the kernels take it, and how they are cut into tiles."""
+    """One call of `info_nce` as the kernels take it, and the tiles of each kernel."""
 
     problem: Problem
-    rows: Rows
-    pieces: tuple[Columns, ...]
+    anchors: SortedAnchors
+    contrast: tuple[SurveyedTensor, ...]
     configurations: Configurations
     precision: str
     interpreted: bool
 
     @property
     def bounded(self) -> bool:
-        """Whether exp2 of any similarity is known to be within the range of every dtype used."""
+        """Whether exp2 of every similarity is known to be in the range of every dtype in use."""
         problem = self.problem
-        # Rounded to 16 bits a vector of unit length may be longer by one part in 256.
+        # The length of a unit vector that is rounded to 16 bits exceeds 1 by up to 1/256.
         largest = 1.02 * problem.inverse_temperature
         bounded = problem.unit_length and largest <= BOUNDED_LOGIT[torch.float32]
         return bounded and problem.product_dtype != torch.float16
@@ -147,93 +131,96 @@ class Layout:
     def num_processors(self) -> int:
         if self.interpreted:
             return INTERPRETED_PROCESSORS
-        return _num_processors(self.rows.vectors.device)
+        return _num_processors(self.anchors.vectors.device)
 
 
 def lay_out(problem: Problem) -> Layout:
-    """Sort the anchors, survey the pieces, choose the tiles."""
-    precision = product_precision(problem.product_dtype)
+    """Sort the anchors, survey the contrast tensors, and choose the tiles."""
     on_cpu = interpreted()
-    if on_cpu:
-        configurations = INTERPRETED
-    else:
-        device, dim = problem.anchors.device, problem.anchors.shape[1]
-        kind = precision if problem.product_dtype == torch.float32 else "16"
-        configurations = configurations_for(_capability(device), kind, dim)
+    configurations = INTERPRETED if on_cpu else _configurations(problem)
     if problem.negative_sampler is not None:
         configurations = for_mining(configurations)
-    block = configurations.denominator.columns
-    rows = _sort(problem, block)
-    pieces = tuple(
-        _columns(problem, number, rows, block) for number in range(len(problem.contrast))
+    block_size = configurations.denominator.columns
+    anchors = _sort_anchors(problem, block_size)
+    contrast = tuple(
+        _survey_tensor(problem, tensor, anchors, block_size) for tensor in problem.contrast
     )
-    return Layout(problem, rows, pieces, configurations, precision, on_cpu)
+    precision = product_precision(problem.product_dtype)
+    return Layout(problem, anchors, contrast, configurations, precision, on_cpu)
 
 
 def product_precision(dtype: torch.dtype) -> str:
-    """How Triton multiplies: as PyTorch is asked to for float32; of no account in 16 bits."""
+    """Return Triton's precision of float32 products, as PyTorch is set; unused for 16 bits."""
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return "ieee"
     return "tf32"
 
 
 def padded_dim(dim: int) -> int:
-    """D as a power of two, and no less than a matrix unit takes."""
+    """Return D rounded up to a power of two that a matrix unit takes."""
     return max(16, int(triton.next_power_of_2(dim)))
 
 
-def _sort(problem: Problem, block: int) -> Rows:
-    present = problem.labels != IGNORED
+def _configurations(problem: Problem) -> Configurations:
+    kind = product_precision(problem.product_dtype)
+    if problem.product_dtype != torch.float32:
+        wide = any(tensor.entries.dtype == torch.float32 for tensor in problem.contrast
+                   if not tensor.is_anchors)  # fmt: skip
+        kind = "mixed" if wide else "16"
+    return configurations_for(_capability(problem.anchors.device), kind, problem.anchors.shape[1])
+
+
+def _sort_anchors(problem: Problem, block_size: int) -> SortedAnchors:
+    valid = problem.labels != IGNORED
     last = torch.iinfo(torch.int64).max
-    ascending, order = problem.labels.masked_fill(~present, last).sort(stable=True)
+    ascending, order = problem.labels.masked_fill(~valid, last).sort(stable=True)
     labels = ascending.masked_fill(ascending == last, IGNORED)
     vectors = problem.saturate(problem.anchors.detach()[order]).to(problem.product_dtype)
-    # An accelerator multiplies what takes no part too, and 0 · NaN would reach the rest.
+    # A matrix unit multiplies ignored anchors too, and 0 · NaN is NaN.
     vectors = torch.where((labels != IGNORED)[:, None], vectors, 0.0).contiguous()
     bits = torch.zeros_like(order, dtype=torch.int32)
     if problem.seed is not None:
-        rows = order + problem.first_anchor_id
-        bits = PairKeys.of(problem.seed, rows, order[:0]).row_bits[:, 0].contiguous()
-    num_present = present.sum(dtype=torch.int32)
-    survey = _survey(labels, labels, num_present, block)
-    return Rows(vectors, labels, survey, order, num_present, bits)
+        anchor_ids = order + problem.first_anchor_id
+        bits = PairKeys.of(problem.seed, anchor_ids, order[:0]).row_bits[:, 0].contiguous()
+    num_valid = valid.sum(dtype=torch.int32)
+    survey = _survey(labels, labels, num_valid, block_size)
+    return SortedAnchors(vectors, labels, survey, order, num_valid, bits)
 
 
-def _columns(problem: Problem, number: int, rows: Rows, block: int) -> Columns:
-    piece = problem.contrast[number]
-    if piece.is_anchors:
-        entries, labels, numbers = rows.vectors, rows.labels, rows.order
+def _survey_tensor(
+    problem: Problem, tensor: ContrastTensor, anchors: SortedAnchors, block_size: int
+) -> SurveyedTensor:
+    if tensor.is_anchors:
+        entries, ids, survey = anchors.vectors, anchors.order, anchors.survey
     else:
-        entries, labels = piece.entries.detach(), piece.labels.contiguous()
-        numbers = torch.arange(len(labels), device=labels.device)
-    bits = torch.zeros_like(numbers, dtype=torch.int32)
+        entries, labels = tensor.entries.detach(), tensor.labels.contiguous()
+        ids = torch.arange(len(labels), device=labels.device)
+        survey = _survey(labels, anchors.labels, anchors.num_valid, block_size)
+    bits = torch.zeros_like(ids, dtype=torch.int32)
     if problem.seed is not None:
-        columns = numbers + piece.first_id
-        bits = PairKeys.of(problem.seed, numbers[:0], columns).column_bits.contiguous()
-    survey = rows.survey
-    if not piece.is_anchors:
-        survey = _survey(labels, rows.labels, rows.num_present, block)
-    classes, first, last = survey
-    return Columns(entries, classes, piece.is_anchors, bits, first, last)
+        entry_ids = ids + tensor.first_id
+        bits = PairKeys.of(problem.seed, ids[:0], entry_ids).column_bits.contiguous()
+    return SurveyedTensor(entries, survey, tensor.is_anchors, bits, block_size)
 
 
-def _survey(labels: Tensor, anchor_labels: Tensor, num_present: Tensor, block: int) -> Survey:
+def _survey(labels: Tensor, anchor_labels: Tensor, num_valid: Tensor, block_size: int) -> Survey:
     classes = torch.empty_like(labels, dtype=torch.int32)
-    num_blocks = -(-len(labels) // block)
-    first, last = (classes.new_empty(num_blocks) for _ in range(2))
+    num_blocks = -(-len(labels) // block_size)
+    first, last, sizes = (classes.new_empty(num_blocks) for _ in range(3))
     if num_blocks > 0:
         survey_kernel[(num_blocks,)](
             labels,
             anchor_labels,
-            num_present,
+            num_valid,
             classes,
             first,
             last,
+            sizes,
             len(labels),
             len(anchor_labels).bit_length(),
-            BLOCK_N=block,
+            BLOCK_N=block_size,
         )
-    return Survey(classes, first, last)
+    return Survey(classes, first, last, sizes)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What mining asks of each anchor, by kernels: a fixed number of launches, whatever is there."""
+"""The thresholds of mining by kernels, with a number of launches that does not depend on values."""
 
 from __future__ import annotations
 
@@ -6,119 +6,110 @@ import torch
 import triton
 from torch import Tensor
 
-from pixcontrast._info_nce.fused.kernels.selection import count_kernel, digit_kernel
+from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel, digit_kernel
 from pixcontrast._info_nce.fused.launch import (
+    anchor_arguments,
     constants_of,
-    entries_arguments,
+    entry_arguments,
     scale_and_limit,
-    slots_of,
 )
 from pixcontrast._info_nce.fused.layout import CHUNK, Layout
-from pixcontrast._info_nce.radix_select import DIGIT_BITS, from_ordered_int
-from pixcontrast._info_nce.random_keys import LARGEST_KEY
-from pixcontrast._info_nce.thresholds import Thresholds, pool_size
+from pixcontrast._info_nce.fused.splits import plan_splits
+from pixcontrast._info_nce.radix_select import DIGIT_BITS, NUM_DIGITS, from_ordered_int
+from pixcontrast._info_nce.thresholds import Thresholds, find_thresholds
+from pixcontrast.mining import HardNegativeSampler
 
-LEAST_IMAGE = torch.iinfo(torch.int32).min
-MERGED_ROWS = 32
-
-
-def select_thresholds(layout: Layout) -> Thresholds:
-    """(M, 1) what mining asks of each of the sorted anchors, similarities to the base 2."""
-    mining = layout.problem.negative_sampler
-    assert mining is not None
-    negative_hardness, negative_key = _side(layout, mining.num_negatives, positive=False)
-    positive_hardness, positive_key = _side(layout, mining.num_positives, positive=True)
-    found = (negative_hardness, negative_key, -positive_hardness, positive_key)
-    return Thresholds(*(column[:, None].contiguous() for column in found))
+DIGIT_ROWS = 32
+NO_CANDIDATE = torch.iinfo(torch.int32).min
+"""The integer that no hardness and no key is mapped to."""
 
 
-def _side(layout: Layout, count: int | None, *, positive: bool) -> tuple[Tensor, Tensor]:
-    """(M,) the least hardness and the largest key with which a candidate still counts."""
-    mining = layout.problem.negative_sampler
-    assert mining is not None
-    classes = layout.rows.classes
-    hardness = torch.full(classes.shape, -torch.inf, device=classes.device)
-    key = torch.full_like(classes, LARGEST_KEY)
-    if count is None:
-        return hardness, key
-    wanted = torch.full_like(classes, count)
-    pooled = mining.strategy == "semi-hard"
-    if mining.strategy != "random":
-        among = wanted
-        if pooled:
-            among = pool_size(mining, _available(layout, positive=positive)).to(torch.int32)
-        hardness = _hardness_of(_select(layout, among, None, positive=positive, by_key=False))
-    if mining.strategy != "hardest":
-        least = hardness if pooled else None
-        key = -1 - _select(layout, wanted, least, positive=positive, by_key=True)
-    return hardness, key
+def select_thresholds(layout: Layout, sampler: HardNegativeSampler) -> Thresholds:
+    """Return the thresholds (M, 1) of the sorted anchors, similarities to the base 2."""
+    negatives = _Candidates(layout, positive=False)
+    positives = _Candidates(layout, positive=True)
+    like = torch.empty_like(layout.anchors.survey.classes, dtype=torch.float32)[:, None]
+    found = find_thresholds(sampler, negatives, positives, like)
+    return Thresholds(*(column.contiguous() for column in found))
 
 
-def _select(
-    layout: Layout, wanted: Tensor, leasts: Tensor | None, *, positive: bool, by_key: bool
-) -> Tensor:
-    """(M,) int32, the `wanted`-th largest image of each anchor's candidates; the least if fewer."""
-    rows = layout.rows
-    num_anchors = len(rows.labels)
-    configuration = layout.configurations.denominator
-    slots = slots_of(layout, configuration, want_gradient=False)
-    num_slots = sum(taken.num_shares for taken in slots)
-    counts = rows.classes.new_empty(num_slots, num_anchors, 1 << DIGIT_BITS)
-    prefixes = torch.zeros_like(rows.classes)
-    hardness = torch.zeros_like(prefixes, dtype=torch.float32) if leasts is None else leasts
-    for shift in range(32 - DIGIT_BITS, -1, -DIGIT_BITS):
-        for piece, _, first, num_shares in slots:
-            constants = constants_of(layout, piece, configuration)
-            del constants["MINED"]
-            count_kernel[(triton.cdiv(num_anchors, configuration.rows), num_shares)](
-                rows.vectors,
-                rows.classes,
-                rows.num_present,
-                *entries_arguments(piece, layout),
-                piece.first_classes,
-                piece.last_classes,
-                piece.num_blocks,
-                *piece.runs,
-                hardness,
-                rows.bits,
-                piece.bits,
+class _Candidates:
+    """The positives, or the negatives, of the sorted anchors; see `thresholds.Candidates`."""
+
+    def __init__(self, layout: Layout, *, positive: bool) -> None:
+        self._layout = layout
+        self._positive = positive
+
+    def available(self) -> Tensor:
+        layout = self._layout
+        anchor_classes = layout.anchors.survey.classes
+        # Class −1 has index 0. Integer sums do not depend on the order of the atomic additions.
+        of_class = anchor_classes.new_zeros(2 * len(anchor_classes) + 3)
+        num_self = 0
+        for tensor in layout.contrast:
+            classes = tensor.survey.classes
+            of_class.scatter_add_(0, classes.long() + 1, torch.ones_like(classes))
+            num_self += tensor.is_anchors
+        same = of_class[anchor_classes.long() + 1]
+        count = same - num_self if self._positive else of_class[1:].sum() - same
+        return count[:, None].to(torch.int64)
+
+    def kth_hardness(self, k: Tensor) -> Tensor:
+        integers = self._select(k, None, by_key=False)
+        hardness = from_ordered_int(integers)
+        return hardness.masked_fill(integers == NO_CANDIDATE, -torch.inf)[:, None]
+
+    def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
+        requested = torch.full_like(self._layout.anchors.survey.classes, k)
+        return -1 - self._select(requested, min_hardness, by_key=True)[:, None]
+
+    def _select(self, k: Tensor, min_hardness: Tensor | None, *, by_key: bool) -> Tensor:
+        """Return (M,) int32, the k-th largest value of each anchor's candidates.
+
+        It is `NO_CANDIDATE` for anchors with fewer candidates.
+        """
+        layout = self._layout
+        configuration = layout.configurations.denominator
+        plan = plan_splits(layout, configuration, want_gradient=False)
+        num_splits = sum(splits.num_splits for splits in plan)
+        num_anchors = len(layout.anchors.labels)
+        prefixes = torch.zeros_like(layout.anchors.survey.classes)
+        counts = prefixes.new_empty(num_splits, num_anchors, NUM_DIGITS)
+        requested = k.reshape(-1).to(torch.int32)
+        hardness = torch.zeros_like(prefixes, dtype=torch.float32)
+        if min_hardness is not None:
+            hardness = min_hardness.reshape(-1).contiguous()
+        for shift in range(32 - DIGIT_BITS, -1, -DIGIT_BITS):
+            for tensor, _, first, splits in plan:
+                count_kernel[(triton.cdiv(num_anchors, configuration.rows), splits)](
+                    *anchor_arguments(layout),
+                    *entry_arguments(tensor, layout),
+                    tensor.survey.first_classes,
+                    tensor.survey.last_classes,
+                    tensor.block_index,
+                    tensor.num_blocks,
+                    hardness,
+                    layout.anchors.bits,
+                    tensor.bits,
+                    prefixes,
+                    counts[first:],
+                    num_anchors,
+                    shift,
+                    *scale_and_limit(layout),
+                    CHUNK=CHUNK,
+                    POSITIVE=self._positive,
+                    BY_KEY=by_key,
+                    POOLED=min_hardness is not None,
+                    **constants_of(layout, tensor, configuration),
+                )
+            digit_kernel[(triton.cdiv(num_anchors, DIGIT_ROWS),)](
+                counts,
+                num_splits,
+                requested,
                 prefixes,
-                counts[first:],
+                layout.anchors.num_valid,
                 num_anchors,
                 shift,
-                *scale_and_limit(layout),
-                CHUNK=CHUNK,
-                IS_ANCHORS=piece.is_anchors,
-                POSITIVE=positive,
-                BY_KEY=by_key,
-                POOLED=leasts is not None,
-                **constants,
+                BLOCK=DIGIT_ROWS,
             )
-        digit_kernel[(triton.cdiv(num_anchors, MERGED_ROWS),)](
-            counts,
-            num_slots,
-            wanted,
-            prefixes,
-            rows.num_present,
-            num_anchors,
-            shift,
-            BLOCK=MERGED_ROWS,
-        )
-    return prefixes ^ LEAST_IMAGE
-
-
-def _hardness_of(images: Tensor) -> Tensor:
-    """float32 of the same order; −∞ for the least image, which no number has."""
-    return from_ordered_int(images).masked_fill(images == LEAST_IMAGE, -torch.inf)
-
-
-def _available(layout: Layout, *, positive: bool) -> Tensor:
-    """(M,) how many candidates each anchor has; integers, which add up to the same in any order."""
-    rows = layout.rows
-    of_class = rows.classes.new_zeros(2 * len(rows.labels) + 3)
-    among_themselves = 0
-    for piece in layout.pieces:
-        of_class.scatter_add_(0, piece.classes.long() + 1, torch.ones_like(piece.classes))
-        among_themselves += piece.is_anchors
-    same = of_class[rows.classes.long() + 1]
-    return same - among_themselves if positive else of_class[1:].sum() - same
+        return prefixes ^ NO_CANDIDATE

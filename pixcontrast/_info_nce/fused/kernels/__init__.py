@@ -1,1 +1,1 @@
-"""The Triton kernels of the fused form. Only `pixcontrast._info_nce.fused.forward` imports them."""
+"""Triton kernels of the fused form. Only `pixcontrast._info_nce.fused` imports them."""

@@ -1,7 +1,7 @@
-"""The pass over the positives alone: the loss, w, |P| and the gradient's positive part.
+"""The pass over the positives: the loss, w, |P| and the positive part of the gradient.
 
-Each program takes a block of anchors and a share of the blocks of entries that may hold a positive
-of theirs; sorted by class these are few.
+Each program takes a block of anchors and a split of the blocks that may hold their positives, which
+are few if the entries are sorted by class.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pixcontrast._info_nce.fused.kernels.blocks import overlap
-from pixcontrast._info_nce.fused.kernels.similarity import (
-    fetch,
+from pixcontrast._info_nce.fused.kernels.class_blocks import overlap, split_range
+from pixcontrast._info_nce.fused.kernels.tile import (
+    is_selected,
+    load_vectors,
     multiply,
-    selected,
     similarities,
     softplus_and_sigmoid,
+    store_vectors,
 )
 
 
 @triton.jit(do_not_specialize=["num_entries", "num_blocks", "num_anchors"])
 def positives_kernel(
-    rows,
-    row_classes,
-    num_present,
-    log_sums,
+    anchors,
+    anchor_classes,
+    num_valid,
+    lse,
     entries,
     entry_classes,
     num_entries,
@@ -36,12 +37,12 @@ def positives_kernel(
     num_blocks,
     positive_hardness,
     positive_key,
-    row_bits,
-    column_bits,
+    anchor_bits,
+    entry_bits,
     counts,
     losses,
     weights,
-    pulls,
+    positive_sums,
     num_anchors,
     scale,
     limit,
@@ -57,87 +58,84 @@ def positives_kernel(
     BOUNDED: tl.constexpr,
     WEIGHTED: tl.constexpr,
     MINED: tl.constexpr,
-    CLEAN: tl.constexpr,
     NARROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Program (i, k): sums of anchor block i over the k-th share of a piece's positives.
+    """Program (i, k): sums of anchor block i over the k-th split of its positives.
 
-    Losses are multiplied by `shrink`, a power of two, so that no sum of finite terms overflows.
+    Losses are multiplied by `shrink`, a power of two, so that a sum of finite terms is finite. A
+    block of the survey holds TILES tiles of this pass.
     """
-    first_row = tl.program_id(0) * BLOCK_M
+    first_anchor = tl.program_id(0) * BLOCK_M
     split = tl.program_id(1)
-    present = tl.load(num_present)
-    if first_row >= present:
+    valid_anchors = tl.load(num_valid)
+    if first_anchor >= valid_anchors:
         return
-    row_numbers = first_row + tl.arange(0, BLOCK_M)
-    inside = row_numbers < present
-    anchors = fetch(rows, row_numbers, inside, D, 1, largest, rows, D, BLOCK_D, False)
-    classes = tl.load(row_classes + row_numbers, mask=inside, other=-1)
-    log_sum = tl.load(log_sums + row_numbers, mask=inside, other=0.0)
+    anchor_ids = first_anchor + tl.arange(0, BLOCK_M)
+    is_anchor = anchor_ids < valid_anchors
+    anchor_tile = load_vectors(
+        anchors, anchor_ids, is_anchor, D, 1, largest, anchors, D, BLOCK_D, True, False
+    )
+    own_class = tl.load(anchor_classes + anchor_ids, mask=is_anchor, other=-1)[:, None]
+    z = tl.load(lse + anchor_ids, mask=is_anchor, other=0.0)[:, None]
     count = tl.zeros([BLOCK_M], dtype=tl.int32)
     loss = tl.zeros([BLOCK_M], dtype=tl.float32)
     weight = tl.zeros([BLOCK_M], dtype=tl.float32)
-    pull = tl.zeros([BLOCK_M, BLOCK_D if WEIGHTED else 1], dtype=tl.float32)
+    positive_sum = tl.zeros([BLOCK_M, BLOCK_D if WEIGHTED else 1], dtype=tl.float32)
     if MINED:
-        hardness = tl.load(positive_hardness + row_numbers, mask=inside, other=0.0)
-        key = tl.load(positive_key + row_numbers, mask=inside, other=0)
-        bits = tl.load(row_bits + row_numbers, mask=inside, other=0)
+        hardness = tl.load(positive_hardness + anchor_ids, mask=is_anchor, other=0.0)[:, None]
+        key = tl.load(positive_key + anchor_ids, mask=is_anchor, other=0)[:, None]
+        bits = tl.load(anchor_bits + anchor_ids, mask=is_anchor, other=0)[:, None]
 
-    least = tl.load(row_classes + first_row)
-    greatest = tl.load(row_classes + tl.minimum(first_row + BLOCK_M, present) - 1)
-    first, stop = overlap(first_classes, last_classes, num_blocks, least, greatest, CHUNK)
-    # From surveyed blocks to the tiles of this pass.
-    first *= TILES
-    stop *= TILES
-    mine = first + (stop - first) * split // tl.num_programs(1)
-    mine_stop = first + (stop - first) * (split + 1) // tl.num_programs(1)
-    for block in range(mine, mine_stop):
-        numbers = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        within = numbers < num_entries
-        column_classes = tl.load(entry_classes + numbers, mask=within, other=-1)
-        there = column_classes >= 0
-        columns = fetch(
+    low = tl.load(anchor_classes + first_anchor)
+    high = tl.load(anchor_classes + tl.minimum(first_anchor + BLOCK_M, valid_anchors) - 1)
+    hull, hull_stop = overlap(first_classes, last_classes, num_blocks, low, high, CHUNK)
+    first, stop = split_range((hull_stop - hull) * TILES, split, tl.num_programs(1))
+    for tile in range(hull * TILES + first, hull * TILES + stop):
+        ids = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        inside = ids < num_entries
+        entry_class = tl.load(entry_classes + ids, mask=inside, other=-1)
+        valid = entry_class >= 0
+        # Ignored entries may contain NaN; mask them on load because 0 · NaN is NaN.
+        entry_tile = load_vectors(
             entries,
-            numbers,
-            within if CLEAN else there,
+            ids,
+            valid,
             row_stride,
             column_stride,
             largest,
-            rows,
+            anchors,
             D,
             BLOCK_D,
+            True,
             NARROWS,
         )
-        logits = similarities(anchors, columns, scale, limit, BOUNDED, PRECISION, WIDEN)
-        positive = there[None, :] & (classes[:, None] == column_classes[None, :])
+        logits = similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION, WIDEN)
+        positive = valid[None, :] & (own_class == entry_class[None, :])
         if IS_ANCHORS:
-            positive = positive & (row_numbers[:, None] != numbers[None, :])
+            positive = positive & (anchor_ids[:, None] != ids[None, :])
         if MINED:
-            other_bits = tl.load(column_bits + numbers, mask=within, other=0)[None, :]
-            positive = positive & selected(
-                logits, hardness[:, None], key[:, None], bits[:, None], other_bits, True
-            )
+            other_bits = tl.load(entry_bits + ids, mask=inside, other=0)[None, :]
+            positive = positive & is_selected(logits, hardness, key, bits, other_bits, True)
         count += tl.sum(positive.to(tl.int32), 1)
         if ALL:
             loss += tl.sum(tl.where(positive, logits * shrink, 0.0), 1)
             strength = tl.where(positive, 1.0, 0.0)
         else:
-            term, strength = softplus_and_sigmoid(log_sum[:, None] - logits)
+            term, strength = softplus_and_sigmoid(z - logits)
             loss += tl.sum(tl.where(positive, term * shrink, 0.0), 1)
             strength = tl.where(positive, strength, 0.0)
             weight += tl.sum(strength, 1)
         if WEIGHTED:
-            pull = multiply(strength.to(columns.dtype), columns, pull, PRECISION, WIDEN)
+            positive_sum = multiply(
+                strength.to(entry_tile.dtype), entry_tile, positive_sum, PRECISION, WIDEN
+            )
 
-    places = row_numbers.to(tl.int64) + split * num_anchors
-    tl.store(counts + places, count, mask=inside)
-    tl.store(losses + places, loss, mask=inside)
+    slots = anchor_ids.to(tl.int64) + split * num_anchors
+    tl.store(counts + slots, count, mask=is_anchor)
+    tl.store(losses + slots, loss, mask=is_anchor)
     if not ALL:
-        tl.store(weights + places, weight, mask=inside)
+        tl.store(weights + slots, weight, mask=is_anchor)
     if WEIGHTED:
-        components = tl.arange(0, BLOCK_D)
-        map_places = places[:, None] * D + components[None, :]
-        within_map = inside[:, None] & (components < D)[None, :]
-        tl.store(pulls + map_places, pull, mask=within_map)
+        store_vectors(positive_sums, slots, is_anchor, positive_sum, D, BLOCK_D)

@@ -1,7 +1,7 @@
-"""What stands in each block of entries, so that later passes skip what they need not look at.
+"""Survey of the contrast entries: the classes in each block, and which blocks need a mask.
 
-A bank is sorted as it stands: a block of its entries holds one class or two, or nothing that has
-been written. The host never sees these numbers.
+A bank is sorted by class: a block of its entries holds one class or two, or nothing that was
+written. Later passes skip blocks by these numbers, which stay on the device.
 """
 
 from __future__ import annotations
@@ -14,73 +14,84 @@ import triton.language as tl
 def survey_kernel(
     labels,
     anchor_labels,
-    num_present,
+    num_valid,
     classes,
     first_classes,
     last_classes,
+    block_sizes,
     num_entries,
     num_steps,
     BLOCK_N: tl.constexpr,
 ):
-    """The class of each entry, and the least and the largest of each block.
+    """Program j: the class of each entry of block j, their range, and how many are valid.
 
-    A class is an odd number, ascending with the labels; an even one where no anchor has the label;
-    −1 for an entry that takes no part. A block of nothing else has a least above its largest.
+    A class is an odd number that ascends with the labels of the anchors, an even number for a label
+    that no anchor has, and −1 for an ignored entry. In a block without valid entries the first
+    class is larger than the last one.
     """
     block = tl.program_id(0)
-    numbers = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    within = numbers < num_entries
-    found = tl.load(labels + numbers, mask=within, other=-1)
-    # How many anchors have a smaller label, by bisection of those that take part.
-    present = tl.load(num_present)
+    ids = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = ids < num_entries
+    label = tl.load(labels + ids, mask=inside, other=-1)
+    # The number of valid anchors with a smaller label, by bisection of the sorted labels.
+    num_anchors = tl.load(num_valid)
     low = tl.zeros([BLOCK_N], dtype=tl.int32)
-    high = low + present
+    high = low + num_anchors
     for _ in range(num_steps):
         middle = (low + high) // 2
-        open_ = low < high
-        smaller = tl.load(anchor_labels + middle, mask=open_, other=0) < found
-        low = tl.where(open_ & smaller, middle + 1, low)
-        high = tl.where(open_ & (smaller == 0), middle, high)
-    there = low < present
-    known = there & (tl.load(anchor_labels + low, mask=there, other=0) == found)
-    numbered = tl.where(found >= 0, 2 * low + known.to(tl.int32), -1)
-    tl.store(classes + numbers, numbered, mask=within)
-    tl.store(first_classes + block, tl.min(tl.where(found >= 0, numbered, 0x7FFFFFFF)))
-    tl.store(last_classes + block, tl.max(numbered))
+        searching = low < high
+        smaller = tl.load(anchor_labels + middle, mask=searching, other=0) < label
+        low = tl.where(searching & smaller, middle + 1, low)
+        high = tl.where(searching & (smaller == 0), middle, high)
+    found = low < num_anchors
+    known = found & (tl.load(anchor_labels + low, mask=found, other=0) == label)
+    valid = label >= 0
+    entry_class = tl.where(valid, 2 * low + known.to(tl.int32), -1)
+    tl.store(classes + ids, entry_class, mask=inside)
+    tl.store(first_classes + block, tl.min(tl.where(valid, entry_class, 0x7FFFFFFF)))
+    tl.store(last_classes + block, tl.max(entry_class))
+    tl.store(block_sizes + block, tl.sum(valid.to(tl.int32)))
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
-def runs_kernel(
-    last_classes,
-    run_starts,
-    run_stops,
-    run_befores,
-    counts,
+def block_index_kernel(
+    block_sizes,
+    index,
     num_blocks,
+    BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Runs of blocks that are not empty: where they start, stop, and how many stand before.
+    """List the full blocks and the mixed blocks. One program; `class_blocks` names the rows.
 
-    `counts` gets the number of runs and of blocks in them. One program.
+    A full block has BLOCK_N valid entries, a mixed block fewer, an empty block none.
     """
-    num_starts = num_blocks * 0
-    num_stops = num_blocks * 0
-    num_there = num_blocks * 0
+    stride = num_blocks + 1
+    num_full = num_blocks * 0
+    num_mixed = num_blocks * 0
+    num_runs = num_blocks * 0
     for start in range(0, num_blocks, CHUNK):
         blocks = start + tl.arange(0, CHUNK)
         inside = blocks < num_blocks
-        there = tl.load(last_classes + blocks, mask=inside, other=-1) >= 0
-        left = tl.load(last_classes + blocks - 1, mask=inside & (blocks > 0), other=-1) >= 0
-        right = tl.load(last_classes + blocks + 1, mask=blocks + 1 < num_blocks, other=-1) >= 0
-        starts = (there & (left == 0)).to(tl.int32)
-        stops = (there & (right == 0)).to(tl.int32)
-        ordinal = num_there + tl.cumsum(there.to(tl.int32), 0) - 1
-        run = num_starts + tl.cumsum(starts, 0) - 1
-        tl.store(run_starts + run, blocks, mask=starts != 0)
-        tl.store(run_befores + run, ordinal, mask=starts != 0)
-        tl.store(run_stops + num_stops + tl.cumsum(stops, 0) - 1, blocks + 1, mask=stops != 0)
-        num_starts += tl.sum(starts)
-        num_stops += tl.sum(stops)
-        num_there += tl.sum(there.to(tl.int32))
-    tl.store(counts, num_starts)
-    tl.store(counts + 1, num_there)
+        size = tl.load(block_sizes + blocks, mask=inside, other=0)
+        size_before = tl.load(block_sizes + blocks - 1, mask=inside & (blocks > 0), other=0)
+        size_after = tl.load(block_sizes + blocks + 1, mask=blocks + 1 < num_blocks, other=0)
+        full = (size == BLOCK_N).to(tl.int32)
+        mixed = ((size > 0) & (size < BLOCK_N)).to(tl.int32)
+        full_before = num_full + tl.cumsum(full, 0) - full
+        mixed_before = num_mixed + tl.cumsum(mixed, 0) - mixed
+        tl.store(index + blocks, full_before, mask=inside)
+        tl.store(index + stride + blocks, mixed_before, mask=inside)
+        tl.store(index + 2 * stride + mixed_before, blocks, mask=mixed != 0)
+        tl.store(index + 3 * stride + full_before + mixed_before, blocks, mask=(full | mixed) != 0)
+        starts = ((full != 0) & (size_before != BLOCK_N)).to(tl.int32)
+        stops = (full != 0) & (size_after != BLOCK_N)
+        # The run of a full block is the last one that started at or before it.
+        run = num_runs + tl.cumsum(starts, 0) - 1
+        tl.store(index + 4 * stride + run, blocks, mask=starts != 0)
+        tl.store(index + 5 * stride + run, blocks + 1, mask=stops)
+        num_full += tl.sum(full)
+        num_mixed += tl.sum(mixed)
+        num_runs += tl.sum(starts)
+    tl.store(index + num_blocks, num_full)
+    tl.store(index + stride + num_blocks, num_mixed)
+    tl.store(index + 6 * stride, num_runs)

@@ -1,0 +1,1 @@
+"""Implementation of the memory bank: ring buffers, new entries, checkpoints, module buffers."""

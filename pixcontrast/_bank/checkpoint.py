@@ -1,0 +1,105 @@
+"""Validation of a bank's state before any of it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixcontrast._bank.ring import BUFFERS, WHOLE, Rings, Shard, slots_below
+from pixcontrast._check import short_dtype
+
+UNIT_TOLERANCE = 2**-7
+"""Tolerance of a length. Rounding a unit vector to bfloat16 changes it by at most 2^-9."""
+
+
+def faults_of_state(
+    state: Mapping[str, Any], prefix: str, buffers: Mapping[str, Tensor], shard: Shard
+) -> list[str]:
+    """Return what is wrong with the bank's part of a state, one message for each entry.
+
+    A state without any entry of the bank has no fault: the `strict` option decides about it.
+    """
+    if not any(prefix + name in state for name in buffers):
+        return []
+    faults = _faults_of_shard(state, prefix, shard) or [
+        fault for name, buffer in buffers.items() if (fault := _fault(state, prefix + name, buffer))
+    ]
+    if faults:
+        return faults
+    for names in BUFFERS.values():
+        keys = [prefix + name for name in names]
+        rings = Rings(*(state[key] for key in keys))
+        if not any(tensor.is_meta for tensor in rings):
+            faults += _faults_of_rings(keys, rings, shard)
+    return faults
+
+
+def _faults_of_shard(state: Mapping[str, Any], prefix: str, expected: Shard) -> list[str]:
+    """Check that each rank of a sharded bank loads its own shard, of the same number of ranks.
+
+    Compare with `expected` and not with the bank's own tensor: a distributed checkpoint is loaded
+    in place.
+    """
+    saved = state.get(f"{prefix}shard", torch.tensor(WHOLE))
+    if not isinstance(saved, Tensor) or saved.is_meta or saved.tolist() == list(expected):
+        return []
+    got: object = saved.tolist()
+    if saved.shape == (len(Shard._fields),):
+        got = "that of rank {} of {}".format(*saved.tolist())
+    return [
+        f"{prefix}shard: expected that of rank {expected.rank} of {expected.size}; got {got} (each "
+        f"rank of a sharded bank loads the shard that it saved, and the number of ranks must be "
+        f"the same)"
+    ]
+
+
+def _fault(state: Mapping[str, Any], key: str, buffer: Tensor) -> str | None:
+    """Return what is wrong with one entry, apart from its values."""
+    if key not in state:
+        return f"{key}: expected an entry of the bank's state; it is missing"
+    value = state[key]
+    if not isinstance(value, Tensor):
+        return f"{key}: expected a tensor; got a {type(value).__name__}"
+    if value.layout != torch.strided:
+        return f"{key}: expected a dense tensor; got one of layout {value.layout}"
+    if value.is_meta and not buffer.is_meta:
+        return f"{key}: expected values; got a tensor on the meta device, which has none"
+    if value.shape != buffer.shape:
+        return (
+            f"{key}: the shape in the checkpoint is {list(value.shape)}, and that of the bank "
+            f"{list(buffer.shape)} (build the bank with the options of the saved one)"
+        )
+    if buffer.is_floating_point():
+        kind, fits = "floating", value.is_floating_point()
+    else:
+        kind, fits = "int64", value.dtype == buffer.dtype
+    return None if fits else f"{key}: expected a {kind} tensor; got {short_dtype(value.dtype)}"
+
+
+def _faults_of_rings(keys: list[str], rings: Rings, shard: Shard) -> list[str]:
+    """Return what is wrong with the values of one queue; `keys` are the names of its entries."""
+    vectors, count, next_position = rings
+    slots = vectors.shape[1]
+    length = max(slots * shard.size, 1)
+    if not bool(((count >= 0) & (count <= slots)).all()):
+        return [f"{keys[1]}: expected counts from 0 to {slots}; got {count.tolist()}"]
+    # A ring that is not full is written in the order of its slots.
+    follows = (count == slots) | (count == slots_below(next_position, shard))
+    follows &= (next_position >= 0) & (next_position < length)
+    if not bool(follows.all()):
+        return [
+            f"{keys[2]}: expected the slot after the last one written, below {length}; "
+            f"got {next_position.tolist()} with counts of {count.tolist()}"
+        ]
+    norms = torch.linalg.vector_norm(vectors.to(torch.float64), dim=2)
+    written = torch.arange(slots, device=count.device) < count[:, None]
+    is_unit = (norms - 1).abs() <= UNIT_TOLERANCE  # False for NaN
+    if not bool((is_unit | (~written & (norms == 0))).all()):
+        return [
+            f"{keys[0]}: expected vectors of unit length in written slots, and zeros in the others;"
+            f" got other values"
+        ]
+    return []

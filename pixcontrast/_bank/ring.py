@@ -1,0 +1,156 @@
+"""Ring buffers, one for each class, written by a fixed sequence of operations of fixed shapes.
+
+A write has two steps: first everything is computed, then everything is changed.
+
+A ring can be spread over W shards with the same number of slots. Position p of the whole ring,
+counted from 0, is slot p // W of shard p mod W. Each shard is written separately, from the entries
+of all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+QUEUES = ("pixels", "regions")
+BUFFERS = {
+    "pixels": ("pixels", "pixel_count", "pixel_next"),
+    "regions": ("regions", "region_count", "region_next"),
+}
+"""Names of a bank's buffers for the `Rings` of each queue."""
+
+
+class Shard(NamedTuple):
+    """Which shard of a ring: index `rank` of `size`."""
+
+    rank: int
+    size: int
+
+
+WHOLE = Shard(0, 1)
+
+
+class Rings(NamedTuple):
+    """The rings of all classes.
+
+    Attributes:
+        vectors: stored embeddings, shape (C, slots, D).
+        counts: int64 number of valid slots, shape (C,).
+        next_positions: int64 position of the whole ring that is written next, shape (C,).
+    """
+
+    vectors: Tensor
+    counts: Tensor
+    next_positions: Tensor
+
+
+class RingWrite(NamedTuple):
+    """A prepared write: what is written where, and the previous values.
+
+    Attributes:
+        rows: view of the rings, shape (C·slots, D).
+        indices: rows that are written, shape (n,). Rows that occur twice get the same values.
+        values: new values, shape (n, D).
+        previous: previous values, shape (n, D).
+        counters: count and next position, shape (C,) each.
+        new_counters: new values of the counters, shape (C,) each.
+    """
+
+    rows: Tensor
+    indices: Tensor
+    values: Tensor
+    previous: Tensor
+    counters: tuple[Tensor, Tensor]
+    new_counters: tuple[Tensor, Tensor]
+
+
+def prepare_write(
+    rings: Rings, vectors: Tensor, available: Tensor, shard: Shard = WHOLE
+) -> RingWrite:
+    """Prepare to append new entries to the ring of each class, images in batch order.
+
+    Args:
+        rings (Rings): rings with at least 1 slot.
+        vectors (Tensor): new entries, shape (B, C, E, D) with B and E at least 1.
+        available (Tensor): int64 number of new entries of each image and class, shape (B, C). The
+            first `available` of each E are valid.
+        shard (Shard): the shard of the whole ring that these slots are. Default: the whole ring.
+    """
+    num_classes, slots, dim = rings.vectors.shape
+    device = rings.vectors.device
+    length = slots * shard.size
+    total = available.sum(dim=0)
+    earlier = available.cumsum(dim=0) - available
+    index = torch.arange(vectors.shape[2], device=device)
+    order = earlier[..., None] + index  # (B, C, E): index of the entry among those of its class
+    # If there are more entries than positions, write only the newest: each position once.
+    written = (index < available[..., None]) & (order >= total[:, None] - length)
+    position = (rings.next_positions[:, None] + order) % length
+    if shard.size > 1:
+        written &= position % shard.size == shard.rank
+    slot = position // shard.size
+    first_row = torch.arange(num_classes, device=device)[:, None] * slots
+    rows = rings.vectors.view(-1, dim)
+    indices, values, previous = _rows_to_write(
+        rows,
+        (first_row + slot).flatten(),
+        vectors.reshape(-1, dim).to(rows.dtype),
+        written.flatten(),
+    )
+    # Before the ring is full, its valid slots are those below the next position.
+    end = rings.next_positions + total
+    counts = torch.maximum(rings.counts, slots_below(end, shard)).clamp(max=slots)
+    counters = (rings.counts, rings.next_positions)
+    return RingWrite(rows, indices, values, previous, counters, (counts, end % length))
+
+
+def slots_below(end: Tensor, shard: Shard) -> Tensor:
+    """Return how many of the first `end` positions of a ring belong to a shard."""
+    return (end + (shard.size - 1 - shard.rank)) // shard.size
+
+
+def write_all(writes: Sequence[RingWrite]) -> None:
+    """Make all writes. If an exception is raised in between, restore the previous values.
+
+    Python can be interrupted between any two writes. A second interruption, of the restoring, is
+    not handled.
+    """
+    if torch.compiler.is_compiling():  # compiled code cannot be interrupted between two writes
+        _write(writes)
+        return
+    counters = [counter for write in writes for counter in write.counters]
+    previous = torch.stack(counters).unbind() if counters else ()
+    try:
+        _write(writes)
+    except BaseException:
+        for write in writes:
+            write.rows[write.indices] = write.previous
+        for counter, value in zip(counters, previous, strict=True):
+            counter.copy_(value)
+        raise
+
+
+def _write(writes: Sequence[RingWrite]) -> None:
+    for write in writes:
+        write.rows[write.indices] = write.values
+        for counter, value in zip(write.counters, write.new_counters, strict=True):
+            counter.copy_(value)
+
+
+def _rows_to_write(
+    rows: Tensor, indices: Tensor, values: Tensor, written: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return indices, new values and previous values, with shapes independent of `written`.
+
+    The indices that are written are distinct. Every entry that is not written repeats the first
+    entry that is, so that writes to one row agree. If no entry is written, the previous value is
+    written back.
+    """
+    first = written.to(torch.int64).argmax()[None]
+    indices = torch.where(written, indices, indices[first])
+    previous = rows[indices]
+    first_value = torch.where(written[first][:, None], values[first], previous[first])
+    return indices, torch.where(written[:, None], values, first_value), previous

@@ -1,0 +1,114 @@
+"""Operations on one tile that all kernels share: load, multiply, select."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_vectors(
+    vectors,
+    ids,
+    valid,
+    row_stride,
+    column_stride,
+    largest,
+    like,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+    NARROWS: tl.constexpr,
+):
+    """Load vectors by their ids as an (n, BLOCK_D) operand of the dtype of the pointer `like`.
+
+    With `MASKED`, vectors that are not `valid` are zeros. With `NARROWS`, components saturate at
+    ±`largest`, the largest number of the narrower dtype: inf would become NaN in a product with 0.
+    """
+    components = tl.arange(0, BLOCK_D)
+    # Four million entries of 512 components exceed 32-bit offsets.
+    starts = vectors + ids.to(tl.int64) * row_stride
+    pointers = starts[:, None] + components[None, :] * column_stride
+    if MASKED:
+        inside = valid[:, None]
+        if BLOCK_D != D:
+            inside = inside & (components < D)[None, :]
+        loaded = tl.load(pointers, mask=inside, other=0.0)
+    elif BLOCK_D != D:
+        loaded = tl.load(pointers, mask=(components < D)[None, :], other=0.0)
+    else:
+        loaded = tl.load(pointers)
+    if NARROWS:
+        loaded = tl.minimum(tl.maximum(loaded.to(tl.float32), -largest), largest)
+    return loaded.to(like.dtype.element_ty)
+
+
+@triton.jit
+def store_vectors(vectors, ids, inside, values, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Store (n, BLOCK_D) values as contiguous vectors of D components at 64-bit ids."""
+    components = tl.arange(0, BLOCK_D)
+    pointers = vectors + ids[:, None] * D + components[None, :]
+    tl.store(pointers, values, mask=inside[:, None] & (components < D)[None, :])
+
+
+@triton.jit
+def multiply(left, right, accumulator, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    """Return accumulator + left · right in float32."""
+    if WIDEN:
+        # Triton's interpreter cannot multiply in 16 bits. Products of 16-bit numbers are exact
+        # in float32.
+        left = left.to(tl.float32)
+        right = right.to(tl.float32)
+    return tl.dot(left, right, acc=accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def similarities(
+    left,
+    right,
+    scale,
+    limit,
+    BOUNDED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Compute (m, n) similarities of (m, D) and (n, D) to the base 2: <a, k> / τ · log2(e)."""
+    zeros = tl.zeros([left.shape[0], right.shape[0]], dtype=tl.float32)
+    logits = multiply(left, tl.trans(right), zeros, PRECISION, WIDEN) * scale
+    if not BOUNDED:
+        logits = tl.minimum(tl.maximum(logits, -limit), limit)
+    return logits
+
+
+@triton.jit
+def mix_bits(numbers):
+    """Permute 32-bit integers: the same function as `random_keys._mix_`."""
+    numbers ^= (numbers >> 16) & 0xFFFF
+    numbers *= 0x7FEB352D
+    numbers ^= (numbers >> 15) & 0x1FFFF
+    # 0x846CA68B as a signed integer of the same bits.
+    numbers *= -2073254261
+    return numbers ^ ((numbers >> 16) & 0xFFFF)
+
+
+@triton.jit
+def is_selected(logits, hardness, key, anchor_bits, entry_bits, POSITIVE: tl.constexpr):
+    """Return which pairs mining selects by the thresholds of their anchors. Shapes broadcast."""
+    selected = mix_bits(anchor_bits ^ entry_bits) <= key
+    if POSITIVE:
+        return selected & (logits <= hardness)
+    return selected & (logits >= hardness)
+
+
+@triton.jit
+def softplus_and_sigmoid(margin):
+    """Compute log2(1 + 2^margin) and 1 / (1 + 2^−margin), exact to rounding, also at ±∞."""
+    small = tl.exp2(-tl.abs(margin))
+    # log(1 + e) loses the digits of e that are below the last digit of 1. The quotient of e and
+    # the rounded sum minus 1 restores them.
+    rounded = 1.0 + small
+    vanished = rounded == 1.0
+    corrected = tl.log2(rounded) * (small / tl.where(vanished, 1.0, rounded - 1.0))
+    tail = tl.where(vanished, small * 1.4426950408889634, corrected)
+    sigmoid = tl.where(margin >= 0, 1.0, small) / rounded
+    return tl.maximum(margin, 0.0) + tail, sigmoid

@@ -1,0 +1,163 @@
+"""Regions: the unit-length mean of the unit-length embeddings of one class in one image.
+
+No normalized copy of the map is made. The factor that scales a pixel to unit length is written into
+the one-hot map of the labels, and the sums are the product of that with the unchanged map. Where
+Triton runs, a kernel reads the map once; otherwise the map is processed in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixcontrast import _check as check
+from pixcontrast._labels import IGNORED
+from pixcontrast._pixels.unit_length import (
+    SMALLEST,
+    at_least_float32,
+    unit_factors,
+    unit_length,
+)
+from pixcontrast._triton import choose
+
+# Components per chunk. On the CPU, 4 MB of float32, which stay in the cache. On other devices,
+# enough for few launches, and few compared with the map.
+_CPU_CHUNK = 1 << 20
+_DEVICE_CHUNK = 1 << 24
+
+
+class Regions(NamedTuple):
+    """Regions of a batch: one for each image and slot.
+
+    Attributes:
+        means: unit-length means in at least float32, shape (B, R, D).
+        present: whether the region exists, shape (B, R). It does not if the slot has no usable
+            pixel, or if the pixels cancel out.
+        usable: whether the embedding of a pixel is finite and not zero, shape (B, P).
+    """
+
+    means: Tensor
+    present: Tensor
+    usable: Tensor
+
+
+def region_means(emb_map: Tensor, slots: Tensor, num_slots: int) -> Regions:
+    """Compute the unit-length mean of the unit-length embeddings of each slot in each image.
+
+    The result is deterministic: sums are matrix products, never a scatter of floating point
+    numbers. Pixels that are not usable do not count.
+
+    Args:
+        emb_map (Tensor): embedding map, shape (B, D, *S).
+        slots (Tensor): int64 slot of each pixel in [0, num_slots), or `IGNORED`, shape (B, P).
+        num_slots (int): number of slots R.
+    """
+    flat = emb_map.flatten(2)
+    sums, usable = (sums_operator if _is_fused(flat) else sums_in_chunks)(flat, slots, num_slots)
+    # If unit vectors cancel out, their sum is rounding error and has no meaningful direction.
+    count = _count_slots(slots.masked_fill(~usable, IGNORED), num_slots)
+    present = torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
+    return Regions(unit_length(sums, dim=2), present, usable)
+
+
+def sums_in_chunks(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    """Sum the unit vectors of each slot.
+
+    Args:
+        flat (Tensor): embeddings, shape (B, D, P).
+        slots (Tensor): int64 slot of each pixel in [0, num_slots), or `IGNORED`, shape (B, P).
+        num_slots (int): number of slots R.
+
+    Returns:
+        The sums, shape (B, R, D), and which pixels are usable, shape (B, P).
+    """
+    num_images, dim = flat.shape[:2]
+    sums = flat.new_zeros(num_images, num_slots, dim, dtype=at_least_float32(flat))
+    usable = torch.zeros_like(slots, dtype=torch.bool)
+    for images, pixels in _chunks(flat):
+        vectors, factor = unit_factors(flat[images, :, pixels])
+        usable[images, pixels] = factor > 0
+        slot = slots[images, pixels]
+        members = factor.new_zeros(factor.shape[0], num_slots, factor.shape[1])
+        members.scatter_(1, slot.clamp(min=0)[:, None], (factor * (slot != IGNORED))[:, None])
+        # Use an in-place product: autocast would round the operands of others to 16 bits.
+        sums[images].baddbmm_(members, vectors.transpose(1, 2))
+    return sums, usable
+
+
+@torch.library.custom_op("pixcontrast::region_sums", mutates_args=())
+def sums_operator(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    """Compute `sums_in_chunks` with a Triton kernel, without a gradient."""
+    from pixcontrast._pixels.region_kernel import sum_regions
+
+    return sum_regions(flat, slots, num_slots, SMALLEST)
+
+
+@sums_operator.register_fake
+def _(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    sums = flat.new_empty((flat.shape[0], num_slots, flat.shape[1]), dtype=torch.float32)
+    return sums, slots.new_empty(slots.shape, dtype=torch.bool)
+
+
+def usable_pixels(emb_map: Tensor) -> Tensor:
+    """Return whether the embedding of each pixel is finite and not zero, shape (B, P)."""
+    flat = emb_map.flatten(2)
+    if _is_fused(flat):
+        no_slot = torch.full((flat.shape[0], flat.shape[2]), IGNORED, device=flat.device)
+        found: Tensor = sums_operator(flat, no_slot, 1)[1]
+        return found
+    usable = flat.new_zeros(flat.shape[0], flat.shape[2], dtype=torch.bool)
+    for images, pixels in _chunks(flat):
+        usable[images, pixels] = unit_factors(flat[images, :, pixels])[1] > 0
+    return usable
+
+
+def classes_by_image(labels: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    """Assign the classes of each image to slots, if the number of classes is unknown.
+
+    Args:
+        labels (Tensor): int64 labels, `IGNORED` for ignored pixels, shape (B, P).
+        num_slots (int): number of slots R. An image with more classes uses its R lowest labels.
+
+    Returns:
+        The slot of each pixel or `IGNORED`, shape (B, P), and the label of each slot or `IGNORED`,
+        shape (B, R).
+    """
+    ascending, order = labels.sort(dim=1)
+    is_new = ascending != IGNORED
+    is_new[:, 1:] &= ascending[:, 1:] != ascending[:, :-1]
+    slots = is_new.cumsum(dim=1) - 1  # IGNORED sorts first and gets slot -1
+    slots = slots.masked_fill(slots >= num_slots, IGNORED)
+    labels_of_slots = labels.new_full((labels.shape[0], num_slots + 1), IGNORED)
+    # The first pixel of each slot writes its label. All others write beyond the last slot.
+    target = torch.where(is_new & (slots != IGNORED), slots, num_slots)
+    labels_of_slots.scatter_(1, target, ascending)
+    return torch.zeros_like(slots).scatter_(1, order, slots), labels_of_slots[:, :num_slots]
+
+
+def _count_slots(slots: Tensor, num_slots: int) -> Tensor:
+    """Count the pixels of each slot, shape (B, R). Integer sums do not depend on the order."""
+    image = torch.arange(slots.shape[0], device=slots.device)[:, None] * (num_slots + 1)
+    index = image + slots + 1  # the first counter of each image is for IGNORED
+    count = slots.new_zeros(slots.shape[0] * (num_slots + 1))
+    count.scatter_add_(0, index.flatten(), torch.ones_like(slots).flatten())
+    return count.view(slots.shape[0], num_slots + 1)[:, 1:]
+
+
+def _chunks(flat: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of images and pixels: several images at a time, or a part of one image."""
+    num_images, dim, num_pixels = flat.shape
+    size = max(1, (_CPU_CHUNK if check.values_can_be_seen(flat) else _DEVICE_CHUNK) // dim)
+    pixels = max(1, min(size, num_pixels))
+    images = max(1, size // pixels)
+    for image in range(0, num_images, images):
+        for pixel in range(0, num_pixels, pixels):
+            yield slice(image, image + images), slice(pixel, pixel + pixels)
+
+
+def _is_fused(flat: Tensor) -> bool:
+    """Return whether the kernel supports this map (B, D, P), by the rules for anchors (M, D)."""
+    return choose("auto", flat) == "triton"
