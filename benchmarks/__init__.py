@@ -1,1 +1,6 @@
-"""Programs that measure pixcontrast: what it costs and what it gains."""
+"""Benchmarks of pixcontrast. Every module here is a command; their parts are in the folders."""
+
+import time
+
+STARTED = time.perf_counter()
+"""When the process began: importing PyTorch counts towards a budget."""

@@ -1,39 +1,40 @@
-"""Pictures of what contrast does, from a pair of real runs.
+"""Draw the pictures of the documentation from real runs.
 
     python -m benchmarks.figures
     python -m benchmarks.figures --data camvid --root FOLDER
+    python -m benchmarks.figures method
+    python -m benchmarks.figures sphere
 
-Both networks of the pair start from the same weights and see the same batches. Written are, under
-OUT: what both predict and their embedding maps as colours (maps), pixels by class under PCA and
-t-SNE (scatter), which pixels become anchors (anchors), how alike the classes are (similarity), how
-the bank fills (bank), and the figures behind them as a JSON. The pictures of CamVid that show its
-photographs are for your eyes: they may not be handed on, and are not in the docs.
+`pair` (default) trains a pair of networks with the same initial weights and batches. It draws their
+predictions and embedding maps (maps), pixels by class under PCA and t-SNE (scatter), the pixels
+that become anchors (anchors), the similarity of the classes (similarity), how the bank fills
+(bank), and writes the figures behind them as a JSON. The licence of CamVid does not allow to
+redistribute pictures that show its photographs; the documentation has none of them. `method` draws
+the pictures of docs/method.md, `sphere` that of the README.
 """
 
 import argparse
-import copy
 import dataclasses
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from benchmarks.arguments import picture_parser, positive
-from benchmarks.data import SegmentationData
-from benchmarks.environment import describe_environment
-from benchmarks.experiment import load_data
-from benchmarks.figure import save_figure
-from benchmarks.figure_anchors import save_anchors
-from benchmarks.figure_bank import Occupancy, save_occupancy
-from benchmarks.figure_classes import class_similarity, save_class_similarity
-from benchmarks.figure_scatter import save_scatter
-from benchmarks.measures import measure
-from benchmarks.pairs import Networks
-from benchmarks.recipe import RECIPES, Recipe
-from benchmarks.report import without_nan
-from benchmarks.script import write_record
-from benchmarks.tables import BANK, SGD
-from benchmarks.training import initial_network, train_arm
+from benchmarks._measure.arguments import command_parser, positive
+from benchmarks._measure.command import write_record
+from benchmarks._measure.environment import describe_environment
+from benchmarks._plots.bank import Occupancy, save_occupancy
+from benchmarks._plots.maps import save_maps
+from benchmarks._plots.method import draw_method
+from benchmarks._plots.scatter import save_scatter
+from benchmarks._plots.scene import save_anchors
+from benchmarks._plots.similarity import save_similarity
+from benchmarks._plots.sphere import draw_sphere
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.experiment import load_data, run_side_by_side
+from benchmarks._training.measures import class_similarity
+from benchmarks._training.protocol import BANK, SGD, pair_table
+from benchmarks._training.recipe import RECIPES, Recipe
+from benchmarks._training.runs import without_nan
 
 BASES = {
     "digits": dataclasses.replace(RECIPES["digits"], **BANK),
@@ -42,39 +43,58 @@ BASES = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train a pair and draw it."""
+    """Draw the requested pictures."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    # One thread: sums depend on the number of threads.
     torch.set_num_threads(1)
-    recipe = BASES[options.data]
+    recipe = BASES["digits" if options.pictures == "method" else options.data]
     if options.steps is not None:
         recipe = dataclasses.replace(recipe, steps=options.steps)
-    try:
-        data = load_data(options.data, "val", recipe.size, options.root)
-    except (OSError, ValueError) as problem:
-        parser.error(str(problem))
-    environment = describe_environment()
-    networks, occupancy = _train(data, recipe, options.seed)
-    scores = {arm: measure(getattr(networks, arm), data).mean_iou for arm in ("plain", "contrast")}
-    matrices = {arm: class_similarity(getattr(networks, arm), data) for arm in scores}
+    if options.pictures == "sphere":
+        draw_sphere(options.out)
+    elif options.pictures == "method":
+        draw_method(options.out, recipe)
+    else:
+        try:
+            data = load_data(options.data, "val", recipe.size, options.root)
+        except (OSError, ValueError) as problem:
+            parser.error(str(problem))
+        draw_pair(options.out, data, recipe, options.seed)
 
-    out, name = options.out, options.data
+
+def draw_pair(out: Path, data: SegmentationData, recipe: Recipe, seed: int) -> None:
+    """Train a pair of networks, and write its pictures and their record to a folder."""
+    environment = describe_environment()
+    table, occupancy = pair_table(data.name, "val", recipe), Occupancy()
+    keys = [table.key(row, seed) for row in table.rows]
+    # One run at a time: `occupancy` observes the one that has contrast.
+    runs = run_side_by_side(keys, data, environment, 1, table.name_of, occupancy.observe)
+    plain, contrast = sorted(runs, key=lambda one: one.run.key.recipe.has_contrast)
+    networks = (plain.network, contrast.network)
+    scores = [one.run.measured.mean_iou for one in (plain, contrast)]
+    matrices = [class_similarity(network, data) for network in networks]
+
     title = (
-        f"{data.name}, held-out images, seed {options.seed}: mean IoU "
-        f"{100 * scores['plain']:.1f} without contrast, {100 * scores['contrast']:.1f} with it"
+        f"{data.name}, held-out images, seed {seed}: mean IoU "
+        f"{100 * scores[0]:.1f} without contrast, {100 * scores[1]:.1f} with it"
     )
-    save_figure(out / f"{name}-maps.png", data, networks, title)
-    save_anchors(out / f"{name}-anchors.png", data, networks.contrast, recipe, options.seed)
-    save_scatter(out / f"{name}-scatter.png", data, networks, options.seed)
-    save_class_similarity(out / f"{name}-similarity.png", data, matrices)
+    name = data.name
+    save_maps(out / f"{name}-maps.png", data, networks, title)
+    save_anchors(out / f"{name}-anchors.png", data, contrast.network, recipe, seed)
+    save_scatter(out / f"{name}-scatter.png", data, networks, seed)
+    save_similarity(out / f"{name}-similarity.png", data, *matrices)
     save_occupancy(out / f"{name}-bank.png", data, occupancy)
+    arms = ("plain", "contrast")
     record = {
         "environment": environment,
         "recipe": dataclasses.asdict(recipe),
-        "seed": options.seed,
-        "mean_iou": scores,
+        "seed": seed,
+        "mean_iou": dict(zip(arms, scores, strict=True)),
         "class_names": data.class_names,
-        "class_similarity": {arm: matrix.tolist() for arm, matrix in matrices.items()},
+        "class_similarity": {
+            arm: matrix.tolist() for arm, matrix in zip(arms, matrices, strict=True)
+        },
         "occupancy": dataclasses.asdict(occupancy),
     }
     cleaned = {key: without_nan(value) for key, value in record.items()}
@@ -82,23 +102,15 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{title}\n{out / name}-*.png and {name}-figures.json written")
 
 
-def _train(data: SegmentationData, recipe: Recipe, seed: int) -> tuple[Networks, Occupancy]:
-    plain = initial_network(data, recipe, seed)
-    contrast = copy.deepcopy(plain)
-    occupancy = Occupancy()
-    with tqdm(total=2 * recipe.steps, unit="step", leave=False, disable=None) as bar:
-        train_arm(plain, data, recipe, seed, False, bar.update)
-        train_arm(contrast, data, recipe, seed, True, bar.update, occupancy.observe)
-    return Networks(plain, contrast), occupancy
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = picture_parser("figures", __doc__)
+    parser = command_parser("figures", __doc__)
     add = parser.add_argument
-    add("--data", choices=sorted(BASES), default="digits", help="which images (default: digits)")
-    add("--root", type=Path, metavar="FOLDER", help="CamVid's folder, the one that holds train/")
+    add("pictures", nargs="?", choices=("pair", "method", "sphere"), default="pair")
+    add("--data", choices=sorted(BASES), default="digits", help="data set (default: digits)")
+    add("--root", type=Path, metavar="FOLDER", help="CamVid's folder, which holds train/")
     add("--steps", type=positive, metavar="N", help="training steps, fewer for a rehearsal")
     add("--seed", type=int, default=100, metavar="N")
+    add("--out", type=Path, default=Path("runs") / "figures", metavar="FOLDER")
     return parser
 
 

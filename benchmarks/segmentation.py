@@ -4,7 +4,7 @@
     python -m benchmarks.segmentation --data camvid --root FOLDER
 
 Both networks of a pair start from the same weights and see the same batches; only the loss
-differs. Printed is what was measured, also where contrast does not help.
+differs. The result is printed whether or not contrast helps.
 """
 
 import argparse
@@ -14,106 +14,105 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.arguments import count, positive, size_of
-from benchmarks.camvid import load_camvid
-from benchmarks.data import SegmentationData
-from benchmarks.environment import describe_environment
-from benchmarks.figure import save_figure
-from benchmarks.pairs import Networks, Pair, run_pairs
-from benchmarks.recipe import RECIPES, Recipe
-from benchmarks.report import as_record, format_table
-from benchmarks.scenes import load_scenes
-from benchmarks.script import write_record
+from benchmarks._measure.arguments import command_parser, count, positive, size_of
+from benchmarks._measure.command import write_record
+from benchmarks._measure.environment import describe_environment
+from benchmarks._plots.maps import save_maps
+from benchmarks._tables.pairs import make_record, pairs_table
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.experiment import Trained, load_data, run_side_by_side
+from benchmarks._training.protocol import pair_table
+from benchmarks._training.recipe import RECIPES, Recipe
+
+OPTIONS = (
+    ("size", size_of, "size of the images, as in 72x96"),
+    ("seeds", positive, "number of pairs of runs"),
+    ("steps", positive, "training steps of each run"),
+    ("batch_size", positive, "images in a batch"),
+    ("learning_rate", float, "initial learning rate, which decays to 0"),
+    ("weight", float, "weight of the contrast; the cross entropy has 1"),
+    ("temperature", float, "temperature of the contrast"),
+    ("max_anchors", positive, "maximum number of anchors in a batch"),
+    ("max_views", positive, "maximum number of anchors of a class in an image"),
+    ("bank", count, "slots per class of both queues of the bank, 0 for no bank"),
+)
+NOTE = (
+    "(± is the standard error of the paired differences over the seeds; the projection of the arm "
+    "without contrast is never trained)"
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the benchmark as the command line says: a table, a JSON and a figure."""
+    """Run the benchmark and write a table, a JSON and a figure."""
     parser = _parser()
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
     environment = describe_environment()
     recipe = _recipe(options)
+    split = "tuning" if options.holdout else "val"
+    if options.data == "digits" and options.root is not None:
+        parser.error("--root: expected with --data camvid alone; the digits need no folder")
     try:
-        data = _load(options, recipe)
+        data = load_data(options.data, split, recipe.size, options.root)
     except (OSError, ValueError) as problem:
         parser.error(str(problem))
     folder = options.out or Path("runs") / f"segmentation-{options.data}"
 
-    pairs: list[Pair] = []
-    shown: Networks | None = None
-    for pair, networks in run_pairs(data, recipe):
-        pairs.append(pair)
-        shown = shown or networks
-    print(f"\n{format_table(data, recipe, pairs)}\n")
+    table = pair_table(options.data, split, recipe)
+    trained: dict[tuple[int, bool], Trained] = {}
+    for one in run_side_by_side(table.keys(), data, environment, 2, table.name_of):
+        key = one.run.key
+        trained[key.seed, key.recipe.has_contrast] = one
+    pairs = [(trained[seed, False].run, trained[seed, True].run) for seed in table.seeds]
 
-    record = as_record(data, recipe, pairs, environment, time.perf_counter() - start)
+    record = make_record(data, recipe, pairs, environment, time.perf_counter() - start)
+    print(f"\n{_title(data, recipe)}\n\n{pairs_table(record).aligned()}\n\n{NOTE}\n")
     write_record(folder / "result.json", record)
-    if shown is not None:
-        save_figure(folder / "figure.png", data, shown, _title(data, recipe, pairs[0]))
+    plain, contrast = (100 * run.measured.mean_iou for run in pairs[0])
+    title = (
+        f"{data.name} at {recipe.size[0]}x{recipe.size[1]}, held-out images, seed 0: "
+        f"mean IoU {plain:.1f} without contrast, {contrast:.1f} with it\n"
+        "(each PCA has its own colors: compare them within a column only)"
+    )
+    networks = (trained[0, False].network, trained[0, True].network)
+    save_maps(folder / "figure.png", data, networks, title)
     seconds = time.perf_counter() - start
     print(f"{folder / 'result.json'} and figure.png written, {seconds:.0f} s in all")
 
 
-def _load(options: argparse.Namespace, recipe: Recipe) -> SegmentationData:
-    if options.data == "camvid":
-        if options.root is None:
-            raise ValueError("--data camvid needs --root FOLDER, the folder that holds train/")
-        return load_camvid(options.root, recipe.size, options.holdout)
-    if options.root is not None:
-        raise ValueError("--root is for --data camvid: the digits come with scikit-learn")
-    return load_scenes(recipe.size, options.holdout)
-
-
 def _recipe(options: argparse.Namespace) -> Recipe:
-    """The data set's recipe, with what the command line says otherwise."""
+    """Return the data set's recipe with the changes of the command line."""
     names = [field.name for field in dataclasses.fields(Recipe)]
     given = {name: getattr(options, name, None) for name in names}
     changes = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(RECIPES[options.data], **changes)
 
 
-def _title(data: SegmentationData, recipe: Recipe, pair: Pair) -> str:
-    plain, contrast = pair.plain.measured.mean_iou, pair.contrast.measured.mean_iou
+def _title(data: SegmentationData, recipe: Recipe) -> str:
     return (
-        f"{data.name} at {recipe.size[0]}x{recipe.size[1]}, held-out images, seed {pair.seed}: "
-        f"mean IoU {100 * plain:.1f} without contrast, {100 * contrast:.1f} with it\n"
-        "(each PCA has its own colours: they compare within a column, not across)"
+        f"{data.name} at {recipe.size[0]}x{recipe.size[1]}: {len(data.train)} training images, "
+        f"{len(data.heldout)} held out ({data.heldout_is}), {recipe.seeds} paired seeds"
     )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.segmentation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("segmentation", __doc__)
     add = parser.add_argument
-    add("--data", choices=sorted(RECIPES), default="digits", help="which images (default: digits)")
-    add("--root", type=Path, metavar="FOLDER", help="CamVid's folder, the one that holds train/")
-    recipe = parser.add_argument_group("options of the training")
-    for name, kind, text in (
-        ("size", size_of, "size of the images, as in 72x96"),
-        ("seeds", positive, "how many pairs of runs"),
-        ("steps", positive, "training steps of each run"),
-        ("batch_size", positive, "images in a batch"),
-        ("learning_rate", float, "at the start, from where it decays to 0"),
-        ("weight", float, "of the contrast, next to the cross entropy's 1"),
-        ("temperature", float, "of the contrast"),
-        ("max_anchors", positive, "anchors in a batch, at most"),
-        ("max_views", positive, "anchors of a class in an image, at most"),
-        ("bank", count, "slots per class of both queues of the bank, 0 for no bank"),
-    ):
+    add("--data", choices=sorted(RECIPES), default="digits", help="data set (default: digits)")
+    add("--root", type=Path, metavar="FOLDER", help="CamVid's folder, which holds train/")
+    training = parser.add_argument_group("options of the training")
+    for name, kind, text in OPTIONS:
         defaults = ", ".join(f"{data}: {_shown(name, data)}" for data in RECIPES)
         flag = f"--{name.replace('_', '-')}"
-        recipe.add_argument(flag, type=kind, metavar="X", help=f"{text} ({defaults})")
-    recipe.add_argument("--optimizer", choices=("sgd", "adamw"), help="SGD has momentum 0.9")
+        training.add_argument(flag, type=kind, metavar="X", help=f"{text} ({defaults})")
+    training.add_argument("--optimizer", choices=("sgd", "adamw"), help="SGD has momentum 0.9")
     add(
         "--holdout",
         action="store_true",
-        help="score on held-out training images, as is right for choosing options",
+        help="score on held-out training images; use it to choose options",
     )
-    add("--out", type=Path, metavar="FOLDER", help="for JSON and figure (runs/segmentation-DATA)")
+    add("--out", type=Path, metavar="FOLDER", help="output folder (runs/segmentation-DATA)")
     add(
         "--threads",
         type=positive,

@@ -1,10 +1,13 @@
-"""How the site is built: `python -m sphinx -W --keep-going docs docs/_build`."""
+"""Configuration of the documentation site: `python -m sphinx -W docs docs/_build`."""
 
 import re
 import sys
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
@@ -20,50 +23,55 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"  # registered in setup(); browsers render MathML without a script
 default_role = "code"  # docstrings write names between single backticks
 exclude_patterns = ["_build"]
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # docstrings say what each argument is
+autodoc_typehints = "none"  # the docstrings state each argument's type
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Call", "Call"), ("Shape", "Shape")]
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"pixcontrast {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 RECIPES_MARK = "<!-- recipes -->"
-# Named in the index, and left out of it where the sources do not have them.
-OPTIONAL_PAGES = ("numerics", "scale", "reliability", "releasing")
 
 
 def setup(app: Sphinx) -> None:
-    """Fill the pages that depend on what there is, and make docstrings bear reStructuredText."""
+    """Register the math renderer and the hooks that edit pages and docstrings."""
+    app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))
     app.connect("source-read", _list_recipes)
-    app.connect("source-read", _leave_out_missing_pages)
     app.connect("autodoc-process-docstring", _escape, priority=100)
 
 
+def _inline_math(translator: HTML5Translator, node: nodes.math) -> None:
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def _display_math(translator: HTML5Translator, node: nodes.math_block) -> None:
+    formula = convert(node.astext(), display="block")
+    translator.body.append(f'<div class="formula">{formula}</div>\n')
+    raise nodes.SkipNode
+
+
 def _list_recipes(app: Sphinx, page: str, source: list[str]) -> None:
-    """Put every script of `docs/recipes/` where the page has its mark."""
+    """Replace the mark of a page by every script in `docs/recipes/`."""
     if RECIPES_MARK in source[0]:
         source[0] = source[0].replace(RECIPES_MARK, recipes_listed(DOCS / "recipes"))
 
 
-def _leave_out_missing_pages(app: Sphinx, page: str, source: list[str]) -> None:
-    if page == "index":
-        missing = {name for name in OPTIONAL_PAGES if not (DOCS / f"{name}.md").exists()}
-        lines = source[0].splitlines(keepends=True)
-        source[0] = "".join(line for line in lines if line.strip() not in missing)
-
-
 def recipes_listed(folder: Path) -> str:
-    """A heading and the whole text of each script; its docstring's first line introduces it."""
+    """Return a heading and the full text of each script in `folder`."""
     parts = []
     for path in sorted(folder.glob("*.py")):
         if path.stem.startswith("_"):
@@ -71,17 +79,17 @@ def recipes_listed(folder: Path) -> str:
         title = path.stem.replace("_", " ").capitalize()
         script = f"```{{literalinclude}} recipes/{path.name}\n:language: python\n```"
         parts.append(f"## {title}\n\n`docs/recipes/{path.name}`\n\n{script}\n")
-    return "\n".join(parts) or "This version of the sources has none yet.\n"
+    return "\n".join(parts)
 
 
 def _escape(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    """`*S` is no emphasis here and `|P_i|` no substitution."""
+    """Escape `*` and `|`, so that `*S` is not emphasis and `|P_i|` not a substitution."""
     in_code = False
     for number, line in enumerate(lines):
-        if line.startswith((".. math::", "The same value")) or (in_code and not line.strip()):
-            in_code = True
+        if line.rstrip().endswith("::") or (in_code and not line.strip()):
+            in_code = True  # a literal block or a formula
         elif not line.startswith(" "):
             in_code = False
         if not in_code:

@@ -1,8 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from nested import select_part
 
 # Examples are a function of the test alone: a red run can be repeated.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
@@ -16,8 +18,31 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
-# The problems are small: a second thread would be waited for more than it helps.
+# The problems are small: a second thread would be waited for more than it helps. Workers run side
+# by side, and processes that tests start inherit the variable.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+MOST_WORKERS = 8  # each has PyTorch, Triton and scikit-learn in memory
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each processor, but none for named files: starting one takes seconds.
+
+    None either where a test has started this process.
+    """
+    is_nested = "PYTEST_CURRENT_TEST" in os.environ
+    if is_nested or all(".py" in argument for argument in config.args):
+        return 0
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    return min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start the longest tests first, so that no worker is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    select_part(config, items)
 
 
 @pytest.fixture(autouse=True)

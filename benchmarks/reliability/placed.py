@@ -1,4 +1,4 @@
-"""Calls of the fuzz put onto another backend, or another device."""
+"""Calls of the fuzz, moved to another backend or device."""
 
 from __future__ import annotations
 
@@ -9,32 +9,27 @@ from torch import Tensor
 
 from benchmarks.reliability.calls import Call
 from benchmarks.reliability.snapshot import tensors_in
-from pixcontrast._triton import Backend
 
 MOST_NUMBERS = 500
-"""In the embeddings of a call, for the interpreter."""
+"""Maximum number of elements of the embeddings, for Triton's interpreter."""
 
 
-def placed(call: Call, backend: Backend | None, device: str) -> Call | None:
-    """The call with this backend in place of its own, on this device; None where it does not fit.
+def placed(call: Call, backend: str | None, device: str) -> Call | None:
+    """Move a call to a backend and a device; returns None if it does not fit there.
 
-    The kernels know no float64. Triton's interpreter cuts digits off where it makes a bfloat16,
-    which a card rounds, and a call of many anchors takes it minutes: such calls are left out. On
-    another device only calls of `info_nce` whose arguments fit are made, and without a selection by
-    chance: there a seed draws something else.
+    The kernels do not support float64. Triton's interpreter truncates where a GPU rounds to
+    bfloat16, and needs minutes for many anchors; such calls are left out. On another device only
+    calls of `info_nce` with suitable arguments are made, and without random selection, because the
+    generators of two devices draw different numbers.
     """
-    if backend is not None and "backend" in call.spoiled:
-        return None
-    name = {"info_nce": "anchors", "loss": "emb"}.get(call.target)
-    vectors = None if name is None else call.arguments[name]
     if backend is not None:
-        if call.target not in ("info_nce", "loss", "built loss"):
+        if "backend" in call.spoiled or call.target not in ("info_nce", "loss", "built loss"):
             return None
+        vectors = call.arguments.get({"info_nce": "anchors", "loss": "emb"}.get(call.target, ""))
         if isinstance(vectors, Tensor) and not _suits_kernels(call, vectors, device):
             return None
         if call.target == "loss":
-            module: Any = call.function
-            module.backend = backend
+            call.function.backend = backend  # type: ignore[attr-defined]
         else:
             call.arguments["backend"] = backend
     return call if device == "cpu" else _on_device(call, device)
@@ -45,30 +40,27 @@ def _suits_kernels(call: Call, vectors: Tensor, device: str) -> bool:
         return False
     if device != "cpu":
         return True
-    entries = call.arguments.get("contrast")
-    entries = list(entries) if isinstance(entries, (list, tuple)) else [entries]
     bank = getattr(call.function, "bank", None)
-    if bank is not None:
-        entries.append(bank.pixels)
-    dtypes = {entry.dtype for entry in entries if isinstance(entry, Tensor)}
-    cut_off = vectors.dtype == torch.bfloat16 and not dtypes <= {torch.bfloat16}
-    return not cut_off and vectors.numel() <= MOST_NUMBERS
+    entries = [call.arguments.get("contrast"), None if bank is None else bank.pixels]
+    truncated = vectors.dtype == torch.bfloat16 and any(
+        entry.dtype != torch.bfloat16 for entry in tensors_in(entries)
+    )
+    return not truncated and vectors.numel() <= MOST_NUMBERS
 
 
 def _on_device(call: Call, device: str) -> Call | None:
-    if call.target != "info_nce" or call.spoiled:
-        return None
-    if not all(_can_move(tensor) for tensor in tensors_in(call.arguments.values())):
+    tensors = tensors_in(call.arguments.values())
+    if call.target != "info_nce" or call.spoiled or not all(_can_move(one) for one in tensors):
         return None
     mining = call.arguments["negative_sampler"]
     if mining is not None and mining.strategy != "hardest":
         call.arguments["negative_sampler"] = None
 
-    def there(**given: Any) -> Any:
+    def call_there(**given: Any) -> Any:
         moved = {name: _moved(value, device) for name, value in given.items()}
         return call.function(**{**moved, "generator": None}).cpu()
 
-    return call._replace(function=there)
+    return call._replace(function=call_there)
 
 
 def _can_move(tensor: Tensor) -> bool:
@@ -76,7 +68,7 @@ def _can_move(tensor: Tensor) -> bool:
 
 
 def _moved(value: Any, device: str) -> Any:
-    """Moved by operations that have a gradient, so that it comes home."""
+    """Move by differentiable operations, so that gradients reach the original tensors."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, (list, tuple)):

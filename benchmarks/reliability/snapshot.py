@@ -1,4 +1,4 @@
-"""What arguments were before a call, byte for byte."""
+"""Tensors before a call, byte for byte, to find changed arguments."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from torch import Tensor
 
 
 class Snapshot(NamedTuple):
-    """A tensor, and what it was."""
+    """A tensor, with its bytes, version counter and `requires_grad` at some time."""
 
     tensor: Tensor
     content: bytes | None
     version: int | None
     requires_grad: bool
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> Snapshot:
+        """Record a tensor."""
+        version = None if tensor.is_inference() else tensor._version
+        return cls(tensor, _content(tensor), version, tensor.requires_grad)
+
     def changes(self) -> str | None:
-        """What is no longer as it was, or None."""
+        """Describe a change of the tensor since the snapshot, or return None."""
         now = Snapshot.of(self.tensor)
         for field in ("content", "version", "requires_grad"):
             if getattr(now, field) != getattr(self, field):
                 return f"the {field} of an argument has changed"
         return None
 
-    @classmethod
-    def of(cls, tensor: Tensor) -> Snapshot:
-        version = None if tensor.is_inference() else tensor._version
-        return cls(tensor, _content(tensor), version, tensor.requires_grad)
-
 
 def snapshots(values: Iterable[Any]) -> list[Snapshot]:
-    """Of every tensor among values and sequences of values."""
+    """Record every tensor among values and nested sequences."""
     return [Snapshot.of(tensor) for tensor in tensors_in(values)]
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Every tensor among values and sequences of values."""
+    """Yield every tensor among values and nested sequences."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -46,7 +47,7 @@ def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _content(tensor: Tensor) -> bytes | None:
-    """None where there is none to read."""
+    """Return the bytes of a tensor, or None if they cannot be read."""
     if tensor.device.type == "meta" or tensor.layout != torch.strided or tensor.is_nested:
         return None
     plain = tensor.detach().as_subclass(Tensor).resolve_neg().resolve_conj()

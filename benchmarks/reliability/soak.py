@@ -1,23 +1,24 @@
-"""Training steps by the ten thousand on the CPU: memory, time and warnings.
+"""Long training on the CPU: memory, time and warnings over thousands of steps.
 
 python -m benchmarks.reliability.soak --steps 20000 --out benchmarks/results/soak.json
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks.environment import describe_environment
-from benchmarks.script import write_record
+from benchmarks._measure.arguments import command_parser
+from benchmarks._measure.command import write_record
+from benchmarks._measure.environment import describe_environment
 from pixcontrast import (
     HardAnchorSampler,
     MemoryBank,
@@ -30,61 +31,69 @@ CLASSES, PART = 5, 1000
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train, and note every thousand steps what a step took and what the process holds."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--out", type=Path, required=True)
+    """Train, and record the time of a step and the memory of the process every 1,000 steps."""
+    parser = command_parser("reliability.soak", __doc__)
+    parser.add_argument("--steps", type=int, default=20_000, metavar="N")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     environment = describe_environment()
     bank = MemoryBank(CLASSES, 8, pixel_slots=40, region_slots=20)
-    sampler = HardAnchorSampler(max_anchors=64, max_views=4)
-    trunk, head = nn.Conv2d(3, 8, 3, padding=1), ProjectionHead(8, 8)
-    pixels = PixelContrastLoss(bank=bank, anchor_sampler=sampler)
-    regions = RegionContrastLoss(bank=bank, anchor_sampler=sampler, update_bank=False)
-    parameters = [*trunk.parameters(), *head.parameters()]
-    optimizer = torch.optim.SGD(parameters, lr=0.01)
-
+    step = make_step(bank)
     parts: list[dict[str, float]] = []
     seconds: list[float] = []
-    warned: Counter[str] = Counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for step in range(options.steps):
-            images = torch.randn(2, 3, 12, 12)
-            labels = torch.randint(-1, CLASSES, (2, 12, 12))
+        for number in range(1, options.steps + 1):
             start = time.perf_counter()
-            emb = head(trunk(images))
-            loss = pixels(emb, labels, labels.flip(0)) + regions(emb, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            loss, occupancy = step()
             seconds.append(time.perf_counter() - start)
             if not bool(torch.isfinite(loss)):
-                raise SystemExit(f"the loss of step {step} is {float(loss)}")
-            if (step + 1) % PART == 0:
+                raise SystemExit(f"the loss of step {number} is {float(loss)}")
+            if number % PART == 0:
                 gc.collect()
                 parts.append(
                     {
-                        "step": step + 1,
+                        "step": number,
                         "median_seconds": statistics.median(seconds),
                         "resident_bytes": resident_bytes(),
-                        "loss": float(loss.detach()),
-                        "bank_occupancy": float(pixels.stats.bank_occupancy) if pixels.stats else 0,
+                        "loss": float(loss),
+                        "bank_occupancy": float(occupancy),
                     }
                 )
                 seconds.clear()
                 print(parts[-1], flush=True)
-    warned.update(f"{w.category.__name__}: {w.message}" for w in caught)
-    record = {"environment": environment, "steps": options.steps, "parts": parts,
-              "warnings": dict(warned)}  # fmt: skip
-    write_record(options.out, record)
+    warned = Counter(f"{w.category.__name__}: {w.message}" for w in caught)
+    record = {"environment": environment, "steps": options.steps, "parts": parts}
+    write_record(options.out, {**record, "warnings": dict(warned)})
     return 1 if any(count > 1 for count in warned.values()) else 0
 
 
+def make_step(bank: MemoryBank) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Make a training step that returns its loss and the occupancy of the bank."""
+    sampler = HardAnchorSampler(max_anchors=64, max_views=4)
+    trunk, head = nn.Conv2d(3, 8, 3, padding=1), ProjectionHead(8, 8)
+    pixels = PixelContrastLoss(bank=bank, anchor_sampler=sampler)
+    regions = RegionContrastLoss(bank=bank, anchor_sampler=sampler, update_bank=False)
+    optimizer = torch.optim.SGD([*trunk.parameters(), *head.parameters()], lr=0.01)
+
+    def step() -> tuple[Tensor, Tensor]:
+        images = torch.randn(2, 3, 12, 12)
+        labels = torch.randint(-1, CLASSES, (2, 12, 12))
+        emb = head(trunk(images))
+        loss: Tensor = pixels(emb, labels, labels.flip(0)) + regions(emb, labels)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        assert pixels.stats is not None and pixels.stats.bank_occupancy is not None  # noqa: PT018
+        return loss.detach(), pixels.stats.bank_occupancy
+
+    return step
+
+
 def resident_bytes() -> int:
-    """What the process holds in memory, as Linux tells it."""
+    """Return the resident memory of the process, as Linux reports it."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 

@@ -1,4 +1,4 @@
-"""Whether a value is right: what has to be known before a call, and who judges its answer."""
+"""Whether the value of a call is correct: dispatch to the judge of its target."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.reliability.calls import Call
-from benchmarks.reliability.truth_banks import wrong_bank, wrong_writes
-from benchmarks.reliability.truth_equation import copy_of, wrong_info_nce
-from benchmarks.reliability.truth_losses import wrong_loss
-from benchmarks.reliability.truth_pixels import plain, seen
-from benchmarks.reliability.truth_samples import wrong_sample
-from pixcontrast.bank import MemoryBank
+from benchmarks.reliability.truth_banks import check_bank, check_writes
+from benchmarks.reliability.truth_equation import check_info_nce, copy_of
+from benchmarks.reliability.truth_losses import check_loss
+from benchmarks.reliability.truth_pixels import WrongError, expect, is_readable, plain
+from benchmarks.reliability.truth_samples import check_sample
+from pixcontrast import MemoryBank
 
 
 def before(call: Call) -> dict[str, Any]:
-    """What the call will change and a judge has to know: the bank, and what draws."""
+    """Record what a call will change and a judge needs: the bank's state, and the generator's."""
     known: dict[str, Any] = {}
     if call.target in ("info_nce", "loss"):
         given = call.arguments["generator"]
@@ -36,34 +36,36 @@ def before(call: Call) -> dict[str, Any]:
 def wrong_with(
     call: Call, known: Mapping[str, Any], result: Any, gradients: Mapping[str, Tensor]
 ) -> str | None:
-    """What is wrong with a value, or None."""
+    """Describe what is wrong with the value of a call, or return None."""
+    try:
+        _judge(call, known, result, gradients)
+    except WrongError as wrong:
+        return str(wrong)
+    return None
+
+
+def _judge(
+    call: Call, known: Mapping[str, Any], result: Any, gradients: Mapping[str, Tensor]
+) -> None:
     given = call.arguments
-    if "bank" in known and (wrong := wrong_bank(known["bank"])):
-        return wrong
+    if "bank" in known:
+        check_bank(known["bank"])
     if call.target == "info_nce":
-        return wrong_info_nce(given, known, result, gradients)
-    if call.target == "loss":
-        return wrong_loss(call, known, result, gradients)
-    if call.target == "sampler":
-        return wrong_sample(
-            call.function, given["labels"], given["preds"], given["ignore_index"], result
-        )
-    if call.target == "bank.update" and seen(given["emb"], given["labels"]):
-        emb, labels = plain(given["emb"]), plain(given["labels"])
-        return wrong_writes(known["bank"], known["state"], emb, labels)
-    if call.target == "head":
-        return _wrong_embedding(given["features"], result)
-    return None
+        check_info_nce(given, known, result, gradients)
+    elif call.target == "loss":
+        check_loss(call, known, result, gradients)
+    elif call.target == "sampler":
+        check_sample(call.function, given["labels"], given["preds"], given["ignore_index"], result)
+    elif call.target == "bank.update" and is_readable(given["emb"], given["labels"]):
+        check_writes(known["bank"], known["state"], plain(given["emb"]), plain(given["labels"]))
+    elif call.target == "head":
+        _check_embedding(given["features"], result)
 
 
-def _wrong_embedding(features: Tensor, embedding: Tensor) -> str | None:
-    if embedding.shape != (features.shape[0], 4, *features.shape[2:]):
-        return f"the embedding has the shape {tuple(embedding.shape)}"
-    if not seen(features):
-        return None
-    values = plain(features).double()
-    if values.numel() and float(values.abs().max()) > 1e30:
-        return None
-    if bool(torch.isfinite(features).all()) and bool(embedding.isnan().any()):
-        return "the embedding is NaN"
-    return None
+def _check_embedding(features: Tensor, embedding: Tensor) -> None:
+    expected = (features.shape[0], 4, *features.shape[2:])
+    expect(embedding.shape == expected, f"the embedding has the shape {tuple(embedding.shape)}")
+    if is_readable(features):
+        values = plain(features).double()
+        moderate = bool((values.abs() <= 1e30).all())  # False for NaN
+        expect(not (moderate and bool(embedding.isnan().any())), "the embedding is NaN")

@@ -1,153 +1,149 @@
-"""Whether a bank holds what it should: against rings in plain Python."""
+"""Whether a bank holds what it should, compared with rings in plain Python."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.reliability.truth_pixels import directions, flat, pixels_of, regions_of
-from pixcontrast.bank import MemoryBank
+from benchmarks.reliability.truth_pixels import directions, expect, flat, pixels_of, regions_of
+from pixcontrast import MemoryBank
 
-QUEUES = ("pixel", "region")
 Batch = tuple[Tensor, Tensor]
 """An embedding and its labels, as `bank.update` takes them."""
+State = Mapping[str, Tensor]
 
 
-class Candidates:
-    """What one image has for a class of a queue: as many of these vectors as are taken.
+class Candidates(NamedTuple):
+    """Vectors of one image and class, `number` of which a queue takes.
 
-    A region that may or may not be there, by rounding, leaves its class unknown from there on.
+    Rounding may decide whether a region exists. Then `off` is infinite, and the ring of its class
+    cannot be predicted.
     """
 
-    def __init__(self, vectors: Tensor, number: int, off: float) -> None:
-        self.vectors, self.number, self.off = vectors, number, off
+    vectors: Tensor
+    number: int
+    off: float
 
 
-def wrong_bank(bank: MemoryBank) -> str | None:
-    """What no bank may hold."""
+def check_bank(bank: MemoryBank) -> None:
+    """Check what holds for every bank: the range of its counts, and unit length."""
     for queue in ("pixels", "regions"):
         count, held = bank.count(queue), getattr(bank, queue)
-        if bool(((count < 0) | (count > bank.slots(queue))).any()):
-            return "a count of the bank is out of its range"
+        in_range = bool(((count >= 0) & (count <= bank.slots(queue))).all())
+        expect(in_range, "a count of the bank is out of its range")
         written = held[torch.arange(held.shape[1]) < count[:, None]].double()
-        if written.numel() and not bool(((written.norm(dim=1) - 1).abs() < 2**-7).all()):
-            return "a vector of the bank is not of unit length"
-    return None
+        unit = bool(((written.norm(dim=1) - 1).abs() < 2**-7).all())
+        expect(unit, "a vector of the bank is not of unit length")
 
 
-def wrong_writes(
-    bank: MemoryBank, before: Mapping[str, Tensor], emb: Tensor, labels: Tensor
-) -> str | None:
-    """What is wrong with a bank that has taken in a batch, or None."""
-    return wrong_rings(bank, bank.state_dict(), before, [(emb, labels)])
+def check_writes(bank: MemoryBank, before: State, emb: Tensor, labels: Tensor) -> None:
+    """Compare a bank after an update with what the batch should have written."""
+    check_rings(bank, bank.state_dict(), before, [(emb, labels)])
 
 
-def wrong_rings(
+def check_rings(
     bank: MemoryBank,
-    after: Mapping[str, Tensor],
-    before: Mapping[str, Tensor],
-    batches: list[Batch],
+    after: State,
+    before: State,
+    batches: Iterable[Batch],
     shard: tuple[int, int] = (0, 1),
-) -> str | None:
-    """The same of the batches of all ranks, in rank order, and of one shard of the rings."""
-    for queue in QUEUES:
+) -> None:
+    """Compare two states of a bank, or of one shard (rank, size) of it.
+
+    Args:
+        bank: its options apply; its content does not.
+        batches: those of all ranks, in rank order.
+    """
+    new: dict[str, dict[int, list[Candidates]]] = {
+        "pixel": defaultdict(list),
+        "region": defaultdict(list),
+    }
+    for emb, labels in batches:
+        _add_pixels(new["pixel"], bank, emb, labels)
+        _add_regions(new["region"], bank, emb, labels)
+    for queue, of_classes in new.items():
         slots = bank.slots(f"{queue}s")
-        if slots == 0:
-            continue
-        new = _pixels(bank, batches) if queue == "pixel" else _regions(bank, batches)
-        for label in range(bank.num_classes):
-            if any(candidates.off == torch.inf for candidates in new[label]):
-                continue  # whether there is one more is a matter of rounding
-            rings = [
-                {name: state[f"{queue}{name}"][label] for name in ("s", "_count", "_next")}
-                for state in (before, after)
-            ]
-            wrong = _wrong_ring(rings[0], rings[1], new[label], slots, shard)
-            if wrong is not None:
-                return f"{wrong} ({queue}s)"
-    return None
+        for label in range(bank.num_classes if slots else 0):
+            if all(candidates.off < torch.inf for candidates in of_classes[label]):
+                rings = (
+                    {name: state[f"{queue}{name}"][label] for name in ("s", "_count", "_next")}
+                    for state in (before, after)
+                )
+                _check_ring(*rings, of_classes[label], slots, shard, f" ({queue}s)")
 
 
-def _wrong_ring(
-    before: Mapping[str, Tensor],
-    after: Mapping[str, Tensor],
+def _check_ring(
+    before: State,
+    after: State,
     new: list[Candidates],
     slots: int,
     shard: tuple[int, int],
-) -> str | None:
+    which: str,
+) -> None:
     rank, size = shard
-    place, count = int(before["_next"]), int(before["_count"])
-    written: dict[int, Candidates] = {}
-    for candidates in new:
+    following, count = int(before["_next"]), int(before["_count"])
+    writer: dict[int, int] = {}
+    for index, candidates in enumerate(new):
         for _ in range(candidates.number):
-            if place % size == rank:
-                written[place // size] = candidates
-                count = max(count, place // size + 1)
-            place = (place + 1) % (slots * size)
-    if (int(after["_count"]), int(after["_next"])) != (count, place):
-        return "the bank took another number"
-    kept = [slot for slot in range(slots) if slot not in written]
-    if not torch.equal(after["s"][kept], before["s"][kept]):
-        return "a slot of the bank that was not written has changed"
-    slots_of: dict[int, list[int]] = defaultdict(list)
-    for slot, candidates in written.items():
-        slots_of[id(candidates)].append(slot)
-    for candidates in new:
-        if not _are_among(after["s"][slots_of[id(candidates)]], candidates):
-            return "what the bank took is not of this image and class"
-    return None
+            if following % size == rank:
+                writer[following // size] = index
+                count = max(count, following // size + 1)
+            following = (following + 1) % (slots * size)
+    same = (int(after["_count"]), int(after["_next"])) == (count, following)
+    expect(same, f"the bank took another number{which}")
+    kept = [slot for slot in range(slots) if slot not in writer]
+    same = torch.equal(after["s"][kept], before["s"][kept])
+    expect(same, f"a slot of the bank that was not written has changed{which}")
+    for index, candidates in enumerate(new):
+        found = after["s"][[slot for slot, by in writer.items() if by == index]]
+        among = _are_among(found, candidates)
+        expect(among, f"what the bank took is not of this image and class{which}")
 
 
 def _are_among(found: Tensor, candidates: Candidates) -> bool:
-    """Whether vectors are, but for rounding, as many different ones of the candidates."""
+    """Return whether the vectors are distinct candidates, up to rounding: a bipartite matching."""
     if len(found) == 0:
         return True
     allowed = candidates.off + torch.finfo(found.dtype).eps
     apart = (found.double()[:, None] - candidates.vectors).abs().amax(dim=2)
-    free = [list(row) for row in (apart <= allowed).tolist()]
-    taken: dict[int, int] = {}  # which vector has which candidate
+    fits = (apart <= allowed).tolist()
+    taken: dict[int, int] = {}  # candidate -> vector
 
-    def place(number: int, tried: set[int]) -> bool:
-        for other, fits in enumerate(free[number]):
-            if fits and other not in tried:
-                tried.add(other)
-                if other not in taken or place(taken[other], tried):
-                    taken[other] = number
+    def match(vector: int, tried: set[int]) -> bool:
+        for candidate, fit in enumerate(fits[vector]):
+            if fit and candidate not in tried:
+                tried.add(candidate)
+                if candidate not in taken or match(taken[candidate], tried):
+                    taken[candidate] = vector
                     return True
         return False
 
-    return all(place(number, set()) for number in range(len(found)))
+    return all(match(vector, set()) for vector in range(len(found)))
 
 
-def _pixels(bank: MemoryBank, batches: list[Batch]) -> dict[int, list[Candidates]]:
-    """By class, what each image has."""
-    new: dict[int, list[Candidates]] = defaultdict(list)
-    for emb, labels in batches:
-        unit, usable = directions(pixels_of(emb))
-        off = _rounding(emb)
-        for image, own in enumerate(flat(labels, emb).to(torch.int64)):
-            for label in range(bank.num_classes):
-                members = unit[image][(own == label) & usable[image]]
-                if len(members) and label != bank.ignore_index:
-                    number = min(bank.pixels_per_image, len(members))
-                    new[label].append(Candidates(members, number, off))
-    return new
-
-
-def _regions(bank: MemoryBank, batches: list[Batch]) -> dict[int, list[Candidates]]:
-    new: dict[int, list[Candidates]] = defaultdict(list)
-    for emb, labels in batches:
-        for region in regions_of(emb, flat(labels, emb), bank.ignore_index):
-            if region.off == torch.inf:
-                new[region.label].append(Candidates(torch.zeros(0), 0, region.off))
-            elif region.mean is not None:
-                new[region.label].append(Candidates(region.mean[None], 1, region.off))
-    return new
-
-
-def _rounding(emb: Tensor) -> float:
+def _add_pixels(
+    new: dict[int, list[Candidates]], bank: MemoryBank, emb: Tensor, labels: Tensor
+) -> None:
+    unit, usable = directions(pixels_of(emb))
     eps = torch.finfo(torch.promote_types(emb.dtype, torch.float32)).eps
-    return (pixels_of(emb).shape[2] + 8) * eps
+    off = (unit.shape[2] + 8) * eps
+    for image, own in enumerate(flat(labels, emb).to(torch.int64)):
+        for label in range(bank.num_classes):
+            members = unit[image][(own == label) & usable[image]]
+            if len(members) and label != bank.ignore_index:
+                number = min(bank.pixels_per_image, len(members))
+                new[label].append(Candidates(members, number, off))
+
+
+def _add_regions(
+    new: dict[int, list[Candidates]], bank: MemoryBank, emb: Tensor, labels: Tensor
+) -> None:
+    for region in regions_of(emb, flat(labels, emb), bank.ignore_index):
+        if region.mean is not None:
+            new[region.label].append(Candidates(region.mean[None], 1, region.off))
+        elif region.off == torch.inf:
+            new[region.label].append(Candidates(torch.zeros(0), 0, region.off))

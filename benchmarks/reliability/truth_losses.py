@@ -1,268 +1,326 @@
-"""Whether a loss of a module is right: its sample, its anchors, its value, its gradient, its bank.
+"""Whether a loss module is correct: its sample, anchors, value, gradient, and its bank.
 
-Every step is made again from the arguments, in float64 and as plainly as it can be written; only
-the equation is the package's own textbook form.
+Every step is repeated from the arguments, in float64 and as plainly as possible; only the equation
+is the package's own textbook form.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.reliability.calls import Call
-from benchmarks.reliability.truth_banks import wrong_writes
-from benchmarks.reliability.truth_equation import Equation, copy_of, judge
+from benchmarks.reliability.truth_banks import State, check_writes
+from benchmarks.reliability.truth_equation import Equation, Verdict, copy_of, judge
 from benchmarks.reliability.truth_pixels import (
     directions,
+    expect,
     flat,
     flat_predictions,
+    is_readable,
     pixels_of,
     plain,
     regions_of,
-    seen,
+    same_bits,
 )
-from benchmarks.reliability.truth_samples import wrong_sample
-from pixcontrast import RegionContrastLoss
+from benchmarks.reliability.truth_samples import check_sample
+from pixcontrast import AnchorSample, RegionContrastLoss
+
+OPTIONS = (
+    *("temperature", "base_temperature", "ignore_index", "anchor_sampler", "negative_sampler"),
+    *("contrast_with", "denominator", "normalize", "reduction"),
+)
 
 
-def wrong_loss(
+class LossStep(NamedTuple):
+    """A call of a loss on one rank, and its results, as plain tensors.
+
+    Attributes:
+        kind: class of the loss.
+        options: those of `OPTIONS`, with all defaults filled in.
+        emb, labels, preds, weight: the arguments.
+        sample, anchors, loss, gradient: the results; `gradient` is by `emb`.
+        bank: the bank's state before the call; empty without a bank.
+        num_classes: of the bank; None without one.
+        draw: the generator before a selection is drawn, or None if it is not known.
+    """
+
+    kind: type
+    options: Mapping[str, Any]
+    emb: Tensor
+    labels: Tensor
+    preds: Tensor | None
+    weight: Tensor | None
+    sample: AnchorSample
+    anchors: Tensor
+    loss: Tensor
+    gradient: Tensor | None
+    bank: State
+    num_classes: int | None
+    draw: torch.Generator | None
+
+    @property
+    def ignore(self) -> int:
+        """The label to ignore."""
+        ignore: int = self.options["ignore_index"]
+        return ignore
+
+    @property
+    def factor(self) -> float:
+        """The factor τ / base_temperature on the loss."""
+        tau = float(self.options["temperature"])
+        return tau / float(self.options["base_temperature"] or tau)
+
+    @property
+    def normalize(self) -> bool:
+        """Whether anchors get unit length."""
+        return bool(self.options["normalize"])
+
+    def flat_labels(self) -> Tensor:
+        """Return the labels at the resolution of the embedding, (B, P) int64."""
+        return flat(self.labels, self.emb).to(torch.int64)
+
+    def flat_preds(self) -> Tensor | None:
+        """Return the predicted classes at that resolution."""
+        return None if self.preds is None else flat_predictions(self.preds, self.emb)
+
+    def anchor_weight(self) -> Tensor | None:
+        """Return the weights of the anchors."""
+        if self.weight is None:
+            return None
+        return flat(self.weight, self.emb).flatten()[self.sample.indices]
+
+    def vectors(self) -> Tensor:
+        """Return the sampled pixels (K, D) in float64; zeros for padding."""
+        vectors = pixels_of(self.emb).flatten(0, 1)[self.sample.indices]
+        return torch.where((self.sample.labels != self.ignore)[:, None], vectors, 0.0)
+
+
+def check_loss(
     call: Call, known: Mapping[str, Any], result: Any, gradients: Mapping[str, Tensor]
-) -> str | None:
-    """What is wrong with the answer of a loss module, or None."""
-    given = call.arguments
-    module: Any = call.function
-    if not seen(given["emb"], given["labels"], given["preds"], given["weight"]):
-        return None
-    if given["return_anchors"]:
-        loss, sample = result
-        made = module
-    else:
-        made = _as_it_was(module, known)
-        draw = copy_of(known["draw"])
-        loss, sample = made(**{**given, "generator": draw, "return_anchors": True})
-        if not _same_bits(plain(loss), plain(result)):
-            return "with return_anchors the loss is another"
-        if known and made.bank is not None:
-            states = (bank.state_dict().values() for bank in (made.bank, module.bank))
-            if not all(_same_bits(one, other) for one, other in zip(*states, strict=True)):
-                return "with return_anchors the bank is another"
-    return _wrong_answer(given, known, made, plain(loss), sample, gradients.get("emb"))
-
-
-def _as_it_was(module: Any, known: Mapping[str, Any]) -> Any:
-    """A copy of the module, with the bank as it was before the call."""
-    # What the last call left is of no account, and may be of a class that cannot be copied.
-    copied = copy.deepcopy(module, {id(module._call): None})
-    if copied.bank is not None:
-        for name, value in copied.bank.state_dict().items():
-            value.copy_(known["state"][name])
-    return copied
-
-
-def _wrong_answer(
-    given: Mapping[str, Any],
-    known: Mapping[str, Any],
-    module: Any,
-    loss: Tensor,
-    sample: Any,
-    gradient: Tensor | None,
-) -> str | None:
-    emb, ignore = plain(given["emb"]), module.ignore_index
-    labels, preds, weight = given["labels"], given["preds"], given["weight"]
-    marked = flat(plain(labels), emb).to(torch.int64)
-    predicted = None if preds is None else flat_predictions(plain(preds), emb)
-    wrong = wrong_sample(module.anchor_sampler, marked, predicted, ignore, sample)
-    if wrong is not None:
-        return wrong
-    # What is drawn for a selection comes after what the sampler draws.
-    draw = copy_of(known["draw"])
-    absent = torch.where(marked < 0, ignore, marked)
-    again = module.anchor_sampler(absent, predicted, ignore_index=ignore, generator=draw)
-    if not (torch.equal(again.indices, sample.indices) and _same_bits(again.labels, sample.labels)):
-        return "from the same state another sample is drawn"
-
-    anchors = plain(module._call.anchors)
-    vectors = sampled_vectors(emb, sample, ignore)
-    if not bool(torch.isfinite(vectors).all()):
-        return _wrong_written(given, known, module)
-    if module.normalize:
-        if bool(loss.isnan().any()):
-            return "the loss is NaN"
-        if gradient is not None and emb.dtype != torch.float16 and bool(gradient.isnan().any()):
-            return "the gradient is NaN"
-    if wrong := wrong_anchors(anchors, vectors, normalize=module.normalize):
-        return wrong
-
-    entries = _entries(emb, marked, known, module)
-    if entries is None:
-        return _wrong_written(given, known, module)
-    contrast, contrast_labels, off = entries
-    factor = module.temperature / (module.base_temperature or module.temperature)
-    weights = None if weight is None else flat(plain(weight), emb).flatten()[sample.indices]
-    equation = Equation(
-        anchors,
-        sample.labels,
-        contrast,
-        contrast_labels,
-        {
-            "temperature": module.temperature,
-            "denominator": module.denominator,
-            "weight": weights,
-            "reduction": module.reduction,
-            "ignore_index": ignore,
-        },
-        module.negative_sampler,
-        draw,
-        off,
+) -> None:
+    """Check the result of a loss module in one process."""
+    given, module = call.arguments, call.function
+    if not is_readable(given["emb"], given["labels"], given["preds"], given["weight"]):
+        return
+    loss, sample, made = _with_anchors(module, given, known, result)
+    emb, labels, preds, weight = (
+        None if given[name] is None else plain(given[name])
+        for name in ("emb", "labels", "preds", "weight")
     )
-    verdict = judge(equation, loss.double() / factor, {})
-    wrong = verdict.wrong
-    if wrong is None and gradient is not None and verdict.gradient is not None:
-        by_anchors, allowed = verdict.gradient * factor, verdict.allowed * factor
-        wrong = wrong_gradient(
-            gradient, emb, sample, ignore, by_anchors, allowed, normalize=module.normalize
-        )
-    return wrong or _wrong_written(given, known, module)
+    assert emb is not None and labels is not None  # noqa: PT018  required arguments
+    step = LossStep(
+        type(made),
+        {name: getattr(made, name) for name in OPTIONS},
+        *(emb, labels, preds, weight, sample, plain(made._call.anchors), plain(loss)),
+        gradients.get("emb"),
+        known.get("state", {}),
+        None if made.bank is None else made.bank.num_classes,
+        copy_of(known["draw"]),
+    )
+    finite = check_sampling(step)
+    _check_repeats(step)
+    if finite:
+        check_no_nan(step)
+        equation = equation_of([step], [0])
+        if equation is not None:
+            verdict = judge(equation, step.loss.double() / step.factor, {})
+            check_gradient(step, verdict, step.factor)
+    if made.bank is not None:
+        if not (made.training and made.update_bank):
+            labels = torch.full_like(labels, -1 if labels.dtype.is_signed else step.ignore)
+        check_writes(made.bank, known["state"], emb, labels)
 
 
-def _entries(
-    emb: Tensor, marked: Tensor, known: Mapping[str, Any], module: Any
-) -> tuple[list[Tensor | None], list[Tensor | None], float] | None:
-    """What a loss contrasts with, its labels, and how far it may be off; None: that is not sure."""
+def check_sampling(step: LossStep) -> bool:
+    """Check sample and anchors; returns whether the sampled pixels are finite."""
+    sampler, labels = step.options["anchor_sampler"], step.flat_labels()
+    check_sample(sampler, labels, step.flat_preds(), step.ignore, step.sample)
+    vectors = step.vectors()
+    finite = bool(torch.isfinite(vectors).all())
+    if finite and not step.normalize:
+        expect(torch.equal(step.anchors.double(), vectors), "the anchors are other pixels")
+    elif finite:
+        true, dtype = directions(vectors)[0], step.anchors.dtype
+        finest = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+        info = torch.finfo(dtype)
+        allowed = info.eps * true.abs() + (true.shape[1] + 8) * finest + info.smallest_normal
+        close = bool(((step.anchors.double() - true).abs() <= allowed).all())
+        expect(close, "the anchors are not of unit length, or other pixels")
+    return finite
+
+
+def check_no_nan(step: LossStep) -> None:
+    """Check that finite pixels give no NaN; without `normalize` similarities may overflow."""
+    if step.normalize:
+        expect(not bool(step.loss.isnan().any()), "the loss is NaN")
+        if step.gradient is not None and step.emb.dtype != torch.float16:
+            expect(not bool(step.gradient.isnan().any()), "the gradient is NaN")
+
+
+def equation_of(
+    steps: Sequence[LossStep], own: Sequence[int], sharded: bool = False
+) -> Equation | None:
+    """Build the equation of the anchors of some ranks; None if regions are not certain.
+
+    Args:
+        steps: those of all ranks.
+        own: ranks whose anchors and batches take part.
+        sharded: whether the bank's entries are those of all ranks together.
+    """
+    first = steps[own[0]]
     contrast: list[Tensor | None] = []
     labels: list[Tensor | None] = []
     off = 0.0
-    for source in module.contrast_with:
+    for source in first.options["contrast_with"]:
         if source != "batch":
-            held, count = known["state"][source], known["state"][source[:-1] + "_count"]
-            written = torch.arange(held.shape[1]) < count[:, None]
-            classes = torch.arange(module.bank.num_classes)[:, None]
-            contrast.append(held.flatten(0, 1))
-            labels.append(torch.where(written, classes, module.ignore_index).flatten())
-        elif isinstance(module, RegionContrastLoss):
-            num_classes = None if module.bank is None else module.bank.num_classes
-            means, own, off = batch_regions(emb, marked, module.ignore_index, num_classes)
-            contrast.append(means)
-            labels.append(own)
+            for step in steps if sharded else steps[:1]:
+                held, count = step.bank[source], step.bank[source[:-1] + "_count"]
+                written = torch.arange(held.shape[1]) < count[:, None]
+                classes = torch.arange(len(held))[:, None]
+                contrast.append(held.flatten(0, 1))
+                labels.append(torch.where(written, classes, first.ignore).flatten())
+        elif issubclass(first.kind, RegionContrastLoss):
+            for rank in own:
+                means, of_means, off_by = _batch_regions(steps[rank])
+                contrast.append(means)
+                labels.append(of_means)
+                off = max(off, off_by)
         else:
             contrast.append(None)
             labels.append(None)
-    return (contrast, labels, off) if off < 0.1 else None
-
-
-def batch_regions(
-    emb: Tensor, marked: Tensor, ignore: int, num_classes: int | None
-) -> tuple[Tensor, Tensor, float]:
-    """The regions of a batch, their labels, and how far they may be off.
-
-    Of each image stand as many as the bank has classes, or, without one, as there may be labels:
-    a random selection goes by their place.
-    """
-    images, pixels = marked.shape
-    slots = min(pixels, 256) if num_classes is None else num_classes
-    means = torch.zeros(images, slots, emb.shape[1], dtype=torch.float64)
-    labels = torch.full((images, slots), -1)
-    off = 0.0
-    places = [0] * images
-    for region in regions_of(emb, marked, ignore):
-        place = places[region.image] if num_classes is None else region.label
-        places[region.image] += 1
-        # Rounded to the dtype of the embedding, of which each component is off by half an eps.
-        off = max(off, region.off + torch.finfo(emb.dtype).eps)
-        if region.mean is not None and place < slots:
-            means[region.image, place] = region.mean
-            labels[region.image, place] = region.label
-    return means.flatten(0, 1), labels.flatten(), off
-
-
-def sampled_vectors(emb: Tensor, sample: Any, ignore: int) -> Tensor:
-    """(K, D) float64 the pixels of a sample; zeros for padding."""
-    vectors = pixels_of(emb).flatten(0, 1)[sample.indices]
-    return torch.where((sample.labels != ignore)[:, None], vectors, 0.0)
-
-
-def wrong_anchors(anchors: Tensor, vectors: Tensor, *, normalize: bool) -> str | None:
-    """Whether anchors are these vectors, given unit length: but for rounding."""
-    if not normalize:
-        return None if torch.equal(anchors.double(), vectors) else "the anchors are other pixels"
-    true = directions(vectors)[0]
-    finest = torch.finfo(torch.promote_types(anchors.dtype, torch.float32)).eps
-    allowed = torch.finfo(anchors.dtype).eps * true.abs() + (anchors.shape[1] + 8) * finest
-    if not bool(((anchors.double() - true).abs() <= allowed + _tiny(anchors.dtype)).all()):
-        return "the anchors are not of unit length, or other pixels"
-    return None
-
-
-def wrong_gradient(
-    gradient: Tensor,
-    emb: Tensor,
-    sample: Any,
-    ignore: int,
-    by_anchors: Tensor,
-    allowed_by_anchors: float,
-    *,
-    normalize: bool,
-) -> str | None:
-    """The gradient by the map: that by anchors, turned back by what gave them unit length.
-
-    `allowed_by_anchors` is how far a component of the gradient by the anchors may be off.
-    """
-    if len(sample.indices) == 0:
+    if off >= 0.1:
         return None
-    vectors = sampled_vectors(emb, sample, ignore)
-    taken = sample.labels != ignore
-    eps, dim = torch.finfo(torch.promote_types(emb.dtype, torch.float32)).eps, vectors.shape[1]
-    # In float64 from the start: what is allowed may be less than float32 can hold.
-    allowed_norm = allowed_by_anchors * math.sqrt(dim)
+    weights = [weight for rank in own if (weight := steps[rank].anchor_weight()) is not None]
+    return Equation(
+        torch.cat([steps[rank].anchors for rank in own]),
+        torch.cat([steps[rank].sample.labels.to(torch.int64) for rank in own]),
+        contrast,
+        labels,
+        {
+            "temperature": float(first.options["temperature"]),
+            "denominator": first.options["denominator"],
+            "weight": torch.cat(weights) if weights else None,
+            "reduction": first.options["reduction"],
+            "ignore_index": first.ignore,
+        },
+        first.options["negative_sampler"],
+        first.draw,
+        off,
+    )
+
+
+def check_gradient(
+    step: LossStep,
+    verdict: Verdict,
+    factor: float,
+    part: slice = slice(None),
+    more: float = 0.0,
+) -> None:
+    """Compare the gradient by `emb` with that by the anchors, through the normalization.
+
+    Args:
+        step: the rank whose gradient is compared.
+        verdict: of the equation; `part` selects the anchors of this rank.
+        factor: on the gradient of the equation.
+        more: allowed error of the gradient by the anchors beyond that of the verdict.
+    """
+    if step.gradient is None or verdict.gradient is None or len(step.sample.indices) == 0:
+        return
+    emb, sample, vectors = step.emb, step.sample, step.vectors()
+    by_anchors = verdict.gradient[part] * factor
+    info, dim = torch.finfo(emb.dtype), vectors.shape[1]
+    eps = torch.finfo(torch.promote_types(emb.dtype, torch.float32)).eps
+    taken = sample.labels != step.ignore
+    # float64 from the start: the allowed error may be below the range of float32.
+    allowed_norm = (verdict.allowed + more) * factor * math.sqrt(dim)
     error = torch.full((len(vectors), 1), allowed_norm, dtype=torch.float64)
-    if normalize:
+    if step.normalize:
         unit, usable = directions(vectors)
         taken = taken & usable
-        # In two steps: a length may be more than float64 can hold.
+        # Two divisions, because the length itself may overflow float64.
         largest = torch.where(usable[:, None], vectors.abs().amax(dim=1, keepdim=True), 1.0)
-        of_largest = torch.where(
-            usable[:, None], (vectors / largest).norm(dim=1, keepdim=True), 1.0
-        )
-        # Two operations of D terms each, and one rounding more where anchors are of 16 bits.
-        rounding = 4 * (dim + 8) * eps + 2 * torch.finfo(emb.dtype).eps
-        error = (error + rounding * by_anchors.norm(dim=1, keepdim=True)) / of_largest / largest
+        relative = (vectors / largest).norm(dim=1, keepdim=True)
+        relative = torch.where(usable[:, None], relative, 1.0)
+        # Two operations over D terms, and one more rounding for anchors of 16 bits.
+        rounding = 4 * (dim + 8) * eps + 2 * info.eps
+        error = (error + rounding * by_anchors.norm(dim=1, keepdim=True)) / relative / largest
         along = (by_anchors * unit).sum(dim=1, keepdim=True)
-        by_anchors = (by_anchors - along * unit) / of_largest / largest
+        by_anchors = (by_anchors - along * unit) / relative / largest
     expected = torch.zeros_like(pixels_of(emb)).flatten(0, 1)
     allowed = torch.zeros(len(expected), 1, dtype=torch.float64)
     expected[sample.indices[taken]] = by_anchors[taken]
-    allowed[sample.indices[taken]] = error[taken] + 4 * _tiny(emb.dtype)
-    actual = pixels_of(plain(gradient)).flatten(0, 1)
-    off = (actual - expected).abs() - torch.finfo(emb.dtype).eps * expected.abs()
-    # What the dtype cannot hold is infinite there.
-    beyond = (expected.abs() + allowed) * 2 > torch.finfo(emb.dtype).max
-    if bool((~beyond & ~(off <= allowed)).any()):
-        most = float((off / allowed.clamp(min=1e-300)).masked_fill(beyond, 0).max())
-        return f"the gradient of emb is off by {most:.2g} times what it may be"
-    return None
+    allowed[sample.indices[taken]] = error[taken] + 4 * info.smallest_normal
+    actual = pixels_of(plain(step.gradient)).flatten(0, 1)
+    off = (actual - expected).abs() - info.eps * expected.abs()
+    # Values beyond the range of the dtype are infinite.
+    beyond = (expected.abs() + allowed) * 2 > info.max
+    most = float((off / allowed.clamp(min=1e-300)).masked_fill(beyond, 0).max())
+    close = not bool((~beyond & ~(off <= allowed)).any())
+    expect(close, f"the gradient of emb is off by {most:.2g} times the allowed error")
 
 
-def _wrong_written(given: Mapping[str, Any], known: Mapping[str, Any], module: Any) -> str | None:
-    bank = module.bank
-    if bank is None:
-        return None
-    emb, labels = plain(given["emb"]), plain(given["labels"])
-    if not (module.training and module.update_bank):
-        labels = torch.full_like(labels, -1 if labels.dtype.is_signed else module.ignore_index)
-    return wrong_writes(bank, known["state"], emb, labels)
+def _with_anchors(
+    module: Any, given: Mapping[str, Any], known: Mapping[str, Any], result: Any
+) -> tuple[Tensor, AnchorSample, Any]:
+    """Return the loss, its sample and the module that made them.
+
+    A call without `return_anchors` is repeated with it, on a copy with the former bank.
+    """
+    if given["return_anchors"]:
+        return *result, module
+    # The state of the last call is not needed, and its class may not support copies.
+    made = copy.deepcopy(module, {id(module._call): None})
+    if made.bank is not None:
+        for name, value in made.bank.state_dict().items():
+            value.copy_(known["state"][name])
+    draw = copy_of(known["draw"])
+    loss, sample = made(**{**given, "generator": draw, "return_anchors": True})
+    expect(same_bits(plain(loss), plain(result)), "with return_anchors the loss is another")
+    if made.bank is not None:
+        states = (bank.state_dict().values() for bank in (made.bank, module.bank))
+        same = all(same_bits(one, other) for one, other in zip(*states, strict=True))
+        expect(same, "with return_anchors the bank is another")
+    return loss, sample, made
 
 
-def _tiny(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).smallest_normal
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    same = one.shape == other.shape and one.dtype == other.dtype
-    return same and one.contiguous().flatten().view(torch.uint8).equal(
-        other.contiguous().flatten().view(torch.uint8)
+def _check_repeats(step: LossStep) -> None:
+    """Sample again from the same state; leaves `step.draw` as a negative sampler finds it."""
+    labels = step.flat_labels()
+    again = step.options["anchor_sampler"](
+        torch.where(labels < 0, step.ignore, labels),
+        step.flat_preds(),
+        ignore_index=step.ignore,
+        generator=step.draw,
     )
+    same = torch.equal(again.indices, step.sample.indices)
+    same = same and same_bits(again.labels, step.sample.labels)
+    expect(same, "from the same state another sample is drawn")
+
+
+def _batch_regions(step: LossStep) -> tuple[Tensor, Tensor, float]:
+    """Return the regions of a batch, their labels, and the allowed error.
+
+    Each image has one row for each class of the bank; without a bank, for each possible label. A
+    random selection depends on the position of the rows.
+    """
+    labels = step.flat_labels()
+    images, pixels = labels.shape
+    slots = min(pixels, 256) if step.num_classes is None else step.num_classes
+    means = torch.zeros(images, slots, step.emb.shape[1], dtype=torch.float64)
+    of_means = torch.full((images, slots), -1)
+    off, following = 0.0, [0] * images
+    for region in regions_of(step.emb, labels, step.ignore):
+        row = following[region.image] if step.num_classes is None else region.label
+        following[region.image] += 1
+        # Rounding to the dtype of the embedding adds half an eps for each component.
+        off = max(off, region.off + torch.finfo(step.emb.dtype).eps)
+        if region.mean is not None and row < slots:
+            means[region.image, row] = region.mean
+            of_means[region.image, row] = region.label
+    return means.flatten(0, 1), of_means.flatten(), off

@@ -1,4 +1,4 @@
-"""Maps, pixels and regions, written as plainly as they can be, in float64."""
+"""Maps, pixels and regions in float64, written as plainly as possible; and the judge's verdict."""
 
 from __future__ import annotations
 
@@ -9,33 +9,51 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SMALLEST = 1e-30
-"""A vector with no component above this counts as zero."""
+"""A vector whose components are all at most this large counts as zero."""
+
+
+class WrongError(Exception):
+    """A value is wrong; the message describes how."""
+
+
+def expect(holds: bool, wrong: str) -> None:
+    """Raise `WrongError` with a description unless a condition holds."""
+    if not holds:
+        raise WrongError(wrong)
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Without graph, subclass or lazy sign."""
+    """Return a tensor without graph, subclass or lazy negation."""
     return tensor.detach().as_subclass(Tensor).resolve_neg()
 
 
-def seen(*values: Any) -> bool:
-    """Whether there are values to look at."""
+def is_readable(*values: Any) -> bool:
+    """Return whether the values of all tensors can be read."""
     return all(v.device.type == "cpu" for v in values if isinstance(v, Tensor))
 
 
-def is_present(labels: Tensor, ignore: int) -> Tensor:
-    """Which labels take part; of unsigned ones too, in the dtype that holds any."""
+def is_valid(labels: Tensor, ignore: int) -> Tensor:
+    """Return which labels are not ignored; the conversion covers unsigned dtypes."""
     wide = labels.to(torch.int64)
     return (wide >= 0) & (wide != ignore)
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have the same shape, dtype and bits."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    first, second = (t.contiguous().flatten().view(torch.uint8) for t in (one, other))
+    return first.equal(second)
+
+
 def pixels_of(emb: Tensor) -> Tensor:
-    """(B, P, D) float64 of (B, D, *S), or (1, N, D) of points (N, D)."""
+    """Convert (B, D, *S) to (B, P, D) in float64, and points (N, D) to (1, N, D)."""
     maps = emb.T[None] if emb.ndim == 2 else emb
     return maps.flatten(2).transpose(1, 2).double()
 
 
 def flat(pixel_map: Tensor, emb: Tensor) -> Tensor:
-    """(B, P) of a map, resized to the embedding by nearest; (1, N) of points."""
+    """Resize a map to the embedding by nearest neighbor, as (B, P); points become (1, N)."""
     if emb.ndim == 2:
         return pixel_map[None]
     size = emb.shape[2:]
@@ -46,16 +64,21 @@ def flat(pixel_map: Tensor, emb: Tensor) -> Tensor:
 
 
 def flat_predictions(preds: Tensor, emb: Tensor) -> Tensor:
-    """(B, P) predicted classes, of classes or of logits."""
+    """Convert predicted classes or logits to classes (B, P)."""
     if preds.is_floating_point():
-        if preds.shape[0] == 0 or preds.numel() == 0:
+        if preds.numel() == 0:
             return preds.new_zeros(flat(preds[:, 0], emb).shape, dtype=torch.int64)
         preds = preds.argmax(dim=1)
     return flat(preds, emb)
 
 
 def directions(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """(…, D) of unit length or zero, and (…,) which have a direction: finite, and not zero."""
+    """Normalize (…, D) to unit length.
+
+    Returns:
+        The unit vectors, zero for those without a direction, and (…,) which have one: the finite
+        ones that are not zero.
+    """
     vectors = vectors.double()
     largest = vectors.abs().amax(dim=-1) if vectors.shape[-1] else vectors.sum(dim=-1)
     usable = torch.isfinite(vectors).all(dim=-1) & (largest > SMALLEST)
@@ -65,13 +88,13 @@ def directions(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Region(NamedTuple):
-    """The pixels of one class in one image, and where they point on average.
+    """The pixels of one class in one image.
 
     Attributes:
-        image, label: which.
-        mean: (D,) of unit length; None where its pixels cancel out or none is usable.
-        off: by which length a mean in float32 (float64 for float64) may differ from this one;
-            infinite where even whether there is one is a matter of rounding.
+        image, label: identify the region.
+        mean: their mean direction (D,); None if they cancel out or none is usable.
+        off: allowed error of a mean in float32 (float64 for float64). Infinite if rounding decides
+            whether the region has a mean.
     """
 
     image: int
@@ -81,7 +104,7 @@ class Region(NamedTuple):
 
 
 def regions_of(emb: Tensor, labels: Tensor, ignore: int) -> list[Region]:
-    """Every class of every image, images in order and classes ascending; `labels` (B, P)."""
+    """List the regions of a batch by image and class; `labels` are (B, P)."""
     unit, usable = directions(pixels_of(emb))
     dim = unit.shape[2]
     eps = torch.finfo(torch.promote_types(emb.dtype, torch.float32)).eps
@@ -93,7 +116,7 @@ def regions_of(emb: Tensor, labels: Tensor, ignore: int) -> list[Region]:
             members = unit[image][(own == label) & usable[image]]
             count, total = len(members), members.sum(dim=0)
             length = float(total.norm())
-            # Of each vector (D + 8)·ε, of a sum of so many vectors count·ε of each.
+            # Error (D + 8)·ε of each vector, and count·ε of each from their sum.
             error = count * (dim + 8 + count) * eps
             if not length > 1e-6 * count - error:
                 found.append(Region(image, label, None, 0.0))

@@ -1,4 +1,4 @@
-"""Values of any sort for any argument: what fits, what nearly fits, and what nobody would pass."""
+"""Values for arguments: suitable ones, almost suitable ones, and unrelated objects."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ OTHERS = (torch.bool, torch.complex64, torch.uint16, torch.uint32, torch.float8_
 DTYPES = FLOATS + INTEGERS + OTHERS
 SIZES = (0, 1, 1, 2, 3, 4, 5, 7)
 
+Change = Callable[[Tensor], Tensor]
+
 
 class Subclass(Tensor):
-    """A subclass as users make them, which changes nothing."""
+    """A subclass that changes nothing, as users define them."""
 
 
 def number_in(random: Random) -> Any:
-    """Numbers of every kind, and what only looks like one."""
+    """Draw a number of any kind, or an object that resembles one."""
     return random.choice(
         [
             *(0, 1, -1, 2, 3, 7, 100, 255, 2**31, 2**63 - 1, 2**63, -(2**63), 2**70, 10**400),
@@ -37,7 +39,7 @@ def number_in(random: Random) -> Any:
 
 
 def thing_in(random: Random) -> Any:
-    """Things that are no tensor and, mostly, nothing that anyone wants."""
+    """Draw an object that is not a tensor and in most cases not a valid argument."""
     return random.choice(
         [
             *(None, "", "mean", "none", "negatives", "all", "batch", "pixels", b"mean", object()),
@@ -49,14 +51,19 @@ def thing_in(random: Random) -> Any:
     )
 
 
+def anything(random: Random) -> Any:
+    """Draw a tensor, a number or another object."""
+    return random.choice((tensor_in, tensor_in, tensor_in, number_in, thing_in))(random)
+
+
 def tensor_in(random: Random, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of any rank, size and dtype, of any values, however it lies in memory."""
+    """Draw a tensor of any rank, size, dtype, values and memory layout."""
     shape = [random.choice(SIZES) for _ in range(random.choice((0, 1, 1, 2, 2, 2, 3, 4, 5, 6)))]
     return disguised(random, filled(random, shape, dtype or random.choice(DTYPES)))
 
 
 def filled(random: Random, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Values from one kind to all kinds, NaN and infinities among them."""
+    """Draw values of one kind, from plain ones to NaN and infinities."""
     generator = torch.Generator().manual_seed(random.getrandbits(32))
     wide = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
     if dtype in INTEGERS or dtype in OTHERS:
@@ -81,47 +88,8 @@ def filled(random: Random, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return kinds[random.choice([*common, *kinds])]().to(dtype)
 
 
-def disguised(random: Random, tensor: Tensor) -> Tensor:
-    """The same values and shape, or nearly: other strides, subclasses, views, leaves of a graph."""
-    ways: list[Callable[[Tensor], Tensor]] = [
-        lambda t: t,
-        lambda t: t,
-        lambda t: t.repeat_interleave(2, dim=-1)[..., ::2] if t.ndim else t,
-        lambda t: t.transpose(0, -1).contiguous().transpose(0, -1) if t.ndim else t,
-        lambda t: t[:1].expand(t.shape) if t.ndim and t.shape[0] else t,
-        lambda t: t[..., :1].expand(t.shape) if t.ndim and t.shape[-1] else t,
-        _overlapping,
-        lambda t: t.as_subclass(Subclass),
-        lambda t: nn.Parameter(t, requires_grad=_may_require(t)),
-        lambda t: t.clone().requires_grad_() if _may_require(t) else t,
-        lambda t: t.clone().requires_grad_() * 1 if _may_require(t) else t,
-        lambda t: torch._neg_view(-t) if t.is_floating_point() and t.element_size() > 1 else t,
-        lambda t: t.flip(0) if t.ndim else t,
-    ]
-    rare: list[Callable[[Tensor], Tensor]] = [
-        lambda t: t.to("meta"),
-        lambda t: t.to_sparse() if t.ndim and t.element_size() > 1 else t,
-        lambda t: torch.nested.nested_tensor([t, t], layout=torch.jagged) if t.ndim > 1 else t,
-        _of_inference,
-    ]
-    way = random.choice(rare if random.random() < 0.02 else ways)
-    try:
-        return way(tensor)
-    except (NotImplementedError, RuntimeError):  # PyTorch cannot, for this dtype
-        return tensor
-
-
-def anything(random: Random) -> Any:
-    """A tensor, a number or a thing."""
-    return random.choice((tensor_in, tensor_in, tensor_in, number_in, thing_in))(random)
-
-
-def _may_require(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 def _overlapping(tensor: Tensor) -> Tensor:
-    """Rows that share memory with the next row."""
+    """Return rows that share memory with the next row."""
     if tensor.ndim != 2 or tensor.numel() == 0:
         return tensor
     rows, columns = tensor.shape
@@ -130,6 +98,46 @@ def _overlapping(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).as_strided((rows, columns), (1, 1))
 
 
-def _of_inference(tensor: Tensor) -> Tensor:
+def _from_inference_mode(tensor: Tensor) -> Tensor:
     with torch.inference_mode():
         return tensor.clone()
+
+
+def _can_require_grad(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+LAYOUTS: tuple[Change, ...] = (
+    lambda t: t,
+    lambda t: t.repeat_interleave(2, dim=-1)[..., ::2] if t.ndim else t,
+    lambda t: t.transpose(0, -1).contiguous().transpose(0, -1) if t.ndim else t,
+    lambda t: t[:1].expand(t.shape) if t.ndim and t.shape[0] else t,
+)
+"""Other memory layouts, with the same values but for the last one."""
+DISGUISES: tuple[Change, ...] = (
+    lambda t: t,
+    *LAYOUTS,
+    lambda t: t[..., :1].expand(t.shape) if t.ndim and t.shape[-1] else t,
+    _overlapping,
+    lambda t: t.as_subclass(Subclass),
+    lambda t: nn.Parameter(t, requires_grad=_can_require_grad(t)),
+    lambda t: t.clone().requires_grad_() if _can_require_grad(t) else t,
+    lambda t: t.clone().requires_grad_() * 1 if _can_require_grad(t) else t,
+    lambda t: torch._neg_view(-t) if t.is_floating_point() and t.element_size() > 1 else t,
+    lambda t: t.flip(0) if t.ndim else t,
+)
+RARE: tuple[Change, ...] = (
+    lambda t: t.to("meta"),
+    lambda t: t.to_sparse() if t.ndim and t.element_size() > 1 else t,
+    lambda t: torch.nested.nested_tensor([t, t], layout=torch.jagged) if t.ndim > 1 else t,
+    _from_inference_mode,
+)
+
+
+def disguised(random: Random, tensor: Tensor) -> Tensor:
+    """Change strides, class or autograd state of a tensor, and its values little or not at all."""
+    change = random.choice(RARE if random.random() < 0.02 else DISGUISES)
+    try:
+        return change(tensor)
+    except (NotImplementedError, RuntimeError):  # PyTorch lacks the operation for this dtype
+        return tensor

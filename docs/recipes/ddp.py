@@ -1,9 +1,9 @@
-"""DistributedDataParallel: W ranks that train as one, contrast and bank included.
+"""DistributedDataParallel: several ranks train as one, including contrast and bank.
 
     torchrun --nproc-per-node 2 ddp.py
 
-NCCL on GPUs, gloo on a machine without. With `gather=True` every rank's pixels are contrasted with
-those of all ranks, and all banks hold the same entries. Every rank has to call the loss.
+Uses NCCL on GPUs and gloo otherwise. With `gather=True` each rank contrasts with the pixels of all
+ranks, and all banks hold the same entries. Every rank must call the loss.
 """
 
 from datetime import timedelta
@@ -19,7 +19,7 @@ CLASSES, EPOCHS, BATCH = 5, 4, 4
 
 
 class Network(nn.Module):
-    """Logits to predict with and, in training mode, embeddings to contrast."""
+    """Return logits and, in training mode, embeddings."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Network(nn.Module):
             nn.ReLU(),
         )
         self.classifier = nn.Conv2d(width, CLASSES, 1)
-        # Inside of what DDP wraps, since its parameters are trained.
+        # Part of the module that DDP wraps, because its parameters are trained.
         self.head = ProjectionHead(width, 64)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -41,26 +41,26 @@ class Network(nn.Module):
 
 
 def scenes(count: int) -> TensorDataset:
-    """Squares of five noisy colours, (count, 3, 32, 32), and their labels."""
+    """Squares of five noisy colors, (count, 3, 32, 32), and their labels."""
     generator = torch.Generator().manual_seed(0)
     classes = torch.randint(CLASSES, (count, 4, 4), generator=generator)
     labels = classes.repeat_interleave(8, 1).repeat_interleave(8, 2)
-    colours = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # the bits of the class
-    return TensorDataset(colours + 0.6 * torch.randn(count, 3, 32, 32, generator=generator), labels)
+    colors = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # binary code of the class
+    return TensorDataset(colors + 0.6 * torch.randn(count, 3, 32, 32, generator=generator), labels)
 
 
 def main() -> None:
     on_gpu = torch.cuda.is_available()
-    # A rank that dies takes the others with it within this time.
+    # If a rank fails, the others stop after this timeout.
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=2))
     rank = distributed.get_rank()
     device = torch.device("cuda", distributed.get_node_local_rank()) if on_gpu else "cpu"
     if on_gpu:
         torch.cuda.set_device(device)
 
-    torch.manual_seed(0)  # the same weights everywhere; DDP sees to it too
+    torch.manual_seed(0)  # equal weights on all ranks; DDP also ensures this
     model = DistributedDataParallel(Network().to(device))
-    contrast = PixelContrastLoss(
+    contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
         anchor_sampler=HardAnchorSampler(max_anchors=256, max_views=6),
         bank=MemoryBank(CLASSES, 64, pixel_slots=100, region_slots=50, pixels_per_image=2),
@@ -71,19 +71,19 @@ def main() -> None:
     train, held_out = scenes(64), scenes(96)[64:]
     sampler = DistributedSampler(train)
     loader = DataLoader(train, batch_size=BATCH, sampler=sampler)
-    torch.manual_seed(rank)  # each rank draws its own anchors
+    torch.manual_seed(rank)  # a different choice of anchors on each rank
     for epoch in range(EPOCHS):
         sampler.set_epoch(epoch)
         for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
             logits, emb = model(images)
             segmentation = nn.functional.cross_entropy(logits, labels)
-            pulled = contrast(emb, labels, logits)
+            contrast = contrast_loss(emb, labels, logits)
             optimizer.zero_grad()
-            # DDP averages the gradients, and so makes of each rank's part the loss of all.
-            (segmentation + 0.1 * pulled).backward()
+            # The average over ranks, which DDP computes, is the gradient of the global loss.
+            (segmentation + 0.1 * contrast).backward()
             optimizer.step()
-        mean = pulled.detach().clone()
+        mean = contrast.detach().clone()
         distributed.all_reduce(mean)
         if rank == 0:
             mean /= distributed.get_world_size()

@@ -1,9 +1,8 @@
-"""Features by a forward hook, from a model that is not edited: torchvision's LR-ASPP.
+"""Forward hook: the features of an unmodified model, here torchvision's LR-ASPP.
 
     python forward_hook.py
 
-The hook keeps what the backbone returns; the model's code and its output stay as they are, and
-without the hook it is the model that it was.
+The hook captures the output of the backbone. The code and the output of the model do not change.
 """
 
 import torch
@@ -16,10 +15,10 @@ CLASSES, STEPS, BATCH = 4, 40, 8
 
 
 def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squares of four noisy colours, (count, 3, 64, 64), and their labels."""
+    """Squares of four noisy colors, (count, 3, 64, 64), and their labels."""
     labels = torch.randint(CLASSES, (count, 2, 2)).repeat_interleave(32, 1).repeat_interleave(32, 2)
-    colours = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # the bits of the class
-    return colours + 0.6 * torch.randn(count, 3, 64, 64), labels
+    colors = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # binary code of the class
+    return colors + 0.6 * torch.randn(count, 3, 64, 64), labels
 
 
 def main() -> None:
@@ -27,15 +26,17 @@ def main() -> None:
     model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.1  # torchvision's 0.01 wants more steps than are taken here
+            module.momentum = 0.1  # torchvision's 0.01 needs more steps than this script takes
 
-    # What the model computes on its way: {"low": (B, 40, H/8, W/8), "high": (B, 960, H/16, W/16)}.
-    kept: dict[str, torch.Tensor] = {}
-    handle = model.backbone.register_forward_hook(lambda module, args, output: kept.update(output))
+    # Output of the backbone: {"low": (B, 40, H/8, W/8), "high": (B, 960, H/16, W/16)}.
+    captured: dict[str, torch.Tensor] = {}
+    handle = model.backbone.register_forward_hook(
+        lambda module, args, output: captured.update(output)
+    )
 
-    # For training alone. Labels and logits may be of another resolution than the embedding.
+    # Used in training only. Labels and logits may have another resolution than the embedding.
     head = ProjectionHead(40, 64)
-    contrast = PixelContrastLoss(
+    contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
         anchor_sampler=HardAnchorSampler(max_anchors=256, max_views=8),
     )
@@ -46,15 +47,15 @@ def main() -> None:
         images, labels = scenes(BATCH)
         logits = model(images)["out"]
         segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-        pulled = contrast(head(kept["low"]), labels, logits)
+        contrast = contrast_loss(head(captured["low"]), labels, logits)
         optimizer.zero_grad()
-        (segmentation + 0.1 * pulled).backward()
+        (segmentation + 0.1 * contrast).backward()
         optimizer.step()
         if step % 10 == 0 or step == STEPS - 1:
-            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {pulled:.3f}")
+            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {contrast:.3f}")
 
     handle.remove()
-    kept.clear()  # or the last batch's graph would be kept in memory
+    captured.clear()  # free the graph of the last batch
     model.eval()
     images, labels = scenes(32)
     with torch.no_grad():

@@ -1,9 +1,9 @@
-"""Lightning: a LightningModule that trains with pixel contrast.
+"""Lightning: a LightningModule with pixel contrast.
 
     python lightning_segmentation.py
 
-Head, loss and bank are attributes of the module: Lightning moves them to the device and puts them
-into its checkpoints, so a resumed run goes on with a full bank. `forward` does not touch them.
+Head, loss and bank are attributes of the module, so Lightning moves them to the device and saves
+them in checkpoints. A resumed run continues with the saved bank. `forward` does not use them.
 """
 
 import lightning as L
@@ -25,7 +25,7 @@ class Segmentation(L.LightningModule):
             nn.Conv2d(32, 32, 5, padding=2), nn.BatchNorm2d(32), nn.ReLU(),
         )  # fmt: skip
         self.classifier = nn.Conv2d(32, CLASSES, 1)
-        # For training alone.
+        # Used in training only.
         self.head = ProjectionHead(32, 64)
         self.contrast = PixelContrastLoss(
             base_temperature=0.07,
@@ -41,9 +41,9 @@ class Segmentation(L.LightningModule):
         features = self.backbone(images)
         logits = self.classifier(features)
         segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-        pulled = self.contrast(self.head(features), labels, logits)
-        self.log_dict({"train/cross_entropy": segmentation, "train/contrast": pulled})
-        return segmentation + self.hparams.contrast_weight * pulled
+        contrast = self.contrast(self.head(features), labels, logits)
+        self.log_dict({"train/cross_entropy": segmentation, "train/contrast": contrast})
+        return segmentation + self.hparams.contrast_weight * contrast
 
     def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -55,10 +55,10 @@ class Segmentation(L.LightningModule):
 
 
 def scenes(count: int) -> TensorDataset:
-    """Squares of five noisy colours, (count, 3, 32, 32), and their labels."""
+    """Squares of five noisy colors, (count, 3, 32, 32), and their labels."""
     labels = torch.randint(CLASSES, (count, 4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    colours = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # the bits of the class
-    return TensorDataset(colours + 0.6 * torch.randn(count, 3, 32, 32), labels)
+    colors = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # binary code of the class
+    return TensorDataset(colors + 0.6 * torch.randn(count, 3, 32, 32), labels)
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Point clouds: a PointNet on clouds of uneven size, packed one after another.
+"""Point clouds: a PointNet on packed clouds of different sizes.
 
     python point_clouds.py
 
-Packed points, as sparse convolutions and graph networks keep them, are (N, channels): head and
-loss take them as they are, and treat all N as one image. (Padded clouds, (B, channels, N), are
-images with one spatial dimension: give padding the label 255.)
+Packed points, as in sparse convolutions and graph networks, are (N, channels). Head and loss accept
+them directly and treat all N points as one image. Padded clouds, (B, channels, N), are images with
+one spatial dimension; give padding the label 255.
 """
 
 import torch
@@ -16,7 +16,7 @@ CLASSES, STEPS, CLOUDS = 3, 60, 6
 
 
 class PointNet(nn.Module):
-    """Features of each point, and of its cloud's highest."""
+    """Combine the features of each point with the maximum over its cloud."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -27,8 +27,8 @@ class PointNet(nn.Module):
     def features(self, points: torch.Tensor, cloud: torch.Tensor) -> torch.Tensor:
         local = self.local(points)
         start = local.new_full((int(cloud.max()) + 1, local.shape[1]), -torch.inf)
-        highest = start.scatter_reduce(0, cloud[:, None].expand_as(local), local, "amax")
-        return self.mixed(torch.cat([local, highest[cloud]], 1))
+        maximum = start.scatter_reduce(0, cloud[:, None].expand_as(local), local, "amax")
+        return self.mixed(torch.cat([local, maximum[cloud]], 1))
 
     def forward(self, points: torch.Tensor, cloud: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(points, cloud))
@@ -42,7 +42,7 @@ def layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def clouds(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Points (N, 3) on a floor, a wall and a ball, which cloud each is of (N,), labels (N,)."""
+    """Return points (N, 3) on a floor, a wall and a ball, cloud indices (N,) and labels (N,)."""
     points, cloud, labels = [], [], []
     for number in range(count):
         size = int(torch.randint(200, 400, ()))
@@ -61,9 +61,9 @@ def clouds(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def main() -> None:
     torch.manual_seed(0)
     network = PointNet()
-    # For training alone. One image, so few groups: max_views is what limits the anchors.
+    # Used in training only. All points are one image, so max_views limits the anchors.
     head = ProjectionHead(64, 32)
-    contrast = PixelContrastLoss(
+    contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
         anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=64),
     )
@@ -73,12 +73,12 @@ def main() -> None:
         features = network.features(points, cloud)
         logits = network.classifier(features)
         segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-        pulled = contrast(head(features), labels, logits)
+        contrast = contrast_loss(head(features), labels, logits)
         optimizer.zero_grad()
-        (segmentation + 0.1 * pulled).backward()
+        (segmentation + 0.1 * contrast).backward()
         optimizer.step()
         if step % 20 == 0 or step == STEPS - 1:
-            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {pulled:.3f}")
+            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {contrast:.3f}")
 
     network.eval()
     points, cloud, labels = clouds(16)

@@ -1,9 +1,9 @@
-"""Plain PyTorch: cross entropy and pixel contrast, under automatic mixed precision.
+"""Plain PyTorch: cross entropy and pixel contrast with automatic mixed precision.
 
     python pytorch_amp.py
 
-The projection head, the loss and its bank stand beside the network while it trains. When it
-predicts they are not there.
+The projection head, the loss and its bank are separate from the network. Prediction does not use
+them.
 """
 
 import torch
@@ -13,12 +13,12 @@ from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, Projec
 
 CLASSES, STEPS, BATCH = 5, 60, 8
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# float16 needs a scaler, bfloat16 none.
+# float16 needs a GradScaler, bfloat16 does not.
 DTYPE = torch.float16 if DEVICE.type == "cuda" else torch.bfloat16
 
 
 class Network(nn.Module):
-    """A small encoder and decoder, yours in its place; returns logits and features."""
+    """A small encoder and decoder that returns logits and features; replace it by yours."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squares of five noisy colours, (count, 3, 32, 32), and their labels; 255 on the edges."""
+    """Squares of five noisy colors, (count, 3, 32, 32), and labels; the first row is ignored."""
     labels = torch.randint(CLASSES, (count, 4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    colours = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # the bits of the class
-    images = colours + 0.6 * torch.randn(count, 3, 32, 32)
+    colors = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # binary code of the class
+    images = colors + 0.6 * torch.randn(count, 3, 32, 32)
     labels[:, 0] = 255
     return images.to(DEVICE), labels.to(DEVICE)
 
@@ -52,9 +52,9 @@ def main() -> None:
     torch.manual_seed(0)
     network = Network().to(DEVICE)
 
-    # For training alone.
+    # Used in training only.
     head = ProjectionHead(32, 64).to(DEVICE)
-    contrast = PixelContrastLoss(
+    contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
         anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=6),
         bank=MemoryBank(CLASSES, 64, pixel_slots=200, region_slots=50, pixels_per_image=2),
@@ -67,21 +67,20 @@ def main() -> None:
         with torch.autocast(DEVICE.type, DTYPE):
             logits, features = network(images)
             segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-            pulled = contrast(head(features), labels, logits)
-            loss = segmentation + 0.1 * pulled
+            contrast = contrast_loss(head(features), labels, logits)
+            loss = segmentation + 0.1 * contrast
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         if step % 20 == 0 or step == STEPS - 1:
-            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {pulled:.3f}")
+            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {contrast:.3f}")
 
-    # A checkpoint to go on from holds the head and the bank as well; one to predict with does not.
-    modules = {"network": network, "head": head, "contrast": contrast}
+    # To resume training, save the head and the bank too. Prediction needs the network only.
+    modules = {"network": network, "head": head, "contrast_loss": contrast_loss}
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
-    print(
-        f"in the checkpoint: {', '.join(checkpoint)}; bank {contrast.stats.bank_occupancy:.0%} full"
-    )
+    occupancy = contrast_loss.stats.bank_occupancy
+    print(f"in the checkpoint: {', '.join(checkpoint)}; bank {occupancy:.0%} full")
 
     network.eval()
     images, labels = scenes(32)

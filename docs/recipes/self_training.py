@@ -1,9 +1,9 @@
-"""Self-training: pseudo-labels of a mean teacher, and its confidence as the weight of each anchor.
+"""Self-training: pseudo-labels of a mean teacher, weighted by its confidence.
 
     python self_training.py
 
-A few labelled images and many without labels. The teacher, a running average of the student, labels
-the latter; pixels that it is unsure of take no part, and the others count by how sure it is.
+Few images have labels. The teacher, a moving average of the student, labels the others. Pixels with
+low confidence are ignored; the other pixels are weighted by the confidence.
 """
 
 import copy
@@ -31,61 +31,61 @@ class Network(nn.Module):
 
 
 def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squares of five noisy colours, (count, 3, 32, 32), and their labels."""
+    """Squares of five noisy colors, (count, 3, 32, 32), and their labels."""
     labels = torch.randint(CLASSES, (count, 4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    colours = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # the bits of the class
-    return colours + 0.6 * torch.randn(count, 3, 32, 32), labels
+    colors = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # binary code of the class
+    return colors + 0.6 * torch.randn(count, 3, 32, 32), labels
 
 
 @torch.no_grad()
 def pseudo_label(teacher: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, H, W) classes, 255 where the teacher is unsure, and how sure it is, in [0, 1]."""
+    """Return classes (B, H, W), 255 where the teacher is unsure, and its confidence in [0, 1]."""
     confidence, labels = teacher(images).softmax(1).max(1)
     return labels.masked_fill(confidence < SURE, 255), confidence
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module) -> None:
-    for kept, new in zip(teacher.state_dict().values(), student.state_dict().values(), strict=True):
-        kept.copy_(kept.lerp(new, 1 - MOMENTUM) if kept.is_floating_point() else new)
+def update_teacher(teacher: nn.Module, student: nn.Module) -> None:
+    for old, new in zip(teacher.state_dict().values(), student.state_dict().values(), strict=True):
+        old.copy_(old.lerp(new, 1 - MOMENTUM) if old.is_floating_point() else new)
 
 
 def main() -> None:
     torch.manual_seed(0)
-    labelled, unlabelled = scenes(4), scenes(64)[0]
+    labeled, unlabeled = scenes(4), scenes(64)[0]
     student = Network()
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
-    # For training alone.
+    # Used in training only.
     head = ProjectionHead(32, 64)
-    contrast = PixelContrastLoss(
+    contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
         anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=6),
         bank=MemoryBank(CLASSES, 64, pixel_slots=200, region_slots=50, pixels_per_image=2),
     )
     optimizer = torch.optim.SGD([*student.parameters(), *head.parameters()], 0.05, momentum=0.9)
     for step in range(STEPS):
-        images, labels = labelled
+        images, labels = labeled
         weight = torch.ones(labels.shape)
-        if step >= WARM_UP:  # before that the teacher knows nothing worth learning
-            more = unlabelled[torch.randperm(len(unlabelled))[:BATCH]]
-            guessed, confidence = pseudo_label(teacher, more)
+        if step >= WARM_UP:  # earlier the teacher is not accurate enough
+            more = unlabeled[torch.randperm(len(unlabeled))[:BATCH]]
+            pseudo_labels, confidence = pseudo_label(teacher, more)
             images = torch.cat([images, more + 0.1 * torch.randn(more.shape)])
-            labels = torch.cat([labels, guessed])
+            labels = torch.cat([labels, pseudo_labels])
             weight = torch.cat([weight, confidence])
         features = student.backbone(images)
         logits = student.classifier(features)
         losses = nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="none")
         segmentation = (weight * losses).mean()
-        pulled = contrast(head(features), labels, logits, weight=weight)
+        contrast = contrast_loss(head(features), labels, logits, weight=weight)
         optimizer.zero_grad()
-        (segmentation + 0.1 * pulled).backward()
+        (segmentation + 0.1 * contrast).backward()
         optimizer.step()
-        follow(teacher, student)
+        update_teacher(teacher, student)
         if step % 20 == 0 or step == STEPS - 1:
-            taught = (labels[len(labelled[0]) :] != 255).sum() / (BATCH * 32 * 32)
+            fraction = (labels[len(labeled[0]) :] != 255).sum() / (BATCH * 32 * 32)
             print(
-                f"step {step}: cross entropy {segmentation:.3f}, contrast {pulled:.3f}, "
-                f"pseudo-labelled {taught:.0%}"
+                f"step {step}: cross entropy {segmentation:.3f}, contrast {contrast:.3f}, "
+                f"pseudo-labeled {fraction:.0%}"
             )
 
     images, labels = scenes(32)

@@ -2,8 +2,8 @@
 
     python smp_unet.py
 
-`model(images)` is encoder, decoder, segmentation head. While training, the three are called one by
-one, and the projection head reads what the segmentation head reads. To predict, call the model.
+The model consists of encoder, decoder and segmentation head. Training calls the three separately,
+so that the projection head gets the input of the segmentation head. Prediction calls the model.
 """
 
 import segmentation_models_pytorch as smp
@@ -15,10 +15,10 @@ CLASSES, STEPS, BATCH = 4, 30, 8
 
 
 def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squares of four noisy colours, (count, 3, 64, 64), and their labels."""
+    """Squares of four noisy colors, (count, 3, 64, 64), and their labels."""
     labels = torch.randint(CLASSES, (count, 4, 4)).repeat_interleave(16, 1).repeat_interleave(16, 2)
-    colours = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # the bits of the class
-    return colours + 0.6 * torch.randn(count, 3, 64, 64), labels
+    colors = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # binary code of the class
+    return colors + 0.6 * torch.randn(count, 3, 64, 64), labels
 
 
 def main() -> None:
@@ -26,14 +26,14 @@ def main() -> None:
     channels = (64, 32, 16)
     model = smp.Unet(
         "resnet18",
-        encoder_weights=None,  # yours: "imagenet"
+        encoder_weights=None,  # or "imagenet"
         encoder_depth=3,
         decoder_channels=channels,
         classes=CLASSES,
     )
-    # For training alone.
+    # Used in training only.
     head = ProjectionHead(channels[-1], 64)
-    contrast = PixelContrastLoss(
+    contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
         anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=12),
     )
@@ -46,12 +46,12 @@ def main() -> None:
         decoded = model.decoder(model.encoder(images))
         logits = model.segmentation_head(decoded)
         segmentation = dice(logits, labels)
-        pulled = contrast(head(decoded), labels, logits)
+        contrast = contrast_loss(head(decoded), labels, logits)
         optimizer.zero_grad()
-        (segmentation + 0.1 * pulled).backward()
+        (segmentation + 0.1 * contrast).backward()
         optimizer.step()
         if step % 10 == 0 or step == STEPS - 1:
-            print(f"step {step}: dice {segmentation:.3f}, contrast {pulled:.3f}")
+            print(f"step {step}: dice {segmentation:.3f}, contrast {contrast:.3f}")
 
     model.eval()
     images, labels = scenes(32)

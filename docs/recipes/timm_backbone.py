@@ -1,9 +1,9 @@
-"""timm: any of its backbones as a feature pyramid, with a small decoder and pixel contrast.
+"""timm: a backbone with a small decoder and pixel contrast.
 
     python timm_backbone.py
 
-`features_only=True` gives the maps of several strides, `feature_info` their channels: the same
-script runs with another name of `timm.list_models()`.
+`features_only=True` returns feature maps at several strides, and `feature_info` describes their
+channels, so the script works with other models of `timm.list_models()`.
 """
 
 import timm
@@ -16,14 +16,13 @@ CLASSES, STEPS, BATCH = 4, 40, 8
 
 
 class Segmenter(nn.Module):
-    """A timm backbone, its maps brought to one width and added at the finest resolution."""
+    """Project the maps of a timm backbone to one width and add them at the finest resolution."""
 
     def __init__(self, name: str, width: int = 64) -> None:
         super().__init__()
-        # yours: pretrained=True
         self.backbone = timm.create_model(
             name, pretrained=False, features_only=True, out_indices=(1, 2, 3)
-        )
+        )  # or pretrained=True
         channels = self.backbone.feature_info.channels()
         self.lateral = nn.ModuleList(nn.Conv2d(count, width, 1) for count in channels)
         self.classifier = nn.Conv2d(width, CLASSES, 1)
@@ -39,23 +38,23 @@ class Segmenter(nn.Module):
 
 
 def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squares of four noisy colours, (count, 3, 64, 64), and their labels."""
+    """Squares of four noisy colors, (count, 3, 64, 64), and their labels."""
     labels = torch.randint(CLASSES, (count, 2, 2)).repeat_interleave(32, 1).repeat_interleave(32, 2)
-    colours = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # the bits of the class
-    return colours + 0.6 * torch.randn(count, 3, 64, 64), labels
+    colors = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # binary code of the class
+    return colors + 0.6 * torch.randn(count, 3, 64, 64), labels
 
 
 def main() -> None:
     torch.manual_seed(0)
     model = Segmenter("resnet10t")
-    # For training alone.
+    # Used in training only.
     head = ProjectionHead(64, 64)
-    contrast = PixelContrastLoss(
+    contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
         anchor_sampler=HardAnchorSampler(max_anchors=256, max_views=8),
         bank=MemoryBank(CLASSES, 64, pixel_slots=100, region_slots=50, pixels_per_image=2),
     )
-    # A lower learning rate for the backbone is usual; the head has that of the classifier.
+    # The backbone has a lower learning rate than the head and the classifier.
     backbone = set(model.backbone.parameters())
     optimizer = torch.optim.AdamW(
         [
@@ -72,12 +71,12 @@ def main() -> None:
         coarse = model.classifier(features)
         logits = nn.functional.interpolate(coarse, labels.shape[1:], mode="bilinear")
         segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-        pulled = contrast(head(features), labels, coarse)
+        contrast = contrast_loss(head(features), labels, coarse)
         optimizer.zero_grad()
-        (segmentation + 0.1 * pulled).backward()
+        (segmentation + 0.1 * contrast).backward()
         optimizer.step()
         if step % 10 == 0 or step == STEPS - 1:
-            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {pulled:.3f}")
+            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {contrast:.3f}")
 
     model.eval()
     images, labels = scenes(32)

@@ -1,10 +1,9 @@
-"""Hugging Face transformers: SegFormer, with pixel contrast in Trainer's `compute_loss_func`.
+"""Hugging Face transformers: SegFormer with pixel contrast in Trainer's `compute_loss_func`.
 
     python transformers_segformer.py
 
-The contrast branch (head, loss, bank) is attached to the model, so that Trainer moves, optimises
-and checkpoints it. It is taken off again before the model is saved, which then is a plain
-SegFormer that `from_pretrained` loads.
+The contrast branch (head, loss, bank) is an attribute of the model, so Trainer moves, optimizes
+and saves it. It is removed before the final model is saved, so that `from_pretrained` can load it.
 """
 
 import tempfile
@@ -26,7 +25,7 @@ CLASSES = 4
 
 
 class ContrastBranch(nn.Module):
-    """Head and loss, fed with what enters the classifier of SegFormer's decode head."""
+    """Projection head and loss; a hook captures the input of SegFormer's classifier."""
 
     def __init__(self, model: SegformerForSemanticSegmentation) -> None:
         super().__init__()
@@ -48,7 +47,7 @@ class ContrastBranch(nn.Module):
 
 
 class SegmentationLoss:
-    """What Trainer calls with the model's outputs and the labels taken out of the batch."""
+    """Called by Trainer with the outputs of the model and the labels of the batch."""
 
     def __init__(self, branch: ContrastBranch, weight: float = 0.1) -> None:
         self.branch = branch
@@ -59,21 +58,20 @@ class SegmentationLoss:
         loss = nn.functional.cross_entropy(logits, labels, ignore_index=255)
         if self.branch.training:
             loss = loss + self.weight * self.branch(labels, outputs.logits)
-        # These are means. With gradient_accumulation_steps above 1 divide by it here: Trainer
-        # leaves that to a compute_loss_func.
+        # With gradient_accumulation_steps above 1, divide this mean by it: Trainer does not do it
+        # for a compute_loss_func.
         return loss
 
 
 class Scenes(Dataset):
-    """Squares of four noisy colours, as an image processor would give them."""
+    """Squares of four noisy colors, in the format of an image processor."""
 
     def __init__(self, count: int) -> None:
         labels = torch.randint(CLASSES, (count, 2, 2))
         self.labels = labels.repeat_interleave(32, 1).repeat_interleave(32, 2)
-        colours = (
-            self.labels[:, None] >> torch.arange(3)[:, None, None] & 1
-        )  # the bits of the class
-        self.images = colours + 0.6 * torch.randn(colours.shape)
+        # The binary code of the class.
+        colors = self.labels[:, None] >> torch.arange(3)[:, None, None] & 1
+        self.images = colors + 0.6 * torch.randn(colors.shape)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,7 +88,7 @@ def main() -> None:
         hidden_sizes=[16, 32, 64, 64],
         decoder_hidden_size=64,
     )
-    model = SegformerForSemanticSegmentation(config)  # yours: .from_pretrained(...)
+    model = SegformerForSemanticSegmentation(config)  # or .from_pretrained(...)
     model.contrast = ContrastBranch(model)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,9 @@
-"""3D volumes: a small U-Net on patches of noisy bodies, with pixel contrast of its voxels.
+"""3D volumes: a small U-Net with contrast of voxels.
 
     python volumes_3d.py
 
-Nothing changes but the rank: embeddings are (B, D, depth, height, width) and labels (B, depth,
-height, width). Most voxels are background; the sampler takes as many anchors from a small class as
-from a large one.
+Embeddings are (B, D, depth, height, width) and labels (B, depth, height, width). Most voxels are
+background; the sampler takes as many anchors from a small class as from a large one.
 """
 
 import torch
@@ -38,13 +37,13 @@ def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 def patches(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Volumes (count, 1, 16, 16, 16) with a bright ball and a dark one in them, and labels."""
+    """Return volumes (count, 1, 16, 16, 16) with a bright and a dark ball, and labels."""
     axes = torch.arange(SIZE, dtype=torch.float32)
-    places = torch.stack(torch.meshgrid(axes, axes, axes, indexing="ij"), -1)
+    positions = torch.stack(torch.meshgrid(axes, axes, axes, indexing="ij"), -1)
     labels = torch.zeros(count, SIZE, SIZE, SIZE, dtype=torch.long)
     for label, radius in ((1, 5.0), (2, 3.0)):
-        centres = radius + torch.rand(count, 1, 1, 1, 3) * (SIZE - 2 * radius)
-        labels[(places - centres).norm(dim=-1) < radius] = label
+        centers = radius + torch.rand(count, 1, 1, 1, 3) * (SIZE - 2 * radius)
+        labels[(positions - centers).norm(dim=-1) < radius] = label
     volumes = torch.tensor([0.0, 1.0, -1.0])[labels] + 0.5 * torch.randn(labels.shape)
     return volumes[:, None], labels
 
@@ -52,9 +51,9 @@ def patches(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def main() -> None:
     torch.manual_seed(0)
     network = UNet3d()
-    # For training alone.
+    # Used in training only.
     head = ProjectionHead(16, 32)
-    contrast = PixelContrastLoss(
+    contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
         anchor_sampler=HardAnchorSampler(max_anchors=256, max_views=16),
         bank=MemoryBank(CLASSES, 32, pixel_slots=100, region_slots=50, pixels_per_image=5),
@@ -65,12 +64,12 @@ def main() -> None:
         features = network.features(volumes)
         logits = network.classifier(features)
         segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-        pulled = contrast(head(features), labels, logits)
+        contrast = contrast_loss(head(features), labels, logits)
         optimizer.zero_grad()
-        (segmentation + 0.1 * pulled).backward()
+        (segmentation + 0.1 * contrast).backward()
         optimizer.step()
         if step % 10 == 0 or step == STEPS - 1:
-            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {pulled:.3f}")
+            print(f"step {step}: cross entropy {segmentation:.3f}, contrast {contrast:.3f}")
 
     network.eval()
     volumes, labels = patches(8)

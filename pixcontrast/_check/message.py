@@ -33,9 +33,9 @@ def expect(
 
 
 def refuse(
-    name: str, expected: str, got: str, fix: str = "", error: type[Exception] = ValueError
+    name: str, expected: str, got: object, fix: str = "", error: type[Exception] = ValueError
 ) -> NoReturn:
-    """Raise an error. `expect` with a description of what the caller passed."""
+    """Raise an error. Unlike in `expect`, `got` is a description of what the caller passed."""
     raise error(f"{name}: expected {expected}; got {got}" + (f" ({fix})" if fix else ""))
 
 

@@ -27,7 +27,7 @@ def check_vector_labels(name: str, value: object, vectors_name: str, vectors: Te
     labels = _integer(name, value)
     if labels.ndim != 1 or labels.shape[0] != vectors.shape[0]:
         expected = f"shape ({vectors.shape[0]},), one label for each row of {vectors_name}"
-        refuse(name, expected, f"{shape_of(labels)}")
+        refuse(name, expected, shape_of(labels))
     check_same_device(name, labels, vectors_name, vectors)
 
 
@@ -36,7 +36,7 @@ def check_anchor_weight(name: str, value: object, anchors: Tensor) -> None:
     weight = _real(name, value)
     if weight.shape != anchors.shape[:1]:
         expected = f"shape ({anchors.shape[0]},), one weight for each anchor"
-        refuse(name, expected, f"{shape_of(weight)}")
+        refuse(name, expected, shape_of(weight))
     check_same_device(name, weight, "anchors", anchors)
     _check_weight_values(name, weight)
 
@@ -80,7 +80,7 @@ def check_feature_map(
     valid = num_channels is None or (features.ndim > 1 and features.shape[1] == num_channels)
     if not (valid and 2 <= features.ndim <= 5):
         expected = f"(B, {channels}, *S) with 1 to 3 spatial dimensions, or (N, {channels})"
-        refuse(name, expected, f"{shape_of(features)}")
+        refuse(name, expected, shape_of(features))
     expect(features.shape[1] >= 1, name, f"{channels} of at least 1", shape_of(features))
 
 
@@ -126,7 +126,7 @@ def check_sampler_map(name: str, value: object) -> None:
     pixel_map = _integer(name, value)
     if pixel_map.ndim != 2:
         fix = f"for a map with more dimensions pass {name}.flatten(1)"
-        refuse(name, "2 dimensions, (B, P)", f"{shape_of(pixel_map)}", fix)
+        refuse(name, "2 dimensions, (B, P)", shape_of(pixel_map), fix)
 
 
 def check_largest_label(
@@ -161,17 +161,16 @@ def short_dtype(dtype: torch.dtype) -> str:
 
 def _check_pixel_map(name: str, value: Tensor, emb: Tensor) -> None:
     """Accept (B, *S_any) for an embedding (B, D, *S), and (N,) for points (N, D)."""
-    found = f"{shape_of(value)}"
     if value.ndim == emb.ndim and value.shape[1] == 1:
-        refuse(name, _map_shape(emb), found, f"the fix is {name}.squeeze(1)")
+        refuse(name, _map_shape(emb), shape_of(value), f"the fix is {name}.squeeze(1)")
     if value.ndim != emb.ndim - 1:
-        refuse(name, f"{_map_shape(emb)} for emb {shape_of(emb)}", found)
+        refuse(name, f"{_map_shape(emb)} for emb {shape_of(emb)}", shape_of(value))
     if value.shape[0] != emb.shape[0]:
         unit = "points" if emb.ndim == 2 else "images"
         expected = f"the same number of {unit} as emb, {emb.shape[0]}"
-        refuse(name, expected, f"{value.shape[0]} (shape {found})")
+        refuse(name, expected, f"{value.shape[0]} (shape {shape_of(value)})")
     if value.numel() == 0 and emb.numel() > 0:
-        refuse(name, "at least one pixel per image", found)
+        refuse(name, "at least one pixel per image", shape_of(value))
     check_same_device(name, value, "emb", emb)
 
 

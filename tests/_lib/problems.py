@@ -61,6 +61,13 @@ def loss_and_gradients(
     return [loss.detach(), *gradients]
 
 
+def error_of_loss(dtype: torch.dtype, dim: int, similarity: float, terms: int) -> float:
+    """The bound of docs/numerics.md: rounding in similarities, and in sums of so many terms."""
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    delta = (dim + 8) * eps * similarity
+    return 4 * (delta + (terms + 20) * eps * (1 + similarity + math.log(max(terms, 2))))
+
+
 def worst_error(actual: list[Tensor], expected: list[Tensor]) -> float:
     """The largest relative error, each tensor relative to its largest element.
 

@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ablation, experiment, pages, price
-from benchmarks.ablation_report import format_lines, lines_of, markdown_lines
-from benchmarks.criterion import contrast_weight, make_criterion
-from benchmarks.measures import Measured, Similarity
-from benchmarks.network import SegmentationNetwork
-from benchmarks.optimizer import make_optimizer, set_learning_rate
-from benchmarks.reading_report import markdown_readings
-from benchmarks.runs import Run, append_run, load_runs
-from benchmarks.scenes import load_scenes
-from benchmarks.tables import SGD, TABLES, Row, Table
-from benchmarks.training import is_sampled
+from benchmarks import ablation, pages, price
+from benchmarks._tables.ablation import ablation_table, lines_of, readings_table
+from benchmarks._training import experiment
+from benchmarks._training.criterion import contrast_weight, make_criterion
+from benchmarks._training.measures import Measured, Similarity
+from benchmarks._training.network import SegmentationNetwork
+from benchmarks._training.protocol import SGD, TABLES, Row, Table
+from benchmarks._training.runs import Run, append_run, load_runs
+from benchmarks._training.scenes import load_scenes
+from benchmarks._training.training import is_sampled, make_optimizer, set_learning_rate
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, RandomAnchorSampler
 
 QUICK = ["--seeds", "2", "--steps", "3", "--batch-size", "2", "--size", "24x24"]
@@ -152,10 +151,11 @@ def test_differences_are_of_pairs_alone():
     assert second.compared.standard_error == pytest.approx(1.0)
     assert second.ratio == 2.0
     assert second.seconds == 11.0
-    for text in (format_lines(SMALL, runs), markdown_lines(SMALL, runs)):
+    made = ablation_table(SMALL, runs)
+    for text in (made.aligned(), made.markdown()):
         assert "+4.00 ± 1.00" in text
         assert "2 of 2" in text
-    assert "not run" in markdown_lines(SMALL, {})
+    assert "not run" in ablation_table(SMALL, {}).markdown()
 
 
 def test_readings_are_means_over_the_seeds_at_three_moments():
@@ -165,7 +165,7 @@ def test_readings_are_means_over_the_seeds_at_three_moments():
     for seed in (0, 1):
         ratios = [seed + moment for moment in range(10)]
         done.append(drawn_run(SMALL, with_it, seed, 0.32, ratios, stats))
-    text = markdown_readings(SMALL, {one.key: one for one in done})
+    text = readings_table(SMALL, {one.key: one for one in done}).markdown()
     (row,) = text.splitlines()[2:]
     assert row == "| with it | +2.00 ± 0.00 | 0.50, 4.50, 9.50 | 0.00, 0.40, 0.90 |  |  |  |"
 

@@ -1,20 +1,16 @@
-"""The scripts that time things: what they time is what they say, and what they write is there."""
+"""What the benchmarks compare with: the authors' step, drawn batches, samplers in a loop."""
 
-import json
-import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from matplotlib import pyplot
 from torch.nn import functional as F
 
-from benchmarks import curves, hot_path, sampler_loop, script, step, timing
-from benchmarks.authors_step import AuthorsStep, Queues, queue_entries
-from benchmarks.batches import SHAPES, SHARE_WRONG, Batch, draw_noise, draw_patches
-from benchmarks.sampler_timing import sampler_runs
-from benchmarks.step_ways import BASE_TEMPERATURE, PARTS, TEMPERATURE, Case
-from benchmarks.variants import Problem, Shape, variants
+from benchmarks._ways import sampler_loop
+from benchmarks._ways.authors_step import AuthorsStep, Queues, queue_entries
+from benchmarks._ways.batches import SHAPES, SHARE_WRONG, Batch, draw_noise, draw_patches
+from benchmarks._ways.samplers import sampler_runs
+from benchmarks._ways.steps import BASE_TEMPERATURE, TEMPERATURE
 from pixcontrast import HardAnchorSampler, MemoryBank
 from pixcontrast.functional import info_nce
 
@@ -25,84 +21,6 @@ FACTOR = TEMPERATURE / BASE_TEMPERATURE
 
 def unit(*shape):
     return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
-
-
-def test_step_from_the_command_line(tmp_path, capsys):
-    options = ["--shapes", "small", "--repeats", "2", "--no-memory", "--out", str(tmp_path)]
-    step.main(options)
-    record = json.loads((tmp_path / "step.json").read_text())
-    assert [row["case"] for row in record["steps"]] == ["batch", "bank", "mining"]
-    for row in record["steps"]:
-        other = "unmined" if row["case"] == "mining" else "authors"
-        assert list(row["measured"]) == ["step", "loss", other]
-        seconds = {way: one["seconds"] for way, one in row["measured"].items()}
-        for one in row["measured"].values():
-            assert one["to_step"] == pytest.approx(one["seconds"] / seconds["step"])
-            assert one["to_loss"] == pytest.approx(one["seconds"] / seconds["loss"])
-            assert math.isfinite(one["spread"])
-        assert list(row["parts"]) == list(PARTS)
-        for part, taken in row["parts"].items():
-            assert (taken > 0) == (row["case"] != "batch" or part != "bank update")
-        assert row["anchors"] == {"step": 56, "authors": 56}
-    assert [row["labels"] for row in record["samplers"]] == ["noise", "patches"]
-    for row in record["samplers"]:
-        assert list(row["measured"]) == ["sampler", "loop", "sorted loop"]
-        assert all(one["to_sampler"] > 0 for one in row["measured"].values())
-    assert record["environment"]["torch"] == torch.__version__
-    printed = capsys.readouterr().out
-    for words in ("authors", "unmined", "bank update", "sorted loop"):
-        assert words in printed
-
-
-def test_peak_of_a_way_in_this_process(capsys):
-    step.main(["--peak", "step", "--shapes", "small", "--cases", "bank"])
-    assert float(capsys.readouterr().out) >= 0
-    found = timing.measured_peak(lambda: torch.ones(25_000_000))
-    assert 90 < found < 130
-
-
-def test_peak_counts_memory_that_an_earlier_run_left_behind():
-    def run():
-        return [torch.ones(16_000) for _ in range(1000)]
-
-    pieces, last = run(), torch.ones(16_000)
-    del pieces  # which the heap keeps, below `last`
-    assert 50 < timing.measured_peak(run) < 90
-    assert last.sum() == 16_000
-
-
-@pytest.mark.parametrize("case", ["batch", "bank"])
-def test_the_loss_alone_has_the_anchors_and_entries_of_the_step(case):
-    problem = Case(SMALL, case, CPU)
-    torch.manual_seed(3)
-    (of_anchors,) = problem.way("loss")()
-    taken = problem.way("step")
-    torch.manual_seed(3)
-    (of_map,) = taken()
-    torch.manual_seed(3)
-    with torch.no_grad():
-        _, sample = problem.criterion(mined=False)(
-            problem.batch.emb, problem.batch.labels, problem.batch.logits, return_anchors=True
-        )
-    real = sample.labels >= 0
-    rows = of_map.movedim(1, -1).flatten(0, -2)[sample.indices]
-    anchors = problem.batch.emb.detach().movedim(1, -1).flatten(0, -2)[sample.indices]
-    # Giving unit length takes out what points along the vector.
-    along = (of_anchors * anchors).sum(dim=1, keepdim=True) * anchors
-    expected = FACTOR * (of_anchors - along)
-    torch.testing.assert_close(rows[real], expected[real], rtol=1e-4, atol=1e-6)
-    assert of_map.abs().sum() > 0
-    torch.testing.assert_close(of_map.abs().sum(), rows[real].abs().sum())
-
-
-def test_a_mined_step_is_another_one():
-    problem, gradients = Case(SMALL, "mining", CPU), []
-    for way in ("step", "unmined"):
-        run = problem.way(way)
-        torch.manual_seed(0)
-        gradients.append(run()[0])
-    # An anchor has 40 positives and 160 negatives; semi-hard mining keeps a tenth of each.
-    assert (gradients[0] - gradients[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("with_queue", [False, True])
@@ -219,81 +137,3 @@ def test_drawn_labels_look_like_a_segmentation():
         assert 5 <= of_image[of_image >= 0].unique().numel() <= 12
     same_as_neighbour = (labels[..., 1:] == labels[..., :-1]).float().mean()
     assert same_as_neighbour > 0.97
-
-
-TINY = ("40x300x16x4", "80x300x16x4", "40x600x16x4")
-QUICK = ("floor", "tiled", "mined", "dense", "authors")  # compiling takes seconds
-
-
-def test_hot_path_from_the_command_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(hot_path, "MOST_FOR_ALL", 23_999)
-    options = ["--shapes", *TINY, "--variants", *QUICK, "--repeats", "2", "--no-memory"]
-    hot_path.main([*options, "--out", str(tmp_path)])
-    rows = json.loads((tmp_path / "hot_path.json").read_text())["rows"]
-    assert [(row["anchors"], row["entries"]) for row in rows] == [(40, 300), (80, 300), (40, 600)]
-    for row in rows:
-        few = row["anchors"] * row["entries"] < 24_000
-        assert list(row["measured"]) == list(QUICK if few else QUICK[:2])
-        for one in row["measured"].values():
-            for reference in ("floor", "tiled"):
-                expected = one["seconds"] / row["measured"][reference]["seconds"]
-                assert one[f"to_{reference}"] == pytest.approx(expected)
-    assert "x tiled" in capsys.readouterr().out
-    picture = (tmp_path / "hot_path.png").read_bytes()
-    hot_path.main(["--redraw", str(tmp_path / "hot_path.json"), "--out", str(tmp_path / "again")])
-    assert (tmp_path / "again" / "hot_path.png").read_bytes() == picture
-
-
-def test_curves_show_time_and_memory_as_both_grow(tmp_path, monkeypatch):
-    def row(anchors, entries, **extra):
-        measured = {
-            name: {"seconds": anchors * entries * 1e-6, "extra_mb": megabytes}
-            for name, megabytes in extra.items()
-        }
-        shape = asdict(Shape(anchors, entries, dim=8, classes=3))
-        return {**shape, "measured": measured}
-
-    rows = [
-        row(10, 400, tiled=7.0, dense=None),
-        row(10, 100, tiled=0.0, dense=5.0),
-        row(10, 200, tiled=6.0),
-        row(30, 100, tiled=9.0, dense=8.0),
-        row(99, 999, tiled=1.0),
-    ]
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
-    curves.save_curves(tmp_path / "curves.png", rows)
-    drawn = [
-        {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-        for axes in pyplot.gcf().axes
-    ]
-    monkeypatch.undo()
-    pyplot.close()
-    time_by_n, time_by_m, memory_by_n, memory_by_m = drawn
-    assert time_by_n["tiled"] == [[100, 1.0], [200, 2.0], [400, 4.0]]
-    assert time_by_n["dense"] == [[100, 1.0], [400, 4.0]]
-    assert time_by_m["tiled"] == [[10, 1.0], [30, 3.0]]
-    assert memory_by_n["tiled"] == [[100, 1.0], [200, 6.0], [400, 7.0]]
-    assert memory_by_n["dense"] == [[100, 5.0]]
-    assert memory_by_m["dense"] == [[10, 5.0], [30, 8.0]]
-
-
-def test_all_ways_of_the_hot_path_make_the_same_gradient():
-    runs = variants(Problem.draw(Shape(30, 200, 16, 4)))
-    gradients = {name: runs[name]()[0] for name in ("tiled", "dense", "authors", "mined")}
-    for name in ("dense", "authors"):
-        torch.testing.assert_close(gradients[name], gradients["tiled"], rtol=1e-4, atol=1e-7)
-    assert (gradients["mined"] - gradients["tiled"]).abs().max() > 1e-4
-
-
-def test_a_busy_machine_is_told_of_or_refused(capsys, monkeypatch):
-    monkeypatch.setattr(script, "load_average", lambda: 1e6)
-    script.look_at_machine(refuse_busy=False)
-    assert "busy" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="--refuse-busy"):
-        script.look_at_machine(refuse_busy=True)
-
-
-def test_one_repeat_has_no_spread_and_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        hot_path.main(["--repeats", "1"])
-    assert "at least 2" in capsys.readouterr().err

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import figure_method, figure_sphere, figures
-from benchmarks.figure_bank import Occupancy
-from benchmarks.figure_classes import class_similarity
-from benchmarks.figure_scatter import _balanced
-from benchmarks.measures import measure
-from benchmarks.network import SegmentationNetwork
-from benchmarks.scenes import load_scenes
+from benchmarks import figures
+from benchmarks._plots import sphere
+from benchmarks._plots.bank import Occupancy
+from benchmarks._plots.scatter import balanced
+from benchmarks._training.measures import class_similarity, measure
+from benchmarks._training.network import SegmentationNetwork
+from benchmarks._training.scenes import load_scenes
 
 NAMES = ("maps", "anchors", "scatter", "similarity", "bank")
 
 
 def test_pictures_of_a_real_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.figure_scatter.PIXELS_OF_CLASS", 12)
+    monkeypatch.setattr("benchmarks._plots.scatter.PIXELS_OF_CLASS", 12)
     figures.main(["--steps", "3", "--out", str(tmp_path)])
     for name in NAMES:
         assert (tmp_path / f"digits-{name}.png").stat().st_size > 5_000
@@ -47,9 +47,9 @@ def test_the_matrix_of_classes_has_the_measured_means():
 
 
 def test_a_scatter_takes_as_many_pixels_of_every_class(monkeypatch):
-    monkeypatch.setattr("benchmarks.figure_scatter.PIXELS_OF_CLASS", 5)
+    monkeypatch.setattr("benchmarks._plots.scatter.PIXELS_OF_CLASS", 5)
     labels = torch.tensor([0] * 50 + [1] * 3 + [255] * 10 + [2] * 20)
-    chosen = _balanced(labels, 4, seed=0)
+    chosen = balanced(labels, 4, seed=0)
     assert torch.bincount(labels[chosen], minlength=4).tolist() == [5, 3, 5, 0]
     assert chosen.unique().numel() == 13
 
@@ -65,14 +65,14 @@ def test_a_loss_without_a_bank_has_nothing_to_show():
 
 
 def test_pictures_of_the_method_are_of_real_calls(tmp_path):
-    figure_method.main(["--steps", "2", "--out", str(tmp_path)])
+    figures.main(["method", "--steps", "2", "--out", str(tmp_path)])
     for name in ("anchor", "negatives", "bank"):
         assert (tmp_path / f"method-{name}.png").stat().st_size > 5_000
 
 
 def test_the_sphere_shows_classes_that_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(figure_sphere, "SHOWN", (0, 30))
-    figure_sphere.main(["--out", str(tmp_path)])
+    monkeypatch.setattr(sphere, "SHOWN", (0, 30))
+    figures.main(["sphere", "--out", str(tmp_path)])
     assert (tmp_path / "sphere.png").stat().st_size > 5_000
     record = json.loads((tmp_path / "sphere.json").read_text())
     before, after = (a - b for a, b in zip(record["within"], record["between"], strict=True))

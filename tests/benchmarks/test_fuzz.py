@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.reliability.calls import Call, make_call
 from benchmarks.reliability.fuzz import run
-from benchmarks.reliability.memory import limited_memory
+from benchmarks.reliability.limits import limited_memory
 from benchmarks.reliability.oracle import defect_of
 from pixcontrast.functional import info_nce
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import measures
+from benchmarks._tables.text import signed
+from benchmarks._training import measures
 from benchmarks.segmentation import main
 
 QUICK = ["--seeds", "2", "--steps", "3", "--batch-size", "2", "--size", "24x24"]
@@ -21,7 +22,7 @@ def test_embedded_data(tmp_path, capsys):
     result = run(tmp_path / "out")
     printed = capsys.readouterr().out
     assert "mean IoU" in printed
-    assert "gradient at the trunk" in printed
+    assert "gradient ratio at the trunk" in printed
     assert (tmp_path / "out" / "figure.png").stat().st_size > 10_000
     assert len(result["pairs"]) == 2
     summary = result["summary"]
@@ -35,7 +36,7 @@ def test_embedded_data(tmp_path, capsys):
     assert summary["mean_iou"]["difference"] == pytest.approx(np.mean(differences))
     error = np.std(differences, ddof=1) / 2**0.5
     assert summary["mean_iou"]["standard_error"] == pytest.approx(error)
-    assert f"{100 * np.mean(differences):+.2f}" in printed
+    assert signed(100 * np.mean(differences)) in printed
 
 
 def test_a_run_repeats_itself_and_the_arms_are_paired(tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, multiprocessing
+from pool import process_context
+from torch import Tensor, distributed
 from torch.optim import AdamW
 from training import Trainer, Trunk, shares, two_banks
 
@@ -104,7 +105,7 @@ def resumed(rank: int, folder: Path) -> dict[str, Any]:
 
 def start(job: Any, folder: Path, *arguments: Any) -> dict[int, Any]:
     """What a job returns on each rank that lives to the end of it, in new processes."""
-    context = multiprocessing.get_context("spawn")
+    context = process_context()
     rendezvous = folder / f"rendezvous-{job.__name__}"
     processes, pipes = [], []
     for rank in range(len(SIZES)):

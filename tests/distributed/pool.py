@@ -23,7 +23,7 @@ class Pool:
     """
 
     def __init__(self, size: int, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = process_context()
         self._pipes = []
         self._processes = []
         for rank in range(size):
@@ -58,6 +58,13 @@ class Pool:
         for process in self._processes:
             process.join(timeout=10)
             process.kill()
+
+
+def process_context() -> Any:
+    """A context whose processes are forks of one that has imported PyTorch, once for all."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pixcontrast", "torch.distributed", "torch.nn.parallel"])
+    return context
 
 
 def new_group(ranks: list[int]) -> Any:

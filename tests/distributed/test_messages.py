@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from pool import Pool
 
-from benchmarks.costs import Step, bank_bytes, messages, slots
+from benchmarks._ranks.costs import Step, bank_bytes, messages, slots
 from pixcontrast import HardNegativeSampler
 
 STEP = Step(

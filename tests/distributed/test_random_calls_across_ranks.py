@@ -9,7 +9,7 @@ from pool import Pool
 
 from benchmarks.reliability.rank_calls import RankCall, make_rank_call
 from benchmarks.reliability.rank_fuzz import outcome
-from benchmarks.reliability.rank_truth import wrong_across
+from benchmarks.reliability.truth_ranks import wrong_across
 
 NUMBERS = range(120)
 Made = list[tuple[list[RankCall], list[dict[str, Any]]]]
@@ -131,7 +131,7 @@ def test_a_hang_is_a_defect() -> None:
     class Silent:
         size = 2
 
-        def answers(self, number: int) -> Any:
+        def run(self, *arguments: Any, seconds: float) -> Any:
             raise TimeoutError("rank 1 does not answer")
 
     how, wrong, broken = outcome(Silent(), 0)  # type: ignore[arg-type]

@@ -15,6 +15,8 @@ DOCS = ROOT / "docs"
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
 OTHERS = ("CONTRIBUTING.md", "CHANGELOG.md")
+LOADED = re.compile(r'<(?:script|img|link)\b[^>]*\b(?:src|href)="((?:https?:)?//[^"]+)"')
+"""What a page loads over the network when it is viewed."""
 LINK = re.compile(r"\]\(\s*(?![a-z]+:)([^)\s]+)\s*\)")
 
 
@@ -100,6 +102,25 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(found.read_text(encoding="utf-8")), f"{page}: {target}"
 
 
+@pytest.mark.parametrize("page", [*TEXTS, *OTHERS])
+def test_files_and_commands_named_exist(page):
+    text = PAGES.get(page, ROOT / page).read_text(encoding="utf-8")
+    for file in re.findall(r"\b(?:tests|benchmarks|docs)/[\w/-]+\.\w+", text):
+        assert (ROOT / file).is_file(), f"{page}: {file}"
+    for name in re.findall(r"\btest_\w+\.py", text):
+        assert [*(ROOT / "tests").rglob(name)], f"{page}: {name}"
+    for name in re.findall(r"\b(?:python -m |`)(benchmarks\.[\w.]+)", text):
+        assert importlib.util.find_spec(name), f"{page}: {name}"
+
+
+def test_the_code_map_names_files_of_the_package():
+    package = ROOT / "pixcontrast"
+    code_map = TEXTS["design.md"].split("## Code map")[1].split("\n## ")[0]
+    named = re.findall(r"`((?:\w+/)*\w+(?:\.py|/))`", code_map)
+    assert len(named) > 20
+    assert [name for name in named if not (package / name).exists()] == ["pixcontrast/"]
+
+
 def test_every_page_is_in_the_index():
     listed = set(re.findall(r"^([a-z-]+)$", TEXTS["index.md"], flags=re.MULTILINE))
     assert {path.stem for path in DOCS.glob("*.md")} - {"index"} <= listed
@@ -114,7 +135,7 @@ def test_every_public_name_has_its_place_in_the_reference():
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
-    for needed in ("sphinx", "furo", "myst_parser"):
+    for needed in ("sphinx", "furo", "myst_parser", "latex2mathml"):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed: pip install -e '.[docs]'")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-E"]
@@ -127,3 +148,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert all(f"docs/recipes/{name}" in page for name in scripts)
     reference = (tmp_path / "api.html").read_text(encoding="utf-8")
     assert "(B, D, *S)" in reference
+    method = (tmp_path / "method.html").read_text(encoding="utf-8")
+    assert "<math" in method
+    assert "<math" in reference
+    pages = [path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")]
+    assert not [url for page in pages for url in LOADED.findall(page)]

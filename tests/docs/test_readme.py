@@ -1,11 +1,14 @@
-"""The README's commands, pictures and figures; its Python and links are test_docs.py's."""
+"""The commands, pictures and figures of the README; test_docs.py checks its Python and links."""
 
 import json
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, INDEX, EXPERIMENTS = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/index.md", "docs/experiments.md")
+)
 
 
 def blocks(language, text=README):
@@ -31,7 +34,7 @@ def record(name):
 
 
 def headlines():
-    """What each line of "What was measured" says was seen, from the records."""
+    """The results in the rows of "What was measured", computed from the records."""
     size = (975, 95_000, 256)
     (hot_path,) = (
         row["measured"]
@@ -40,11 +43,11 @@ def headlines():
     )
     tiled = hot_path["tiled"]
     memory = f"{tiled['extra_mb']:.0f} MB"
-    for way, unit in (("authors", " beyond the inputs"), ("compiled", "")):
+    for way in ("authors", "compiled"):
         ratio = hot_path[way]["seconds"] / tiled["seconds"]
         other = hot_path[way]["extra_mb"]
-        yield f"{ratio:.1f} times as fast, {memory}{unit} in place of {other:,.0f}"
-    yield f"{tiled['to_floor']:.2f} times their time"
+        yield f"{ratio:.1f} times as fast; {memory} instead of {other:,.0f} MB"
+    yield f"{tiled['to_floor']:.2f} times the time"
     for case in ("batch", "bank"):
         (step,) = (
             row["measured"]
@@ -52,18 +55,39 @@ def headlines():
             if (row["name"], row["case"]) == ("cityscapes", case)
         )
         yield f"{step['authors']['to_step']:.0f} times as fast"
-    yield f"{hot_path['mined']['seconds'] / tiled['seconds']:.1f} times its time"
+    yield f"{hot_path['mined']['seconds'] / tiled['seconds']:.1f} times the time"
     large = record("price.json")["rows"][-1]
     assert f"{large['parameters'] / 1e6:.1f}" == "6.7"
     ways = large["measured"]
-    yield f"{ways['the batch']['seconds'] / ways['cross entropy']['seconds']:.2f} times its time"
+    yield f"{ways['the batch']['seconds'] / ways['cross entropy']['seconds']:.2f} times the time"
 
 
 def test_headlines_are_those_of_the_records():
-    section = README.split("## What was measured")[1].split("\n## ")[0]
+    assert results(README, "## What was measured") == list(headlines())
+
+
+def results(text, heading):
+    """The third column of the table below a heading."""
+    section = text.split(heading)[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")][2:]
-    seen = [line.split(" | ")[2] for line in lines]
-    assert seen == list(headlines())
+    return [line.split(" | ")[2].removesuffix(" |") for line in lines]
+
+
+GAIN = re.compile(r"[+−][\d.]+ ± [\d.]+")
+
+
+def test_the_sites_first_page_has_figures_of_the_readme():
+    found = results(INDEX, "## What to expect")
+    speeds = [one for one in found if not GAIN.search(one)]
+    assert speeds
+    assert set(speeds) < set(headlines())
+
+
+def test_gains_are_those_of_the_experiments():
+    for text in (README, INDEX):
+        found = set(GAIN.findall(text))
+        assert found
+        assert found <= set(GAIN.findall(EXPERIMENTS))
 
 
 def test_pictures_are_there_and_small():

@@ -1,8 +1,7 @@
 """Every configuration that ships, compiled for its card: it fits, and nothing spills."""
 
 import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from typing import NamedTuple
 
 import pytest
 
@@ -23,62 +22,89 @@ from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
 KINDS = ("16", "mixed", "tf32", "ieee")
 DIMS = (64, 128, 256, 512)
 
-
 PASSES = ("denominator", "positives", "entries")
 POOL_OF_KEYS = {"BY_KEY": True, "POOLED": True, "POSITIVE": True, "IS_ANCHORS": True}
-# Under mining every pass has other code; all of it takes minutes, and is compiled when asked for.
+# Each card, kind and width once; the other rows are compiled by `pytest -m slow`.
+REPRESENTATIVE = {
+    (80, "16", 128),
+    (86, "tf32", 64),
+    (89, "ieee", 64),
+    (90, "16", 256),
+    (100, "16", 512),
+    (120, "tf32", 256),
+}
+# Mining compiles other code in every pass. Compiling all widths takes minutes, so it is opt-in.
 MINED_DIMS = DIMS if os.environ.get("PIXCONTRAST_COMPILE_ALL") == "1" else (256,)
+REPRESENTATIVE_MINED = {(90, "16", 256), (120, "tf32", 256)}
 
 
-def table():
-    """(configurations, kind, D, card) of every row."""
-    for card, kinds in TABLE.items():
-        for kind, dims in kinds.items():
-            for dim, configurations in dims.items():
-                yield configurations, kind, dim, card
+class Variant(NamedTuple):
+    """One compilation: a row of the table, a pass of it, and the constants of the pass."""
+
+    card: int
+    kind: str
+    dim: int
+    name: str
+    configuration: Configuration
+    constants: dict[str, bool]
 
 
-def plain_rows():
-    """(pass, configuration, kind, D, card, constants) of all that ships, without mining."""
-    for configurations, *row in table():
+def plain_variants():
+    """Every pass of every row, without mining."""
+    for row, configurations in table():
         for name in PASSES:
-            yield (name, getattr(configurations, name), *row, {})
+            yield Variant(*row, name, getattr(configurations, name), {})
 
 
-def mined_rows():
-    """The same under mining, where each row has one more tile, and a pass that selects."""
-    for configurations, *row in table():
-        if row[1] in MINED_DIMS:
+def mined_variants():
+    """The same under mining, which also replaces a tile and adds a pass that selects."""
+    for row, configurations in table():
+        if row[2] in MINED_DIMS:
             mined = for_mining(configurations)
             for name in PASSES:
                 roles = {"BOTH_ROLES": False} if name == "entries" else {}
-                yield (name, getattr(mined, name), *row, {"MINED": True, **roles})
+                yield Variant(*row, name, getattr(mined, name), {"MINED": True, **roles})
             for constants in ({}, POOL_OF_KEYS):
-                yield ("selection", mined.mined, *row, constants)
+                yield Variant(*row, "selection", mined.mined, constants)
 
 
-def report(row):
-    name, configuration, kind, dim, card, constants = row
-    made = compile_kernel(*row[:5], **constants)
-    problems = []
-    if made.shared > SHARED_MEMORY[card]:
-        problems.append(f"{made.shared} bytes of shared memory")
-    if kind != "ieee" and made.stack > 0:
-        problems.append(f"{made.stack} bytes of stack")
-    if card == 90 and kind != "ieee" and configuration.rows >= 64 and "wgmma" not in made.ptx:
-        problems.append("no wgmma")
-    where = f"sm_{card} {kind} D={dim} {name} {tuple(configuration)} {constants}"
-    return f"{where}: {', '.join(problems)}", problems
+def table():
+    """((card, kind, dim), configurations) of every row."""
+    for card, kinds in TABLE.items():
+        for kind, dims in kinds.items():
+            for dim, configurations in dims.items():
+                yield (card, kind, dim), configurations
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("rows", [plain_rows, mined_rows])
-@pytest.mark.parametrize("card", TABLE)
-def test_what_ships_compiles_and_fits(card, rows):
-    mine = [row for row in rows() if row[4] == card]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        wrong = [said for said, problems in pool.map(report, mine) if problems]
-    assert not wrong, "\n".join(wrong)
+def variants():
+    """Every variant that ships, as parameters; those of other rows are marked as slow."""
+    for representative, made in (
+        (REPRESENTATIVE, plain_variants()),
+        (REPRESENTATIVE_MINED, mined_variants()),
+    ):
+        for variant in made:
+            marks = [] if variant[:3] in representative else [pytest.mark.slow]
+            words = [*map(str, variant[:4]), *variant.constants]
+            yield pytest.param(variant, marks=marks, id="-".join(words))
+
+
+@pytest.mark.parametrize("variant", list(variants()))
+def test_what_ships_compiles_and_fits(variant):
+    card, kind, dim, name, configuration, constants = variant
+    made = compile_kernel(name, configuration, kind, dim, card, **constants)
+    assert made.shared <= SHARED_MEMORY[card]
+    if kind != "ieee":
+        assert made.stack == 0, "spilled registers"
+    if card == 90 and kind != "ieee" and configuration.rows >= 64:
+        assert "wgmma" in made.ptx
+
+
+def test_representative_rows_have_every_card_kind_and_width():
+    for seen, all_of_them in zip(
+        zip(*REPRESENTATIVE, strict=True), (TABLE, KINDS, DIMS), strict=True
+    ):
+        assert set(seen) == set(all_of_them)
+    assert {row for row, _ in table()} >= REPRESENTATIVE_MINED
 
 
 @pytest.mark.parametrize("option", ["BOUNDED", "ALL", "IN_FLOAT32"])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problems import DENOMINATORS, labels, loss_and_gradients, vectors
+from problems import DENOMINATORS, error_of_loss, labels, loss_and_gradients, vectors
 from torch.nn import functional as F
 
 from pixcontrast import HardNegativeSampler, PixelContrastLoss, RandomAnchorSampler
@@ -13,13 +13,6 @@ from pixcontrast.functional import info_nce
 each_backend = pytest.mark.parametrize("backend", ["dense", "tiled"])
 each_denominator = pytest.mark.parametrize("denominator", DENOMINATORS)
 MILLION = 1_000_000
-
-
-def error_of_loss(dtype, dim, similarity, terms):
-    """The bound of docs/numerics.md: of rounding in similarities, and in sums of so many terms."""
-    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    delta = (dim + 8) * eps * similarity
-    return 4 * (delta + (terms + 20) * eps * (1 + similarity + math.log(max(terms, 2))))
 
 
 @each_backend

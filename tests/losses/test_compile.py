@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from problems import labels, vectors
+from problems import error_of_loss, labels, vectors
 
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RegionContrastLoss
 from pixcontrast._info_nce.operator_inputs import Inputs
@@ -117,6 +117,7 @@ def test_modules(form, with_bank, mining):
 @pytest.mark.plain_empty
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
 @not_by_the_compiler_of_2_7
+@pytest.mark.slow
 def test_a_module_under_the_default_compiler():
     # Its random numbers are its own unless told otherwise.
     with torch._inductor.config.patch(fallback_random=True):
@@ -127,7 +128,13 @@ def test_a_module_under_the_default_compiler():
 @pytest.mark.plain_empty
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
 @not_by_the_compiler_of_2_7
-@pytest.mark.parametrize("shape", [(2, 8, 6, 6), (2, 8, 3, 4, 5)], ids=["2d", "3d"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((2, 8, 6, 6), marks=pytest.mark.long, id="2d"),
+        pytest.param((2, 8, 3, 4, 5), marks=pytest.mark.slow, id="3d"),
+    ],
+)
 def test_a_small_map_under_the_default_compiler(shape):
     """All pixels are anchors, so that no draw matters, and the gradient of an index is full."""
     loss = PixelContrastLoss(backend="tiled")
@@ -174,4 +181,7 @@ def test_without_gradient():
         torch.manual_seed(1)
         actual = compiled(emb, pixel_labels)
         torch.manual_seed(1)
-        assert torch.equal(actual, loss(emb, pixel_labels))
+        expected = loss(emb, pixel_labels)
+    # The compiler takes pixels in another layout, and so their lengths may be summed otherwise.
+    bound = error_of_loss(torch.float32, 4, 1 / 0.1, 25)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=bound)

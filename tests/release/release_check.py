@@ -40,7 +40,8 @@ SHORT_TESTS = [
     "losses/test_stats.py",
 ]
 """Of the installed package alone: no benchmarks, no clone, no cards to compile for."""
-TESTED_WITH = ["hypothesis", "numpy", "pytest", "pytest-timeout", "pytorch-metric-learning"]
+TESTED_WITH = ["hypothesis", "numpy", "pytest", "pytest-timeout", "pytest-xdist",
+               "pytorch-metric-learning"]  # fmt: skip
 LEAST_COVERAGE = 95
 
 
@@ -126,7 +127,7 @@ def measure_coverage() -> None:
     with tempfile.TemporaryDirectory() as name:
         environment = {**os.environ, "COVERAGE_FILE": str(Path(name) / "coverage")}
         coverage = (sys.executable, "-m", "coverage")
-        run(*coverage, "run", "-m", "pytest", "-q", cwd=ROOT, environment=environment)
+        run(*coverage, "run", "-m", "pytest", "-q", "-n0", cwd=ROOT, environment=environment)
         run(*coverage, "combine", cwd=ROOT, environment=environment)
         least = f"--fail-under={LEAST_COVERAGE}"
         run(*coverage, "report", least, cwd=ROOT, environment=environment)

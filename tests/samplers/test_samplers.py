@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -112,11 +114,18 @@ def frequencies(sampler, labels, preds, draws=2000):
     return count / draws
 
 
+def frequencies_of_images(sampler, labels, preds, draws=2000):
+    """The same for one class: each of many equal images is a draw of its own."""
+    images = replace(sampler, max_anchors=draws * sampler.max_anchors)
+    count = frequencies(images, labels.repeat(draws, 1), preds.repeat(draws, 1), draws=1)
+    return count.view(draws, -1).mean(dim=0)
+
+
 def test_pixels_of_a_part_are_drawn_alike():
     labels = torch.zeros(1, 12, dtype=torch.int64)
     preds = (torch.arange(12) < 4).long()[None]  # 4 hard, 8 easy
     sampler = HardAnchorSampler(max_anchors=4, max_views=4)
-    share = frequencies(sampler, labels, preds)
+    share = frequencies_of_images(sampler, labels, preds)
     # 2 of 4 hard and 2 of 8 easy: 0.5 and 0.25, within 5 standard errors.
     assert (share[:4] - 0.5).abs().max() < 5 * (0.25 / 2000) ** 0.5
     assert (share[4:] - 0.25).abs().max() < 5 * (0.1875 / 2000) ** 0.5
@@ -127,7 +136,7 @@ def test_a_fraction_is_met_on_average():
     preds = (torch.arange(20) < 10).long()[None]
     for views, fraction in [(1, 0.5), (3, 0.5), (4, 0.3)]:
         sampler = HardAnchorSampler(max_anchors=4, max_views=views, hard_fraction=fraction)
-        hard = float(frequencies(sampler, labels, preds)[:10].sum())
+        hard = float(frequencies_of_images(sampler, labels, preds)[:10].sum())
         assert abs(hard - views * fraction) < 5 * (0.25 / 2000) ** 0.5
 
 

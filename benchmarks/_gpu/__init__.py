@@ -1,0 +1,1 @@
+"""Helpers of `python -m benchmarks.gpu`."""

@@ -1,0 +1,1 @@
+"""How the benchmarks measure: timers, memory, counts, CUDA graphs, records and tables."""

@@ -1,0 +1,1 @@
+"""Several ranks: what a training step costs, computed and measured."""

@@ -1,0 +1,167 @@
+"""What a training step on several ranks costs, computed: the formulas of docs/scale.md.
+
+All sizes are those of one rank. A test compares `messages` with the messages of real steps;
+`benchmarks.ranks` measures what a single machine can measure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+LABEL_BYTES = 8
+COUNT_BYTES = 8
+SIZES_BYTES = 32
+"""Size of the message that precedes all data: the call, and three integers."""
+MEAN_BYTES = 16
+"""Two float64: the sum of a rank's weights, and the largest of them."""
+ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of `PixelContrastLoss` against batch and bank, on each of several ranks.
+
+    Attributes:
+        ranks: number of ranks W.
+        images: images of a rank B.
+        anchors: anchors of a rank K, including padding.
+        dim: embedding size D.
+        num_classes: number of classes C.
+        pixels_per_image: pixels of a class that an image adds to the bank, at most.
+        pixel_slots, region_slots: slots of a class on one rank.
+        gather: whether anchors are contrasted with the batches of all ranks.
+        sharded: whether the bank is sharded over the ranks.
+        anchor_bytes, bank_bytes: size of a number in an anchor, and in a stored vector.
+        sum_bytes: size of a number in a partial sum.
+        written: number of entries in the whole bank. None for a full bank.
+    """
+
+    ranks: int
+    images: int
+    anchors: int
+    dim: int
+    num_classes: int
+    pixels_per_image: int
+    pixel_slots: int
+    region_slots: int
+    gather: bool = True
+    sharded: bool = False
+    anchor_bytes: int = 4
+    bank_bytes: int = 4
+    sum_bytes: int = 4
+    written: int | None = None
+
+
+class Message(NamedTuple):
+    """A collective operation.
+
+    Attributes:
+        what: its content.
+        collective: `"all-gather"`, which sends the same to every other rank, or `"all-to-all"`.
+        parcel: bytes that one rank sends to one other.
+    """
+
+    what: str
+    collective: str
+    parcel: int
+
+
+def slots(step: Step) -> int:
+    """Count the slots of all classes and both queues."""
+    return step.num_classes * (step.pixel_slots + step.region_slots)
+
+
+def entries(step: Step) -> int:
+    """Count the bank's entries N that an anchor is contrasted with, on all ranks."""
+    if step.written is not None:
+        return step.written
+    return slots(step) * (step.ranks if step.sharded else 1)
+
+
+def bank_bytes(step: Step) -> int:
+    """Compute the size of the bank's vectors."""
+    return slots(step) * step.dim * step.bank_bytes
+
+
+def label_bytes(step: Step) -> int:
+    """Compute the size of the slots' labels, which a call makes twice: plain and marked."""
+    return 2 * LABEL_BYTES * slots(step)
+
+
+def bank_flops(step: Step) -> int:
+    """Count the flops against the bank: two products, which include the anchors' gradient.
+
+    K anchors by N entries of a whole bank are as many as W·K anchors by N/W entries of a shard.
+    """
+    return 4 * step.anchors * entries(step) * step.dim
+
+
+def batch_flops(step: Step) -> int:
+    """Count the flops against the batch: three products, because its entries need a gradient."""
+    return 6 * step.anchors * _batch_entries(step) * step.dim
+
+
+def exponentials(step: Step) -> int:
+    """Count the exponentials: at least one for each pair."""
+    return step.anchors * (entries(step) + _batch_entries(step))
+
+
+def read_bytes(step: Step) -> int:
+    """Compute the bytes of the bank that a rank reads: its entries at least once."""
+    own = entries(step) // step.ranks if step.sharded else entries(step)
+    return own * step.dim * step.bank_bytes
+
+
+def messages(step: Step) -> list[Message]:
+    """List the messages in the order in which a step sends them."""
+    if step.ranks == 1:
+        return []
+    vectors = step.anchors * step.dim
+    anchors = vectors * step.anchor_bytes + step.anchors * LABEL_BYTES
+    found: list[tuple[str, str, int]] = []
+    if step.gather or step.sharded:
+        found.append(("sizes of the batch", "all-gather", SIZES_BYTES))
+    if step.gather:
+        found.append(("anchors", "all-gather", anchors))
+    if step.sharded:
+        sums = (vectors + step.anchors) * step.sum_bytes
+        counts = step.anchors * (step.sum_bytes + COUNT_BYTES)
+        found += [
+            ("anchors, to the shards", "all-gather", anchors),
+            ("parts of the denominators", "all-to-all", sums),
+            ("Z", "all-gather", step.anchors * step.sum_bytes + COUNT_BYTES),
+            ("parts of the positives", "all-to-all", sums + counts),
+        ]
+    if step.gather:
+        found.append(("for the mean", "all-gather", MEAN_BYTES))
+    found += [
+        ("sizes of the update", "all-gather", SIZES_BYTES),
+        ("new entries", "all-gather", new_entries_bytes(step)),
+    ]
+    if step.gather:
+        found.append(("gradient of the anchors", "all-to-all", vectors * step.anchor_bytes))
+    return [Message(what, collective, _aligned(parcel)) for what, collective, parcel in found]
+
+
+def new_entries_bytes(step: Step) -> int:
+    """Compute the size of new entries: every class of every image, whether present or not."""
+    of_group = 0
+    if step.region_slots:
+        of_group += step.dim * step.bank_bytes + COUNT_BYTES
+    if step.pixel_slots:
+        of_group += step.pixels_per_image * step.dim * step.bank_bytes + COUNT_BYTES
+    return step.images * step.num_classes * of_group
+
+
+def received_bytes(step: Step) -> int:
+    """Compute the bytes that a rank receives from all others in a step."""
+    return (step.ranks - 1) * sum(message.parcel for message in messages(step))
+
+
+def _batch_entries(step: Step) -> int:
+    return step.anchors * (step.ranks if step.gather else 1)
+
+
+def _aligned(size: int) -> int:
+    return size + -size % ALIGNMENT

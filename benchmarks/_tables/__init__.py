@@ -1,0 +1,1 @@
+"""Tables of the documentation and of the terminal, made from committed results."""

@@ -1,0 +1,145 @@
+"""Paired runs: differences, the record of `benchmarks.segmentation`, and its tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks._tables.text import TextTable, signed
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.measures import Measured
+from benchmarks._training.recipe import Recipe
+from benchmarks._training.runs import Run, without_nan
+
+Record = dict[str, Any]
+HEADINGS = ("", "cross entropy", "with contrast", "difference")
+
+
+class Compared(NamedTuple):
+    """A figure of both arms, averaged over seeds, and the mean difference of the pairs."""
+
+    plain: float
+    contrast: float
+    difference: float
+    standard_error: float
+
+
+def compare(plain: Sequence[float], contrast: Sequence[float]) -> Compared:
+    """Compare one figure of both arms; element i of both sequences is a pair."""
+    differences = [with_it - without for with_it, without in zip(contrast, plain, strict=True)]
+    # np.std propagates NaN, the IoU of a class without held-out pixels; statistics.stdev raises.
+    error = math.nan
+    if len(differences) > 1:
+        error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
+    return Compared(fmean(plain), fmean(contrast), fmean(differences), error)
+
+
+def make_record(
+    data: SegmentationData,
+    recipe: Recipe,
+    pairs: Sequence[tuple[Run, Run]],
+    environment: dict[str, object],
+    seconds: float,
+) -> Record:
+    """Collect everything measured, ready for JSON, with None for NaN."""
+    record = {
+        "data": {
+            "name": data.name,
+            "train_images": len(data.train),
+            "train_fingerprint": data.train.fingerprint(),
+            "heldout_images": len(data.heldout),
+            "heldout_fingerprint": data.heldout.fingerprint(),
+            "heldout_is": data.heldout_is,
+            "class_names": data.class_names,
+        },
+        "recipe": asdict(recipe),
+        "environment": environment,
+        "seconds": seconds,
+        "summary": _summarize(pairs, data.num_classes),
+        "pairs": [
+            {"seed": plain.key.seed, "plain": _arm(plain), "contrast": _arm(contrast)}
+            for plain, contrast in pairs
+        ],
+    }
+    return {key: without_nan(value) for key, value in record.items()}
+
+
+def pairs_table(record: Record) -> TextTable:
+    """Tabulate a record: IoU of the classes, similarities, and gradient ratios."""
+    summary, names = record["summary"], record["data"]["class_names"]
+    rows = [_cells(f"mean IoU, {len(record['pairs'])} pairs", summary["mean_iou"], 100, 2)]
+    for of_class, compared in zip(names, summary["class_iou"], strict=True):
+        rows.append(_cells(of_class, compared, 100, 2))
+    for part in ("trunk", "projection"):
+        for pairs_of, words in (("within", "within a class"), ("between", "between classes")):
+            label = f"similarity, {part}, {words}"
+            rows.append(_cells(label, summary[f"{part}_{pairs_of}"], 1, 3))
+    ratios = [_number(summary[f"ratio_{which}"], 2) for which in ("lowest", "median", "highest")]
+    rows.append(["gradient ratio at the trunk: lowest, median, highest", "", ", ".join(ratios), ""])
+    return TextTable(HEADINGS, rows)
+
+
+def scores_table(records: dict[str, Record]) -> TextTable:
+    """Tabulate the mean IoU of several records, one row for each file name."""
+    rows: list[list[str]] = []
+    for name, record in records.items():
+        ious = [
+            [pair[arm]["measured"]["mean_iou"] for arm in ("plain", "contrast")]
+            for pair in record["pairs"]
+        ]
+        by_seed = ", ".join(signed(100 * (contrast - plain)) for plain, contrast in ious)
+        rows.append([*_cells(f"`{name}`", record["summary"]["mean_iou"], 100, 2), by_seed])
+    return TextTable((*HEADINGS, "by seed"), rows)
+
+
+def _summarize(pairs: Sequence[tuple[Run, Run]], num_classes: int) -> Record:
+    """Average over seeds. The two runs of a pair share their seed, so differences are compared."""
+
+    def compared(figure: Callable[[Measured], float]) -> dict[str, float]:
+        plain, contrast = ([figure(pair[arm].measured) for pair in pairs] for arm in (0, 1))
+        return compare(plain, contrast)._asdict()
+
+    ratios = [ratio for _, run in pairs for ratio in run.ratios if math.isfinite(ratio)]
+    return {
+        "mean_iou": compared(lambda measured: measured.mean_iou),
+        "class_iou": [
+            compared(lambda measured, index=index: measured.class_iou[index])  # type: ignore[misc]
+            for index in range(num_classes)
+        ],
+        "trunk_within": compared(lambda measured: measured.trunk.within),
+        "trunk_between": compared(lambda measured: measured.trunk.between),
+        "projection_within": compared(lambda measured: measured.projection.within),
+        "projection_between": compared(lambda measured: measured.projection.between),
+        "ratio_median": median(ratios) if ratios else math.nan,
+        "ratio_lowest": min(ratios, default=math.nan),
+        "ratio_highest": max(ratios, default=math.nan),
+    }
+
+
+def _arm(run: Run) -> Record:
+    return {
+        "seconds": run.seconds,
+        "measured": asdict(run.measured),
+        "ratio_steps": run.ratio_steps,
+        "ratios": run.ratios,
+    }
+
+
+def _cells(label: str, compared: dict[str, float | None], scale: float, digits: int) -> list[str]:
+    plain, contrast, difference, error = (
+        math.nan if (value := compared[name]) is None else scale * value
+        for name in Compared._fields
+    )
+    if math.isnan(difference):
+        return [label, "–", "–", ""]
+    cells = [_number(value, digits) for value in (plain, contrast)]
+    return [label, *cells, signed(difference, error, digits)]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"

@@ -1,0 +1,1 @@
+"""Networks, data sets and training runs that measure what pixel contrast gains."""

@@ -1,0 +1,107 @@
+"""CamVid from a folder in its usual layout: train/, trainannot/, val/, valannot/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks._training.data import IGNORE_INDEX, Bytes, Classes, SegmentationData, Split
+
+CLASSES: Classes = {
+    "sky": (128, 128, 128),
+    "building": (128, 0, 0),
+    "pole": (192, 192, 128),
+    "road": (128, 64, 128),
+    "pavement": (60, 40, 222),
+    "tree": (128, 128, 0),
+    "sign": (192, 128, 128),
+    "fence": (64, 64, 128),
+    "car": (64, 0, 128),
+    "pedestrian": (64, 64, 0),
+    "bicyclist": (0, 128, 192),
+}
+VOID = 11
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+TUNING_FRACTION = 0.25
+
+Files = list[tuple[Path, Path]]
+"""Image files, each with its label file."""
+
+
+def load_camvid(root: Path, size: tuple[int, int], holdout: bool = False) -> SegmentationData:
+    """Load the data set, resized to `size` (height, width).
+
+    With `holdout`, val/ is not read: the last quarter of each training sequence is held out
+    instead. Neighboring frames are almost the same picture, so a random part would leak.
+    """
+    train = _list_files(root, "train")
+    if holdout:
+        train, heldout = _split_sequences(train)
+    else:
+        heldout = _list_files(root, "val")
+    return SegmentationData(
+        name="camvid",
+        train=_read(train, size),
+        heldout=_read(heldout, size),
+        heldout_is="the last quarter of each training sequence" if holdout else "val/",
+        classes=CLASSES,
+    )
+
+
+def _list_files(root: Path, split: str) -> Files:
+    """List every image of a split with its label file, sorted by name."""
+    images, labels = root / split, root / f"{split}annot"
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder}: expected CamVid's folder with train/, trainannot/, val/, valannot/"
+            )
+    found = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise FileNotFoundError(f"{images}: expected PNG or JPEG images; got none")
+    files = [(path, labels / f"{path.stem}.png") for path in found]
+    for _, label in files:
+        if not label.is_file():
+            raise FileNotFoundError(f"{label}: expected a label file for every image; got none")
+    return files
+
+
+def _split_sequences(files: Files) -> tuple[Files, Files]:
+    """Cut each sequence (the file name before its last `_`) into its start and its end."""
+    sequences: dict[str, Files] = {}
+    for pair in files:
+        sequences.setdefault(pair[0].stem.rpartition("_")[0], []).append(pair)
+    start: Files = []
+    end: Files = []
+    for sequence in sequences.values():
+        cut = len(sequence) - round(len(sequence) * TUNING_FRACTION)
+        start += sequence[:cut]
+        end += sequence[cut:]
+    if not end:
+        raise ValueError("train/: expected more images, so that some can be held out")
+    return start, end
+
+
+def _read(files: Files, size: tuple[int, int]) -> Split:
+    images = [_read_image(image, size) for image, _ in files]
+    return Split.from_arrays(images, [_read_label(label, size) for _, label in files])
+
+
+def _read_image(path: Path, size: tuple[int, int]) -> Bytes:
+    with Image.open(path) as image:
+        # Pillow's bilinear filter averages over all pixels when it shrinks an image.
+        resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def _read_label(path: Path, size: tuple[int, int]) -> Bytes:
+    with Image.open(path) as image:
+        if image.mode not in ("L", "P"):
+            raise ValueError(f"{path}: expected an 8-bit PNG of class ids; got mode {image.mode}")
+        label = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
+    if label.max() > VOID:
+        raise ValueError(f"{path}: expected labels 0 to 10, or 11 for void; got {label.max()}")
+    label[label == VOID] = IGNORE_INDEX
+    return label

@@ -1,0 +1,82 @@
+"""Segmentation data in memory: a training and a held-out split, and the classes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = 255
+"""The label of pixels without a class, in every data set of the benchmarks."""
+
+Bytes = npt.NDArray[np.uint8]
+Classes = dict[str, tuple[int, int, int]]
+"""Class names in label order, each with its RGB color."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, 3, H, W) and labels (N, H, W), both uint8."""
+
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def from_arrays(cls, images: list[Bytes], labels: list[Bytes]) -> Split:
+        """Stack (H, W, 3) images and (H, W) labels."""
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        return cls(stacked, torch.from_numpy(np.stack(labels)))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> Split:
+        """Return the split on a device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def network_input(self, indices: Tensor | slice) -> Tensor:
+        """Return the selected images as float32, roughly centered."""
+        selected = self.images[indices].float().div_(64.0).sub_(2.0)
+        # Convolutions on a CPU run a third faster in the channels-last format.
+        return selected.contiguous(memory_format=torch.channels_last)
+
+    def fingerprint(self) -> str:
+        """Return a short hash of images and labels, to compare the data of two results."""
+        digest = hashlib.sha256()
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """Training and held-out images of one data set; `heldout_is` describes the latter."""
+
+    name: str
+    train: Split
+    heldout: Split
+    heldout_is: str
+    classes: Classes
+
+    def to(self, device: torch.device) -> SegmentationData:
+        """Return the data on a device."""
+        return replace(self, train=self.train.to(device), heldout=self.heldout.to(device))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in label order."""
+        return tuple(self.classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, without the ignored one."""
+        return len(self.classes)
+
+    @property
+    def has_ignored_pixels(self) -> bool:
+        """Whether some held-out pixels have no class."""
+        return bool((self.heldout.labels == IGNORE_INDEX).any())

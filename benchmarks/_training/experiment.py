@@ -1,0 +1,130 @@
+"""Running experiments: one training run with its measurements, or several side by side."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from benchmarks._training.camvid import load_camvid
+from benchmarks._training.data import SegmentationData
+from benchmarks._training.measures import measure
+from benchmarks._training.network import SegmentationNetwork
+from benchmarks._training.runs import Key, Run
+from benchmarks._training.scenes import load_scenes
+from benchmarks._training.training import Observer, initial_network, is_sampled, train_arm
+from pixcontrast import PixelContrastLoss
+
+_DRAWING = threading.Lock()
+"""Initial weights are drawn from the global generator, which all threads share."""
+
+
+class Trained(NamedTuple):
+    """A finished run and its network."""
+
+    run: Run
+    network: SegmentationNetwork
+
+
+def load_data(data: str, split: str, size: tuple[int, int], root: Path | None) -> SegmentationData:
+    """Load the images that a run trains on and is scored on."""
+    if data == "digits":
+        return load_scenes(size, holdout=split == "tuning")
+    if root is None:
+        raise ValueError("--root FOLDER: expected CamVid's folder, which holds train/; got none")
+    return load_camvid(root, size, holdout=split == "tuning")
+
+
+def run_experiment(
+    key: Key,
+    data: SegmentationData,
+    environment: dict[str, object],
+    advance: Callable[[], object] = lambda: None,
+    observe: Observer = lambda step, criterion: None,
+) -> Trained:
+    """Train a network and measure it, on the device of the data."""
+    recipe, seed = key.recipe, key.seed
+    with _DRAWING:
+        network = initial_network(data, recipe, seed)
+    network = network.to(data.train.images.device)
+    stats: list[dict[str, float]] = []
+
+    def observe_stats(step: int, criterion: PixelContrastLoss) -> None:
+        observe(step, criterion)
+        if is_sampled(step, recipe.steps):
+            stats.append(stats_of(criterion))
+
+    start = time.perf_counter()
+    ratios = train_arm(network, data, recipe, seed, advance, observe_stats)
+    seconds = time.perf_counter() - start
+    run = Run(
+        key=key,
+        train_fingerprint=data.train.fingerprint(),
+        heldout_fingerprint=data.heldout.fingerprint(),
+        seconds=seconds,
+        measured=measure(network, data),
+        ratio_steps=list(ratios),
+        ratios=list(ratios.values()),
+        stats=stats,
+        environment=environment,
+    )
+    return Trained(run, network)
+
+
+def run_side_by_side(
+    keys: Iterable[Key],
+    data: SegmentationData,
+    environment: dict[str, object],
+    workers: int,
+    name_of: Callable[[Key], str],
+    observe: Observer = lambda step, criterion: None,
+) -> Iterator[Trained]:
+    """Run experiments in threads and yield each when it is finished; print one line for each.
+
+    Set PyTorch to one thread first: a network this small gains nothing from a second one, and its
+    sums would depend on the number of threads.
+    """
+    keys, stopped = list(keys), threading.Event()
+    total = sum(key.recipe.steps for key in keys)
+    # disable=None: no bar where standard error is not a terminal.
+    with (
+        tqdm(total=total, unit="step", leave=False, disable=None) as bar,
+        ThreadPoolExecutor(workers) as executor,
+    ):
+
+        def advance() -> None:
+            if stopped.is_set():
+                raise RuntimeError("stopped")
+            bar.update()
+
+        futures = {
+            executor.submit(run_experiment, key, data, environment, advance, observe)
+            for key in keys
+        }
+        try:
+            for finished in as_completed(futures):
+                futures.discard(finished)  # which holds a whole network
+                run, network = finished.result()
+                bar.write(
+                    f"seed {run.key.seed}  {name_of(run.key)}"
+                    f"  mean IoU {100 * run.measured.mean_iou:.2f}  {run.seconds:.0f} s"
+                )
+                yield Trained(run, network)
+        except BaseException:
+            # Stop the other runs too: their results would not be used.
+            stopped.set()
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def stats_of(criterion: PixelContrastLoss) -> dict[str, float]:
+    """Return the statistics of a loss's last call as numbers."""
+    if criterion.stats is None:
+        return {}
+    stats = criterion.stats._asdict()
+    return {name: float(value) for name, value in stats.items() if value is not None}

@@ -1,0 +1,133 @@
+"""Measurements on held-out images: IoU, and the similarity of classes in the embedding space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks._training.data import IGNORE_INDEX, SegmentationData, Split
+from benchmarks._training.network import (
+    Outputs,
+    SegmentationNetwork,
+    full_resolution,
+    nearest_labels,
+)
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Mean cosine similarity of all pairs of pixels, of the same class and of two classes."""
+
+    within: float
+    between: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result of one arm on the held-out images; NaN for the IoU of an absent class."""
+
+    mean_iou: float
+    class_iou: list[float]
+    trunk: Similarity
+    projection: Similarity
+
+
+class ClassSums:
+    """Sum and number of the unit-length vectors of each class.
+
+    The sum of all a·b over two sets is the dot product of the sets' sums, so the mean similarity
+    of all pairs of pixels needs no sampling.
+    """
+
+    def __init__(self, num_classes: int, channels: int, device: torch.device | None = None) -> None:
+        self.sums = torch.zeros(num_classes, channels, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
+
+    def add(self, vectors: Tensor, labels: Tensor) -> None:
+        """Add vectors (B, D, H, W) with labels (B, H, W) of the same resolution."""
+        valid = labels != IGNORE_INDEX
+        selected = F.normalize(vectors.movedim(1, -1)[valid], dim=1).double()
+        self.sums.index_add_(0, labels[valid], selected)
+        self.counts += torch.bincount(labels[valid], minlength=len(self.counts))
+
+    def matrix(self) -> Tensor:
+        """Return the (C, C) mean similarity of each two classes; NaN where there is no pair."""
+        means = self.sums / self.counts[:, None]  # 0 / 0 is the NaN of an absent class
+        products = means @ means.T
+        # A pixel with itself, similarity 1, is not a pair.
+        count = self.counts
+        within = (self.sums.square().sum(1) - count) / (count * (count - 1))
+        products.diagonal().copy_(torch.where(count > 1, within, math.nan))
+        return products
+
+    def similarity(self) -> Similarity:
+        """Average over classes and over pairs of classes, so that rare classes count equally."""
+        matrix = self.matrix()
+        between = matrix[~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)]
+        return Similarity(matrix.diagonal().nanmean().item(), between.nanmean().item())
+
+
+@torch.no_grad()
+def measure(network: SegmentationNetwork, data: SegmentationData) -> Measured:
+    """Score a trained network on the held-out images, at the labels' resolution."""
+    device, num_classes = data.heldout.labels.device, data.num_classes
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    trunk, projection = make_sums(network, data)
+    for outputs, labels in predict(network, data.heldout):
+        predicted = full_resolution(outputs.logits, labels).argmax(1)
+        confusion += confusion_matrix(labels, predicted, num_classes)
+        coarse = nearest_labels(labels, outputs.features)
+        trunk.add(outputs.features, coarse)
+        projection.add(outputs.embedding, coarse)
+    class_iou = intersection_over_union(confusion)
+    return Measured(
+        mean_iou=class_iou.nanmean().item(),
+        class_iou=class_iou.tolist(),
+        trunk=trunk.similarity(),
+        projection=projection.similarity(),
+    )
+
+
+@torch.no_grad()
+def class_similarity(network: SegmentationNetwork, data: SegmentationData) -> Tensor:
+    """Return the (C, C) mean similarity of the trunk's features of each two classes."""
+    sums, _ = make_sums(network, data)
+    for outputs, labels in predict(network, data.heldout):
+        sums.add(outputs.features, nearest_labels(labels, outputs.features))
+    return sums.matrix()
+
+
+def make_sums(network: SegmentationNetwork, data: SegmentationData) -> tuple[ClassSums, ClassSums]:
+    """Make empty sums for the features and for the embedding of a network."""
+    device = data.heldout.labels.device
+    channels, dim = network.projection.in_channels, network.projection.dim
+    return ClassSums(data.num_classes, channels, device), ClassSums(data.num_classes, dim, device)
+
+
+def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
+    """Count pixels by label and predicted class, without ignored ones."""
+    valid = labels != IGNORE_INDEX
+    pairs = labels[valid] * num_classes + predicted[valid]
+    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def intersection_over_union(confusion: Tensor) -> Tensor:
+    """Compute the IoU of each class; NaN for a class without labels, which no mean includes."""
+    hits = confusion.diagonal().double()
+    labelled = confusion.sum(1)
+    union = labelled + confusion.sum(0) - confusion.diagonal()
+    return torch.where(labelled > 0, hits / union, math.nan)
+
+
+def predict(network: SegmentationNetwork, split: Split) -> Iterator[tuple[Outputs, Tensor]]:
+    """Yield the outputs for a split, a few images at a time, with their labels."""
+    for start in range(0, len(split), BATCH):
+        part = slice(start, start + BATCH)
+        yield network(split.network_input(part)), split.labels[part].long()

@@ -1,0 +1,156 @@
+"""The networks of the benchmarks: a trunk under a classifier and a projection head."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks._training.recipe import Recipe
+from pixcontrast import ProjectionHead
+
+WITHOUT_NORM = "mlp without norm"
+
+
+class Outputs(NamedTuple):
+    """Trunk features, logits and unit-length embedding, all at the trunk's resolution."""
+
+    features: Tensor
+    logits: Tensor
+    embedding: Tensor
+
+
+class SegmentationNetwork(nn.Module):
+    """A trunk with a classifier and a projection head on its features.
+
+    Both arms have and compute the projection head, so that they differ only in the loss: same
+    parameters, same initial weights, same random numbers.
+    """
+
+    def __init__(self, recipe: Recipe, num_classes: int) -> None:
+        super().__init__()
+        self.trunk = TRUNKS[recipe.network]()
+        self.classifier = nn.Conv2d(self.trunk.channels, num_classes, 1)
+        self.projection = make_projection(self.trunk.channels, recipe)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Compute outputs at the trunk's resolution from images (B, 3, H, W)."""
+        features = self.trunk(images)
+        return Outputs(features, self.classifier(features), self.projection(features))
+
+
+class SmallTrunk(nn.Module):
+    """A U-Net of about 0.2 million parameters that ends at half resolution."""
+
+    channels = 48
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_half = nn.Sequential(_convolution(3, 24, stride=2), _convolution(24, 24))
+        self.at_quarter = nn.Sequential(_convolution(24, 48, stride=2), _convolution(48, 48))
+        self.at_eighth = nn.Sequential(_convolution(48, 64, stride=2), _convolution(64, 64))
+        self.to_quarter = _convolution(64 + 48, 48)
+        self.to_half = _convolution(48 + 24, self.channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute features (B, 48, H / 2, W / 2) from images (B, 3, H, W)."""
+        half = self.at_half(images)
+        quarter = self.at_quarter(half)
+        eighth = self.at_eighth(quarter)
+        quarter = self.to_quarter(torch.cat([_resize_as(eighth, quarter), quarter], dim=1))
+        features: Tensor = self.to_half(torch.cat([_resize_as(quarter, half), half], dim=1))
+        return features
+
+
+class LargeTrunk(nn.Module):
+    """Residual stages down to 1/32 resolution, merged at 1/4: 6.7 million parameters.
+
+    The shape of the encoders that pixel contrast is used with, at a size that trains from scratch
+    on a few hundred images.
+    """
+
+    channels = 128
+    widths = (48, 96, 192, 384)
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = self.widths[0]
+        self.stem = nn.Sequential(_convolution(3, 24, stride=2), _convolution(24, first, stride=2))
+        inputs = (first, *self.widths[:-1])
+        self.stages = nn.ModuleList(
+            nn.Sequential(_Residual(before, width, 1 if before == width else 2), _Residual(width))
+            for before, width in zip(inputs, self.widths, strict=True)
+        )
+        self.across = nn.ModuleList(nn.Conv2d(width, self.channels, 1) for width in self.widths)
+        self.smooth = nn.Sequential(
+            _convolution(self.channels, self.channels), _convolution(self.channels, self.channels)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute features (B, 128, H / 4, W / 4) from images (B, 3, H, W)."""
+        maps: list[Tensor] = [self.stem(images)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        sides = [layer(found) for layer, found in zip(self.across, maps[1:], strict=True)]
+        merged = sides[-1]
+        for side in reversed(sides[:-1]):
+            merged = side + _resize_as(merged, side)
+        features: Tensor = self.smooth(merged)
+        return features
+
+
+TRUNKS: dict[str, type[SmallTrunk] | type[LargeTrunk]] = {"small": SmallTrunk, "large": LargeTrunk}
+
+
+def make_projection(channels: int, recipe: Recipe) -> ProjectionHead:
+    """Make a recipe's head. The one without a norm has the initial weights of the normal one."""
+    kind = "mlp" if recipe.projection == WITHOUT_NORM else recipe.projection
+    head = ProjectionHead(channels, recipe.dim, kind=cast(Literal["mlp", "linear"], kind))
+    if recipe.projection == WITHOUT_NORM:
+        layers = (nn.Identity() if isinstance(one, nn.BatchNorm1d) else one for one in head.layers)
+        head.layers = nn.Sequential(*layers)
+    return head
+
+
+def full_resolution(logits: Tensor, labels: Tensor) -> Tensor:
+    """Resize logits to the resolution of the labels, where the network is trained and scored."""
+    return _resize_as(logits, labels)
+
+
+def nearest_labels(labels: Tensor, maps: Tensor) -> Tensor:
+    """Resize labels (B, H, W) to the resolution of maps, as the loss does."""
+    resized = F.interpolate(labels[:, None].float(), size=maps.shape[-2:], mode="nearest")
+    return resized[:, 0].long()
+
+
+class _Residual(nn.Module):
+    """Two convolutions and a shortcut, as in ResNet-18."""
+
+    def __init__(self, in_channels: int, out_channels: int | None = None, stride: int = 1) -> None:
+        super().__init__()
+        out_channels = in_channels if out_channels is None else out_channels
+        self.body = nn.Sequential(
+            _convolution(in_channels, out_channels, stride=stride),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.relu(self.body(maps) + self.shortcut(maps))
+
+
+def _convolution(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _resize_as(coarse: Tensor, fine: Tensor) -> Tensor:
+    return F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,238 @@
+"""The tables of the ablation: rows of options, with the images and seeds they are run on.
+
+The protocol is described in docs/experiments.md and was written down before the runs: options are
+chosen on held-out training images (`"tuning"`), and val is used for what has been chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from benchmarks._training.recipe import RECIPES, Recipe
+from benchmarks._training.runs import Key, key_of
+
+TUNING_SEEDS = (0, 1, 2, 3, 4)
+FRESH_SEEDS = (100, 101, 102, 103, 104, 105, 106, 107)
+"""Seeds on which no option was chosen."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: its name, and the changes it makes to the table's recipe."""
+
+    name: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that are compared with the first one, seed by seed."""
+
+    title: str
+    base: Recipe
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = TUNING_SEEDS
+    split: str = "tuning"
+    data: str = "camvid"
+
+    def recipe(self, row: Row) -> Recipe:
+        """Return the recipe of a row."""
+        return _canonical(replace(self.base, **row.changes))
+
+    def key(self, row: Row, seed: int) -> Key:
+        """Return the key of a row's run."""
+        return key_of(self.data, self.split, self.recipe(row), seed)
+
+    def keys(self) -> Iterator[Key]:
+        """Yield the keys of all runs, seed by seed, so that unfinished tables have pairs."""
+        for seed in self.seeds:
+            for row in self.rows:
+                yield self.key(row, seed)
+
+    def name_of(self, key: Key) -> str:
+        """Return the name of the row that a run belongs to."""
+        return next(row.name for row in self.rows if self.key(row, key.seed) == key)
+
+
+def _canonical(recipe: Recipe) -> Recipe:
+    """Write equivalent recipes in one form, so that one run serves every table that has it."""
+    if not recipe.has_contrast:
+        return replace(recipe, weight=0.0, bank=0, warmup=0.0, fade=0.0)
+    if recipe.sources is None:
+        return replace(recipe, sources=ALL_SOURCES if recipe.bank > 0 else ALL_SOURCES[:1])
+    return recipe
+
+
+ALL_SOURCES = ("batch", "pixels", "regions")
+STEPS = 500
+SGD = replace(RECIPES["camvid"], steps=STEPS)
+BANK: dict[str, Any] = {"bank": 100, "pixels_per_image": 2}
+ADAMW = replace(SGD, optimizer="adamw", learning_rate=0.002, weight_decay=0.01, schedule="cosine")
+LARGE = replace(
+    SGD,
+    size=(360, 480),
+    steps=1500,
+    network="large",
+    dim=256,
+    learning_rate=0.1,
+    max_anchors=2048,
+    max_views=32,
+)
+
+CHOSEN: dict[str, Any] = {"sources": ("batch",)}
+"""The choice of the table `small`."""
+CHOSEN_STRONG: dict[str, Any] = {"sources": ("batch",), "weight": 0.03}
+"""The choice of the table `strong`."""
+
+ALONE = Row("cross entropy alone", {"sources": ()})
+
+
+def _sweep(option: str, values: tuple[Any, ...], **fixed: Any) -> tuple[Row, ...]:
+    """Make rows for cross entropy alone and for every value of one option."""
+    rows = (
+        Row(f"{option.replace('_', ' ')} {value}", {option: value, **fixed}) for value in values
+    )
+    return (ALONE, *rows)
+
+
+def pair_table(data: str, split: str, recipe: Recipe) -> Table:
+    """Make the table of `benchmarks.segmentation`: a recipe, without and with its contrast."""
+    seeds = tuple(range(recipe.seeds))
+    return Table("", recipe, (ALONE, Row("with contrast")), seeds, split, data)
+
+
+def _strong(title: str, **changes: Any) -> Table:
+    """Compare contrast with the strong baseline after a change to both."""
+    return Table(
+        title,
+        replace(ADAMW, weight=0.03, **changes),
+        (ALONE, Row("weight 0.03")),
+        seeds=(0, 1, 2),
+    )
+
+
+TABLES = {
+    "small": Table(
+        "What to contrast with",
+        SGD,
+        (
+            ALONE,
+            Row("the batch", {"sources": ("batch",)}),
+            Row("the batch, a bank of pixels", {"sources": ("batch", "pixels"), **BANK}),
+            Row("the batch, a bank of regions", {"sources": ("batch", "regions"), **BANK}),
+            Row("the batch, both banks", {"sources": ("batch", "pixels", "regions"), **BANK}),
+        ),
+    ),
+    "memory": Table(
+        "The authors' memory variant, without the batch, and the size of the bank",
+        SGD,
+        (
+            ALONE,
+            Row("both banks alone", {"sources": ("pixels", "regions"), **BANK}),
+            *(Row(f"the batch, both banks of {n}", {**BANK, "bank": n}) for n in (25, 100, 400)),
+        ),
+    ),
+    "anchors": Table("Which pixels are anchors", SGD, _sweep("anchors", ("random", "hard"))),
+    "negatives": Table(
+        "Which entries count",
+        SGD,
+        _sweep("negatives", ("all", "random", "hardest", "semi-hard"), **BANK),
+    ),
+    "temperature": Table(
+        "Temperature (the factor τ/0.07 keeps the size of the gradient)",
+        SGD,
+        _sweep("temperature", (0.05, 0.07, 0.1, 0.2, 0.3, 0.4)),
+    ),
+    "weight": Table("Weight", SGD, _sweep("weight", (0.01, 0.03, 0.1, 0.3, 1.0))),
+    "views": Table(
+        "Anchors of a class in an image, at most",
+        SGD,
+        # Enough anchors in all, so that no class displaces another.
+        (*_sweep("max_views", (1, 2, 6)), *_sweep("max_views", (16, 32), max_anchors=4096)[1:]),
+    ),
+    "denominator": Table("Denominator", SGD, _sweep("denominator", ("negatives", "all"))),
+    "schedule": Table(
+        "The weight over the run",
+        SGD,
+        (
+            ALONE,
+            Row("constant"),
+            Row("rises over the first 20%", {"warmup": 0.2}),
+            Row("rises over the first 40%", {"warmup": 0.4}),
+            Row("falls to 0 over the last 40%", {"fade": 0.4}),
+            Row("falls to 0 over the whole run", {"fade": 1.0}),
+        ),
+    ),
+    "projection": Table(
+        "Projection head", SGD, _sweep("projection", ("mlp", "mlp without norm", "linear"))
+    ),
+    "recipe": Table(
+        "The recipe to start from, on val",
+        SGD,
+        (ALONE, Row("the recipe", CHOSEN)),
+        seeds=FRESH_SEEDS,
+        split="val",
+    ),
+    "rate": Table(
+        "The learning rate of the strong baseline",
+        replace(ADAMW, sources=()),
+        tuple(
+            Row(f"AdamW, {rate:g}", {"learning_rate": rate}) for rate in (0.002, 0.005, 0.01, 0.02)
+        ),
+        seeds=(0, 1),
+    ),
+    "strong": Table(
+        "Contrast against the strong baseline",
+        ADAMW,
+        (
+            *_sweep("weight", (0.01, 0.03, 0.1)),
+            Row("weight 0.03, falls to 0 over the whole run", {"weight": 0.03, "fade": 1.0}),
+            Row("weight 0.03, both banks", {"weight": 0.03, **BANK}),
+        ),
+        seeds=(0, 1, 2),
+    ),
+    "why": Table(
+        "Why nothing is gained there: projection and views",
+        replace(ADAMW, weight=0.03),
+        (
+            ALONE,
+            Row("mlp, 6 views"),
+            Row("mlp without norm", {"projection": "mlp without norm"}),
+            Row("linear", {"projection": "linear"}),
+            Row("1 view", {"max_views": 1}),
+            Row("2 views", {"max_views": 2}),
+            Row("32 views", {"max_views": 32, "max_anchors": 4096}),
+        ),
+        seeds=(0, 1, 2),
+    ),
+    "lower-rate": _strong("At half the learning rate", learning_rate=0.001),
+    "longer": _strong("Three times as long", steps=3 * STEPS),
+    "resolution": _strong("At twice the resolution", size=(144, 192)),
+    "strong-val": Table(
+        "The best of them, on val",
+        ADAMW,
+        (ALONE, Row("with contrast", CHOSEN_STRONG)),
+        seeds=FRESH_SEEDS,
+        split="val",
+    ),
+    "reading": Table(
+        "The embedded digits, by weight",
+        RECIPES["digits"],
+        _sweep("weight", (0.003, 0.03, 0.1)),
+        seeds=(0, 1, 2),
+        data="digits",
+    ),
+    "gpu": Table(
+        "360×480, 6.7 million parameters, on a GPU",
+        LARGE,
+        (
+            ALONE,
+            Row("the batch", {"sources": ("batch",)}),
+            Row("the batch, both banks", {"bank": 500, "pixels_per_image": 10}),
+        ),
+        seeds=FRESH_SEEDS[:5],
+        split="val",
+    ),
+}

@@ -1,0 +1,97 @@
+"""The options of a training run, and their defaults for each data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All options of a run but its seed; both arms of a pair differ only in the contrast.
+
+    Attributes:
+        size: height and width of the images.
+        weight: of the contrast, relative to the cross entropy.
+        max_anchors, max_views: of the anchor sampler.
+        flip: whether to mirror half of the training images.
+        seeds: number of paired runs of `benchmarks.segmentation`.
+        bank: slots of each class in each queue that `sources` names; 0 for no bank.
+        sources: what to contrast with, as `PixelContrastLoss` takes it. None for everything
+            available, `()` for cross entropy alone.
+        anchors: `"hard"` or `"random"`.
+        negatives: `"all"`, or a strategy of `HardNegativeSampler`, which then takes
+            `num_negatives` and `num_positives`.
+        warmup: fraction of the run over which the weight of the contrast rises from 0.
+        fade: fraction of the run, at its end, over which that weight falls to 0.
+        schedule: of the learning rate, `"polynomial"` or `"cosine"`.
+        projection: a kind of `ProjectionHead`, or `"mlp without norm"`.
+        network: `"small"` or `"large"`.
+        dim: size of the embedding.
+    """
+
+    size: tuple[int, int]
+    steps: int
+    batch_size: int
+    optimizer: str
+    learning_rate: float
+    weight: float
+    temperature: float
+    max_anchors: int
+    max_views: int
+    flip: bool
+    seeds: int
+    bank: int = 0
+    pixels_per_image: int = 2
+    base_temperature: float = 0.07
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_power: float = 0.9
+    schedule: str = "polynomial"
+    sources: tuple[str, ...] | None = None
+    anchors: str = "hard"
+    negatives: str = "all"
+    num_negatives: int = 128
+    num_positives: int = 64
+    denominator: str = "negatives"
+    projection: str = "mlp"
+    warmup: float = 0.0
+    fade: float = 0.0
+    network: str = "small"
+    dim: int = 64
+
+    @property
+    def has_contrast(self) -> bool:
+        """Whether the run trains with contrast."""
+        return self.sources != ()
+
+
+RECIPES = {
+    "digits": Recipe(
+        size=(48, 48),
+        steps=300,
+        batch_size=8,
+        optimizer="adamw",
+        learning_rate=0.003,
+        weight=0.003,
+        temperature=0.1,
+        max_anchors=512,
+        max_views=6,
+        # A mirrored digit has another shape.
+        flip=False,
+        seeds=3,
+    ),
+    # The paper's optimizer, decay, temperature and weight, on small images.
+    "camvid": Recipe(
+        size=(72, 96),
+        steps=700,
+        batch_size=8,
+        optimizer="sgd",
+        learning_rate=0.3,
+        weight=0.1,
+        temperature=0.1,
+        max_anchors=512,
+        max_views=6,
+        flip=True,
+        seeds=5,
+    ),
+}

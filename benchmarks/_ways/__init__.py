@@ -1,0 +1,1 @@
+"""What the benchmarks measure: problems, and the implementations that are compared on them."""

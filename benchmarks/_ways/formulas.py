@@ -1,0 +1,146 @@
+"""The loss as different people write it, and the truth it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks._ways.authors_step import authors_formula
+from benchmarks._ways.problem import TEMPERATURE, Problem
+from pixcontrast import HardNegativeSampler
+from pixcontrast.functional import info_nce, info_nce_of
+
+MOST_ELEMENTS = 1 << 26
+"""Of a float64 matrix of the truth, which is made over some anchors at a time."""
+
+
+Losses = tuple[Tensor, ...]
+"""A loss and, unless it is the forward alone, the anchors' gradient."""
+
+
+class Truth(NamedTuple):
+    """The loss and the anchors' gradient (M, D), both in float64."""
+
+    loss: Tensor
+    gradient: Tensor
+
+
+def public_loss(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    contrast: Tensor | Sequence[Tensor | None] | None,
+    contrast_labels: Tensor | Sequence[Tensor | None] | None,
+    backend: str,
+    negative_sampler: HardNegativeSampler | None = None,
+) -> Tensor:
+    """Return the loss by `info_nce`, as users call it."""
+    return info_nce(
+        anchors,
+        anchor_labels,
+        contrast,
+        contrast_labels,
+        temperature=TEMPERATURE,
+        negative_sampler=negative_sampler,
+        backend=backend,  # type: ignore[arg-type]
+    )
+
+
+def unit_length_loss(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    contrast: Tensor | Sequence[Tensor | None] | None,
+    contrast_labels: Tensor | Sequence[Tensor | None] | None,
+    backend: str,
+    negative_sampler: HardNegativeSampler | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Return the loss in the form that the losses call: all vectors have unit length."""
+    return info_nce_of(
+        anchors,
+        anchor_labels,
+        contrast,
+        contrast_labels,
+        temperature=TEMPERATURE,
+        denominator="negatives",
+        weight=None,
+        negative_sampler=negative_sampler,
+        generator=None,
+        reduction="mean",
+        ignore_index=ignore_index,
+        backend=backend,  # type: ignore[arg-type]
+        unit_length=True,
+    ).loss
+
+
+def textbook_loss(problem: Problem) -> Tensor:
+    """Return the loss by the formula with a softplus, which holds M×N matrices.
+
+    The product is made in the dtype of the anchors, the rest in float32 (float64 for float64).
+    """
+    total, count = _textbook_sums(problem, 0, len(problem.anchors))
+    return total / count
+
+
+def authors_loss(problem: Problem) -> Tensor:
+    """Return the loss as the authors' code computes it, operation for operation, with its masks."""
+    labels = problem.anchor_labels
+    same = (labels[:, None] == problem.contrast_labels[None, :]).float()
+    positive = same
+    if problem.entries is None:
+        numbers = torch.arange(len(labels), device=labels.device)[:, None]
+        positive = same * torch.ones_like(same).scatter_(1, numbers, 0)
+    return authors_formula(problem.anchors, problem.contrast, positive, 1 - same, TEMPERATURE)
+
+
+def authors_loss_under_autocast(problem: Problem) -> Tensor:
+    """Return `authors_loss` under autocast to bfloat16."""
+    with torch.autocast(problem.anchors.device.type, torch.bfloat16):
+        return authors_loss(problem)
+
+
+def truth_of(problem: Problem) -> Truth:
+    """Return loss and gradient by the textbook formula in float64, some anchors at a time."""
+    exact = problem.to(torch.float64)
+    rows = max(1, MOST_ELEMENTS // max(1, len(exact.contrast)))
+    loss, gradient = exact.anchors.new_zeros(()), torch.zeros_like(exact.anchors)
+    count = exact.anchors.new_zeros(())
+    for start in range(0, len(exact.anchors), rows):
+        part, num_anchors = _textbook_sums(exact, start, start + rows)
+        gradient += torch.autograd.grad(part, exact.anchors)[0]
+        loss += part.detach()
+        count += num_anchors
+    return Truth(loss / count, gradient / count)
+
+
+def relative_error(found: Losses, truth: Truth) -> float:
+    """Return the larger error of a loss and, where there is one, its gradient; NaN as infinity.
+
+    The loss's error is relative to the loss, the gradient's is a ratio of norms.
+    """
+    errors = [
+        ((made.double() - right).norm() / right.norm()).item()
+        for made, right in zip(found, truth, strict=False)
+    ]
+    return max(error if error == error else float("inf") for error in errors)
+
+
+def _textbook_sums(problem: Problem, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Return the sum of the losses of some anchors, and how many of them have a positive."""
+    anchors, labels = problem.anchors[start:stop], problem.anchor_labels[start:stop]
+    same = labels[:, None] == problem.contrast_labels[None, :]
+    products = anchors @ problem.contrast.T
+    wide = torch.float64 if products.dtype == torch.float64 else torch.float32
+    logits = products.to(wide) / TEMPERATURE
+    z = logits.masked_fill(same, -torch.inf).logsumexp(dim=1, keepdim=True)
+    positive = same
+    if problem.entries is None:
+        numbers = torch.arange(start, start + len(anchors), device=anchors.device)
+        columns = torch.arange(len(problem.contrast), device=anchors.device)
+        positive = same & (numbers[:, None] != columns[None, :])
+    num_positives = positive.sum(dim=1)
+    losses = (F.softplus(z - logits) * positive).sum(dim=1) / num_positives.clamp(min=1)
+    return losses.sum(), (num_positives > 0).sum()

@@ -1,0 +1,213 @@
+"""`benchmarks.step`: what it measures is what it says, and a failure costs only its own case."""
+
+import json
+import math
+import warnings
+
+import pytest
+import torch
+
+from benchmarks import step
+from benchmarks._measure import counts
+from benchmarks._measure.command import DEVICE_LOST, REFUSED
+from benchmarks._measure.timers import DeviceLostError
+from benchmarks._ways.batches import SHAPES
+from benchmarks._ways.steps import BASE_TEMPERATURE, PARTS, TEMPERATURE, StepCase
+
+CPU = torch.device("cpu")
+SMALL = SHAPES["small"]
+REHEARSAL = ["--rehearse", "--repeats", "2"]
+NO_GRAPH = {"status": "failed: RuntimeError: a CUDA graph needs a CUDA device"}
+
+
+def run(folder, *options, name="step_gpu.json"):
+    status = step.main([*options, "--out", str(folder)])
+    return status, json.loads((folder / name).read_text())
+
+
+def test_step_on_the_cpu(tmp_path, capsys):
+    options = ["--shapes", "small", "--repeats", "2", "--no-memory"]
+    status, record = run(tmp_path, *options, name="step.json")
+    assert status == 0
+    assert [row["case"] for row in record["steps"]] == ["bank", "batch", "mining"]
+    for row in record["steps"]:
+        other = "unmined" if row["case"] == "mining" else "authors"
+        assert list(row["measured"]) == ["step", "loss", other]
+        seconds = {way: one["seconds"] for way, one in row["measured"].items()}
+        for one in row["measured"].values():
+            assert one["to_step"] == pytest.approx(one["seconds"] / seconds["step"])
+            assert one["to_loss"] == pytest.approx(one["seconds"] / seconds["loss"])
+            assert math.isfinite(one["spread"])
+        assert list(row["parts"]) == list(PARTS)
+        for part, taken in row["parts"].items():
+            assert (taken > 0) == (row["case"] != "batch" or part != "bank update")
+        assert row["anchors"] == {"step": 56, "authors": 56}
+    assert [row["labels"] for row in record["samplers"]] == ["noise", "patches"]
+    for row in record["samplers"]:
+        assert list(row["measured"]) == ["sampler", "loop", "sorted loop"]
+        assert all(one["to_sampler"] > 0 for one in row["measured"].values())
+    assert record["environment"]["torch"] == torch.__version__
+    printed = capsys.readouterr().out
+    for words in ("authors", "unmined", "bank update", "sorted loop"):
+        assert words in printed
+
+
+def test_step_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
+    status, record = run(tmp_path, *REHEARSAL, "--commit", "abc")
+    assert status == 0
+    assert record["environment"]["card"] is None
+    rows = record["steps"]
+    assert [(row["name"], row["case"], row["note"]) for row in rows] == [
+        ("small", case, None) for case in ("bank", "batch", "mining")
+    ]
+    for row in rows:
+        others = {"unmined"} if row["case"] == "mining" else {"authors", "authors autocast"}
+        assert set(row["measured"]) == {"step", "replayed", "loss"} | others
+        seconds = row["measured"]["step"]["seconds"]
+        for way, one in row["measured"].items():
+            if way == "replayed":
+                assert one == NO_GRAPH
+            else:
+                assert one["to_step"] == pytest.approx(one["seconds"] / seconds)
+        assert row["anchors"]["step"] > 0
+    printed = capsys.readouterr().out
+    assert "small, mining" in printed
+    assert "a CUDA graph needs a CUDA device" in printed
+
+
+def test_a_profile_measures_no_time(tmp_path):
+    status, record = run(tmp_path, *REHEARSAL, "--profile", name="step_profile.json")
+    assert status == 0
+    for row in record["steps"]:
+        assert row["note"] is None
+        assert "replayed" not in row["measured"]
+        for one in row["measured"].values():
+            assert "seconds" not in one
+            assert one["extra_mb"] >= 0
+            assert one["waits"] is one["launches"] is None
+        assert set(row["parts"]) == set(PARTS)
+
+
+def test_ours_is_recorded_before_the_authors_step_runs(tmp_path, monkeypatch):
+    seen = []
+
+    def enter(self):
+        seen.append(json.loads((tmp_path / "step_gpu.json").read_text())["steps"][-1])
+        raise RuntimeError("the process is stopped here")
+
+    monkeypatch.setattr(StepCase, "authors_step", lambda self: lambda: enter(self))
+    run(tmp_path, *REHEARSAL, "--cases", "bank")
+    assert set(seen[0]["measured"]) == {"step", "replayed", "loss"}
+    assert seen[0]["measured"]["step"]["seconds"] > 0
+
+
+def test_a_case_that_fails_costs_only_itself(tmp_path, monkeypatch):
+    way = StepCase.way
+
+    def fail(self, name):
+        if self.case == "bank":
+            raise ValueError("wrong")
+        return way(self, name)
+
+    monkeypatch.setattr(StepCase, "way", fail)
+    status, record = run(tmp_path, *REHEARSAL)
+    assert status == 0
+    assert [row["note"] for row in record["steps"]] == ["failed: ValueError: wrong", None, None]
+
+
+def test_a_lost_device_ends_it(tmp_path, monkeypatch):
+    def lose(*_, **__):
+        raise DeviceLostError("an illegal memory access")
+
+    monkeypatch.setattr(step, "measure", lose)
+    status, record = run(tmp_path, *REHEARSAL)
+    assert status == DEVICE_LOST
+    assert "illegal" in record["steps"][0]["note"]
+    assert len(record["steps"]) == 1
+
+
+def test_nothing_is_started_after_the_budget(tmp_path):
+    status, record = run(tmp_path, *REHEARSAL, "--budget", "-1")
+    assert status == 0
+    assert {row["note"] for row in record["steps"]} == {"no time left"}
+
+
+def test_without_a_device_it_refuses(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert step.main(["--shapes", "small", "--device", "cuda"]) == REFUSED
+    assert "no CUDA device here" in capsys.readouterr().out
+
+
+def test_peak_of_a_way_in_this_process(capsys):
+    step.main(["--peak", "step", "--shapes", "small", "--cases", "bank"])
+    assert float(capsys.readouterr().out) >= 0
+
+
+def test_full_logits_have_the_same_classes():
+    case = StepCase(SMALL, "batch", CPU, as_on_gpu=True)
+    assert case.logits.shape[2:] == case.batch.labels.shape[1:]
+    assert torch.equal(case.logits[:, :, :: SMALL.stride, :: SMALL.stride], case.batch.logits)
+
+
+@pytest.mark.parametrize("case", ["batch", "bank"])
+def test_the_loss_alone_has_the_anchors_and_entries_of_the_step(case):
+    problem = StepCase(SMALL, case, CPU)
+    torch.manual_seed(3)
+    (of_anchors,) = problem.way("loss")()
+    taken = problem.way("step")
+    torch.manual_seed(3)
+    (of_map,) = taken()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        _, sample = problem.criterion()(
+            problem.batch.emb, problem.batch.labels, problem.batch.logits, return_anchors=True
+        )
+    real = sample.labels >= 0
+    rows = of_map.movedim(1, -1).flatten(0, -2)[sample.indices]
+    anchors = problem.batch.emb.detach().movedim(1, -1).flatten(0, -2)[sample.indices]
+    # Normalizing to unit length removes the component along the vector.
+    along = (of_anchors * anchors).sum(dim=1, keepdim=True) * anchors
+    expected = TEMPERATURE / BASE_TEMPERATURE * (of_anchors - along)
+    torch.testing.assert_close(rows[real], expected[real], rtol=1e-4, atol=1e-6)
+    assert of_map.abs().sum() > 0
+    torch.testing.assert_close(of_map.abs().sum(), rows[real].abs().sum())
+
+
+def test_a_mined_step_is_another_one():
+    problem, gradients = StepCase(SMALL, "mining", CPU), []
+    for way in ("step", "unmined"):
+        run_way = problem.way(way)
+        torch.manual_seed(0)
+        gradients.append(run_way()[0])
+    # An anchor has 40 positives and 160 negatives; semi-hard mining keeps a tenth of each.
+    assert (gradients[0] - gradients[1]).abs().max() > 1e-3
+
+
+def test_waits_are_counted_by_the_warnings(monkeypatch):
+    """With the warnings and the device played by the test."""
+    modes = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def run_with_two_waits():
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+        warnings.warn("of something else", UserWarning, stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert counts.count_waits(run_with_two_waits, torch.device("cuda")) == 2
+    assert modes == ["warn", "default"]
+
+
+def test_kernels_are_listed_by_their_time():
+    class Event:
+        def __init__(self, name, microseconds):
+            self.name = name
+            self.time_range = type("Range", (), {"elapsed_us": lambda _: microseconds})()
+
+    events = [Event("a", 2.0), Event("b", 5.0), Event("a", 4.0)]
+    assert counts.kernel_times(events) == [
+        {"name": "a", "launches": 2, "microseconds": 6.0},
+        {"name": "b", "launches": 1, "microseconds": 5.0},
+    ]

@@ -1,0 +1,140 @@
+"""What the measuring commands share: timers, memory, options."""
+
+import itertools
+
+import pytest
+import torch
+
+from benchmarks import hot_path
+from benchmarks._measure import command, timers
+from benchmarks._measure.memory import measured_peak
+from benchmarks._measure.timers import DeviceLostError, measure
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def played_card(monkeypatch):
+    """A CUDA device whose runs take the seconds that they return."""
+    calls = []
+
+    def seconds_of(run, device, times=1, untimed=0):
+        calls.append((times, untimed))
+        return run()
+
+    monkeypatch.setattr(timers, "seconds_of", seconds_of)
+    monkeypatch.setattr(timers, "release", lambda device: None)
+    return calls
+
+
+def test_runs_take_turns():
+    order = []
+    found = measure({name: lambda name=name: order.append(name) for name in "ab"}, 3)
+    assert order == ["a", "b"] * 4  # one warm-up and three samples of each
+    assert found["a"]["samples"] == 3
+    assert found["a"]["seconds"] >= 0
+
+
+def test_ratios_are_those_of_the_medians():
+    found = measure({"a": lambda: None, "b": lambda: sum(range(1000))}, 3, references=("a", "no"))
+    assert found["b"]["to_a"] == found["b"]["seconds"] / found["a"]["seconds"]
+    assert found["b"]["to_no"] is None
+
+
+def test_an_error_between_good_runs_costs_only_its_own_way():
+    runs = itertools.count()
+
+    def sometimes():
+        if next(runs) == 2:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+
+    found = measure({"odd": sometimes, "good": lambda: None}, 3)
+    assert found["odd"] == {"status": "out of memory"}
+    assert found["good"]["samples"] == 3
+
+
+def test_strict_raises_what_a_run_raises():
+    def fail():
+        raise ValueError("wrong")
+
+    assert measure({"odd": fail}, 2) == {"odd": {"status": "failed: ValueError: wrong"}}
+    with pytest.raises(ValueError, match="wrong"):
+        measure({"odd": fail}, 2, strict=True)
+
+
+def test_nothing_is_started_after_the_deadline():
+    found = measure({"one": lambda: None}, 3, deadline=timers.now() - 1)
+    assert found == {"one": {"status": "no time left"}}
+
+
+def test_a_deadline_ends_the_turns_after_two(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(timers, "now", lambda: next(clock))
+    found = measure({"one": lambda: None}, 50, deadline=20)
+    assert 2 <= found["one"]["samples"] < 20
+
+
+def test_samples_on_cuda_are_as_long_as_the_run_is_short(played_card):
+    runs = {"fast": lambda: 0.001, "slow": lambda: 0.5}
+    found = measure(runs, 5, CUDA)
+    assert found["fast"] == {"seconds": 0.001, "spread": 0.0, "samples": 5}
+    assert found["slow"]["samples"] == 2
+    # The first two calls warm up; a fast run is then sampled four at a time, after an untimed one.
+    assert played_card == [(1, 1), (1, 1), (4, 1), (1, 0), (4, 1), (1, 0), (4, 1), (4, 1), (4, 1)]
+
+
+@pytest.mark.usefixtures("played_card")
+def test_a_lost_device_keeps_the_figures_so_far(monkeypatch):
+    def lose(device):
+        raise DeviceLostError("an illegal memory access")
+
+    runs = itertools.count()
+
+    def sometimes():
+        if next(runs) == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return 1.0
+
+    monkeypatch.setattr(timers, "release", lose)
+    with pytest.raises(DeviceLostError) as lost:
+        measure({"good": lambda: 0.001, "bad": sometimes}, 5, CUDA)
+    assert lost.value.measured["good"]["samples"] == 2
+    assert "illegal" in lost.value.measured["bad"]["status"]
+
+
+def test_peak_is_that_of_the_run():
+    assert 90 < measured_peak(lambda: torch.ones(25_000_000)) < 130
+
+
+def test_peak_counts_memory_that_an_earlier_run_left_behind():
+    def run():
+        return [torch.ones(16_000) for _ in range(1000)]
+
+    pieces, last = run(), torch.ones(16_000)
+    del pieces  # the heap keeps their memory below `last`
+    assert 50 < measured_peak(run) < 90
+    assert last.sum() == 16_000
+
+
+def test_a_busy_machine_is_reported_or_refused(capsys, monkeypatch):
+    monkeypatch.setattr(command, "load_average", lambda: 1e6)
+    command.look_at_machine(refuse_busy=False)
+    assert "busy" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="--refuse-busy"):
+        command.look_at_machine(refuse_busy=True)
+
+
+def test_one_repeat_has_no_spread_and_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        hot_path.main(["--repeats", "1"])
+    assert "at least 2" in capsys.readouterr().err
+
+
+def test_a_record_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "record.json"
+    command.write_record(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        command.write_record(path, {"a": float("nan")})
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert [found.name for found in tmp_path.iterdir()] == ["record.json"]
