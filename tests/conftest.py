@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from nested import PART, select_part
+from nested import select_part
 
 # Examples are a function of the test alone: a red run can be repeated.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
@@ -27,8 +27,11 @@ MOST_WORKERS = 8  # each has PyTorch, Triton and scikit-learn in memory
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A worker for each processor, but none for named files: starting one takes seconds."""
-    is_nested = PART in os.environ or "PYTEST_XDIST_WORKER" in os.environ
+    """A worker for each processor, but none for named files: starting one takes seconds.
+
+    None either where a test has started this process.
+    """
+    is_nested = "PYTEST_CURRENT_TEST" in os.environ
     if is_nested or all(".py" in argument for argument in config.args):
         return 0
     if hasattr(os, "sched_getaffinity"):
