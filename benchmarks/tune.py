@@ -1,10 +1,10 @@
-"""Search for tiles of the fused kernels on the card at hand, and print a row for their table.
+"""Search for tiles of the fused kernels on this card, and print a row for their table.
 
     python -m benchmarks.tune --mode bf16 --dims 64 128 256 512
 
-Nothing searches by itself: the package ships fixed tiles (`kernels/configurations.py`). This tries
-others, one pass after the other, leaves out what does not compile, does not fit, or comes to
-another loss or gradient, and prints the fastest as that table has it.
+The package ships fixed tiles (`pixcontrast/_info_nce/fused/configurations.py`) and never searches.
+This command tries others, one pass after the other, leaves out what does not compile, does not fit
+or gives another loss or gradient, and prints the fastest in the form of that table.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks._measure.command import NO_DEVICE, REFUSED
 from benchmarks._measure.environment import describe_device
 from benchmarks._measure.timers import attempt, seconds_of
-from benchmarks._ways.problem import MODES
+from benchmarks._ways.problem import MODES, Case, Problem
 from pixcontrast._info_nce.fused.configurations import (
     Configuration,
     Configurations,
@@ -29,18 +30,17 @@ from pixcontrast._info_nce.fused.configurations import (
 from pixcontrast.functional import info_nce
 
 KINDS = {"bf16": "16", "tf32": "tf32", "float32": "ieee"}
-TOLERANCES = {"bf16": 2e-2, "tf32": 5e-3, "float32": 1e-4}
 PASSES = ("denominator", "positives", "entries")
 ROWS, COLUMNS, WARPS, STAGES = (16, 32, 64, 128), (16, 32, 64, 128), (4, 8), (1, 2, 3, 4)
 Trial = Callable[[], list[Tensor]]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print a row of the table for each D."""
+    """Print a row of the table for each D; return the exit status."""
     options = _parser().parse_args(arguments)
     if not torch.cuda.is_available():
-        print("no CUDA device here")
-        return 2
+        print(NO_DEVICE)
+        return REFUSED
     device = torch.device("cuda")
     print(describe_device(device))
     torch.set_float32_matmul_precision("highest" if options.mode == "float32" else "high")
@@ -58,7 +58,7 @@ def search(
     options: argparse.Namespace,
     device: torch.device,
 ) -> Configurations:
-    """The fastest tiles of each pass, those of the others being the best so far."""
+    """Return the fastest tiles of each pass, tried beside the best tiles so far of the others."""
     best = start
     for name in PASSES:
         trial = trials["itself" if name == "entries" else "bank"]
@@ -67,7 +67,7 @@ def search(
         for candidate in candidates(name, best):
             with using(candidate):
                 job = partial(
-                    timed, trial, expected, TOLERANCES[options.mode], options.repeats, device
+                    timed, trial, expected, MODES[options.mode].tolerance, options.repeats, device
                 )
                 found = attempt(job, device)
             chosen = tuple(getattr(candidate, name))
@@ -79,7 +79,7 @@ def search(
 
 
 def candidates(name: str, best: Configurations) -> Iterator[Configurations]:
-    """Every tile of a pass beside the tiles of the others, as far as the table allows it."""
+    """Yield every tile of a pass beside the tiles of the others, as far as the table allows."""
     for shape in itertools.product(ROWS, COLUMNS, WARPS, STAGES):
         one = best._replace(**{name: Configuration(*shape)})
         if name == "denominator" and one.denominator.columns % one.positives.columns:
@@ -92,7 +92,7 @@ def candidates(name: str, best: Configurations) -> Iterator[Configurations]:
 def timed(
     trial: Trial, expected: list[Tensor], tolerance: float, repeats: int, device: torch.device
 ) -> float:
-    """Seconds of a trial that comes to what is expected."""
+    """Return the seconds of a trial, and raise if its result is not the expected one."""
     for made, right in zip(trial(), expected, strict=True):
         if not bool((made - right).norm() <= tolerance * right.norm()):
             raise ValueError("another result")
@@ -100,28 +100,19 @@ def timed(
 
 
 def draw(mode: str, anchors: int, entries: int, dim: int, device: torch.device) -> dict[str, Trial]:
-    """Forward and backward of anchors against a bank, and against themselves."""
-    dtype = MODES[mode].dtype
-    generator = torch.Generator(device).manual_seed(0)
+    """Return forward and backward of anchors against a bank, and against themselves."""
+    problem = Problem.draw(Case(mode, anchors, entries, dim), device)
 
-    def vectors(rows: int) -> Tensor:
-        drawn = torch.randn(rows, dim, device=device, generator=generator)
-        return torch.nn.functional.normalize(drawn, dim=1).to(dtype)
-
-    leaf, bank = vectors(anchors).requires_grad_(), vectors(entries)
-    labels = torch.arange(anchors, device=device) * 19 // max(1, anchors)
-    bank_labels = torch.arange(entries, device=device) * 19 // max(1, entries)
-
-    def run(*contrast: Tensor) -> list[Tensor]:
-        loss = info_nce(leaf, labels, *contrast, backend="triton")
-        (gradient,) = torch.autograd.grad(loss, leaf)
+    def run(*contrast: Tensor | None) -> list[Tensor]:
+        loss = info_nce(problem.anchors, problem.anchor_labels, *contrast, backend="triton")
+        (gradient,) = torch.autograd.grad(loss, problem.anchors)
         return [loss.detach().float(), gradient.float()]
 
-    return {"bank": lambda: run(bank, bank_labels), "itself": run}
+    return {"bank": lambda: run(problem.entries, problem.entry_labels), "itself": run}
 
 
 def as_row(dim: int, best: Configurations) -> str:
-    """A line of `kernels/configurations.py`."""
+    """Return a line of `configurations.py`."""
     return f"{dim}: C({', '.join(f'K{tuple(tile)}' for tile in best)}),"
 
 

@@ -68,7 +68,7 @@ def info_nce(
     positive is left out of the mean. An anchor without a negative has loss 0 with `"negatives"`,
     and counts. If no anchor is left, the loss is 0 and its gradients are zeros.
 
-    For two tensors without ignored labels, the loss is equal to this plain PyTorch code::
+    For two tensors without ignored labels, the loss is the same in plain PyTorch::
 
         s = anchors @ contrast.T / temperature
         same = anchor_labels[:, None] == contrast_labels[None, :]

@@ -172,7 +172,7 @@ def _sample(
         taken_hard = torch.zeros_like(taken)
     else:
         taken_hard = _hard_of_groups(groups, taken, hard_fraction, generator)
-    return _gather(groups, taken, taken_hard, labels, ignore_index, max_anchors)
+    return _take_pixels(groups, taken, taken_hard, labels, ignore_index, max_anchors)
 
 
 def _taken_of_groups(groups: DrawnGroups, max_anchors: int, max_views: int) -> Tensor:
@@ -193,7 +193,7 @@ def _hard_of_groups(
     return taken_hard.maximum(taken - num_easy).minimum(groups.num_first)
 
 
-def _gather(
+def _take_pixels(
     groups: DrawnGroups,
     taken: Tensor,
     taken_hard: Tensor,

@@ -23,10 +23,15 @@ def captured(run: Run, device: torch.device) -> Run:
     with torch.cuda.stream(stream):
         for _ in range(WARM_RUNS):
             run()
-    torch.cuda.current_stream(device).wait_stream(stream)
+    current = torch.cuda.current_stream(device)
+    current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run()
+    try:
+        with torch.cuda.graph(graph):
+            results = run()
+    finally:
+        # A capture that fails may leave its own stream as the current one.
+        torch.cuda.set_stream(current)
 
     def replay() -> object:
         graph.replay()

@@ -64,7 +64,7 @@ class Session:
 
     def has_time(self, seconds: float) -> bool:
         """Return whether something that takes so long would end before the deadline."""
-        return now() + seconds < self.deadline
+        return bool(now() + seconds < self.deadline)
 
     def save(self) -> None:
         """Write the record as far as it is known."""

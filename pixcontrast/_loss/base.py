@@ -14,7 +14,7 @@ from pixcontrast._distributed import GroupReference, ranks_of
 from pixcontrast._info_nce.problem import Denominator
 from pixcontrast._info_nce.reduction import Reduction
 from pixcontrast._labels import IGNORED
-from pixcontrast._loss.batch import Anchors, Batch, gather_pixels, prepare
+from pixcontrast._loss.batch import Anchors, Batch, prepare, take_anchors
 from pixcontrast._loss.contrast_set import BatchEntries, ContrastSet, contrast_set, resolve_sources
 from pixcontrast._loss.gather import JointCall
 from pixcontrast._loss.stats import MAX_CLASSES, Call, Stats, compute_stats
@@ -156,7 +156,7 @@ class ContrastLoss(nn.Module):
         sample = self.anchor_sampler(
             batch.labels, batch.preds, ignore_index=self.ignore_index, generator=generator
         )
-        anchors = gather_pixels(batch, sample, self.ignore_index, normalize=self.normalize)
+        anchors = take_anchors(batch, sample, self.ignore_index, normalize=self.normalize)
         contrast, result = self._contrast(batch, anchors, generator)
         loss = self._reduce(result.loss, len(anchors.labels))
         if bank_to_update is not None:
@@ -241,7 +241,7 @@ class ContrastLoss(nn.Module):
             return None
         num_entries = 0 if entries.entries is None else len(entries.entries.labels)
         call = f"{type(self).__name__}, {self._shared_options()}"
-        return JointCall.agree(ranks, call, anchors.vectors, num_entries)
+        return JointCall.exchange_sizes(ranks, call, anchors.vectors, num_entries)
 
     def _reduce(self, loss: Tensor, num_anchors: int) -> Tensor:
         """Remove padding from unreduced losses, and apply the factor of the base temperature."""

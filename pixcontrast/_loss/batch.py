@@ -64,7 +64,7 @@ def prepare(
     )
 
 
-def gather_pixels(
+def take_anchors(
     batch: Batch, sample: AnchorSample, ignore_index: int, *, normalize: bool
 ) -> Anchors:
     """Take the embeddings, labels and weights of the sampled pixels."""

@@ -38,7 +38,9 @@ class JointCall:
     num_entries: int
 
     @classmethod
-    def agree(cls, ranks: Ranks, call: str, anchors: Tensor, num_entries: int) -> JointCall:
+    def exchange_sizes(
+        cls, ranks: Ranks, call: str, anchors: Tensor, num_entries: int
+    ) -> JointCall:
         """Exchange the sizes of all ranks and take the largest.
 
         Args:

@@ -1,5 +1,7 @@
 """The judge of the random calls, judged: each rule of it sees what is broken on purpose."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ from pixcontrast import (
     RandomAnchorSampler,
     RegionContrastLoss,
 )
+from pixcontrast._loss import base
+from pixcontrast._loss.batch import gather_pixels
 from pixcontrast.functional import info_nce
 
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -123,6 +127,10 @@ def judged_loss(kind, mixed_in=AsItIs, bank=False, *, call=None, **options):
     return defect_of(Call("loss", loss, {**arguments, **(call or {})}, ()))[1]
 
 
+def gather_from_flipped_map(batch, *arguments, **options):
+    return gather_pixels(batch._replace(emb_map=batch.emb_map.flip(2)), *arguments, **options)
+
+
 KINDS = pytest.mark.parametrize("kind", [PixelContrastLoss, RegionContrastLoss])
 WEIGHT = {"weight": torch.arange(32.0).view(2, 4, 4)}
 
@@ -135,8 +143,9 @@ def test_what_a_loss_gets_wrong(kind, bank):
             return super().forward(*arguments, **{**given, "weight": None})
 
     class Moves:
-        def _take_anchors(self, images, sample):
-            return super()._take_anchors(images.flip(2), sample)
+        def forward(self, *arguments, **given):
+            with patch.object(base, "gather_pixels", gather_from_flipped_map):
+                return super().forward(*arguments, **given)
 
     class Slopes:
         def forward(self, *arguments, **given):
@@ -163,14 +172,16 @@ def test_regions_of_other_pixels(bank):
     class OfPart:
         """Regions that lack the last row of the map."""
 
-        def _batch_piece(self, images, labels):
-            first = torch.arange(labels.shape[1]) < 12
-            return super()._batch_piece(images, labels.masked_fill(~first, -1))
+        def _batch_entries(self, batch):
+            first = torch.arange(batch.labels.shape[1]) < 12
+            labels = batch.labels.masked_fill(~first, -1)
+            return super()._batch_entries(batch._replace(labels=labels))
 
     class Missing:
-        def _batch_piece(self, images, labels):
-            piece = super()._batch_piece(images, labels)
-            return piece._replace(labels=piece.labels.masked_fill(piece.labels == 0, -1))
+        def _batch_entries(self, batch):
+            made = super()._batch_entries(batch)
+            labels = made.entries.labels.masked_fill(made.entries.labels == 0, -1)
+            return made._replace(entries=made.entries._replace(labels=labels))
 
     assert "off by" in judged_loss(RegionContrastLoss, OfPart, bank)
     assert "off by" in judged_loss(RegionContrastLoss, Missing, bank)

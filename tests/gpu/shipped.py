@@ -1,93 +1,59 @@
-"""The configurations of the fused kernels that are shipped: which there are, and how to force one.
-
-All that the tests know of the shape of that table stands here.
-"""
+"""The tiles that are shipped for other cards than this one, as parameters of a test."""
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
-from on_gpu import BACKEND, DEVICE
+from ahead_of_time import SHARED_MEMORY
+from internals import configuration_table
+from on_gpu import DEVICE, REHEARSAL
 
-from pixcontrast.functional import info_nce
-
-MODULE = "pixcontrast._info_nce.fused.configurations"
-MODES_OF_KIND = {"16": ("bf16", "fp16"), "tf32": ("tf32",), "ieee": ("float32",)}
+MODE_OF_KIND = {"16": "bf16", "mixed": "bf16", "tf32": "tf32", "ieee": "float32"}
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """One row: the tiles, for which products and up to which D, and the cards that have it."""
+    """One row of the table: tiles, for one kind of product and vectors of up to `largest_dim`."""
 
     tiles: Any
     kind: str
     largest_dim: int
-    cards: tuple[int, ...]
 
     @property
-    def modes(self) -> tuple[str, ...]:
-        return MODES_OF_KIND[self.kind]
+    def mode(self) -> str:
+        return MODE_OF_KIND[self.kind]
 
 
-def shipped_configurations() -> list[Any]:
-    """Every row there is, each once, as parameters of a test; one that says why where none is."""
-    try:
-        table = import_module(MODULE).TABLE
-    except ImportError as error:
-        return [_none(f"no table of configurations: {error}")]
-    try:
-        cards: dict[tuple[str, int, Any], list[int]] = {}
-        for card, kinds in table.items():
-            for kind, row in kinds.items():
-                for largest_dim, tiles in row.items():
-                    cards.setdefault((kind, largest_dim, tiles), []).append(card)
-        return [
-            pytest.param(
-                Shipped(tiles, kind, largest_dim, tuple(where)),
-                id=f"{kind}-{largest_dim}-sm_{'_'.join(map(str, where))}",
-            )
-            for (kind, largest_dim, tiles), where in cards.items()
-        ]
-    except (AttributeError, TypeError, ValueError) as error:
-        return [_none(f"the table of configurations is of another shape: {error}")]
+def configurations_of_other_cards(capability: int) -> list[Any]:
+    """Rows that this card does not use itself, each once, as parameters of a test.
 
-
-@contextmanager
-def forced(configuration: Shipped, monkeypatch: pytest.MonkeyPatch):
-    """Every choice of tiles is this one; skipped where another card's does not fit this card."""
-    chosen = 0
-
-    def choose(*args: Any, **kwargs: Any) -> Any:
-        nonlocal chosen
-        chosen += 1
-        return configuration.tiles
-
-    # A module that is imported later would keep the function it is to have for one test alone.
-    info_nce(torch.eye(2, device=DEVICE), torch.zeros(2, device=DEVICE).long(), backend=BACKEND)
-    name = "configurations_for"
-    users = [
-        module
-        for key, module in list(sys.modules.items())
-        if key.startswith("pixcontrast") and callable(getattr(module, name, None))
+    The other tests launch this card's own rows. Rows of cards with more shared memory for a
+    program are left out because they need not fit.
+    """
+    table = configuration_table()
+    own = table.get(capability)
+    if own is None:
+        reason = f"the table has no row of its own for compute capability {capability}"
+        return [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
+    cards: dict[Shipped, list[int]] = {}
+    for card, kinds in table.items():
+        for kind, rows in kinds.items():
+            for largest_dim, tiles in rows.items():
+                fits = SHARED_MEMORY[card] <= SHARED_MEMORY[capability]
+                if fits and tiles != own[kind].get(largest_dim):
+                    cards.setdefault(Shipped(tiles, kind, largest_dim), []).append(card)
+    return [
+        pytest.param(row, id=f"{row.kind}-{row.largest_dim}-sm_{'_'.join(map(str, of))}")
+        for row, of in cards.items()
     ]
-    for module in users:
-        monkeypatch.setattr(module, name, choose)
-    try:
-        yield
-    except Exception as error:
-        major, minor = torch.cuda.get_device_capability() if DEVICE.type == "cuda" else (0, 0)
-        is_other = 10 * major + minor not in configuration.cards
-        if is_other and type(error).__name__ == "OutOfResources":
-            pytest.skip(f"does not fit this card: {error}")
-        raise
-    assert chosen, "the kernels did not ask for their configuration: nothing was forced"
 
 
-def _none(reason: str) -> Any:
-    return pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))
+def capability_here() -> int:
+    """Of this card, as ten times major and minor; in rehearsal that of an H100."""
+    if not REHEARSAL and not torch.cuda.is_available():
+        return 90
+    major, minor = (9, 0) if REHEARSAL else torch.cuda.get_device_capability(DEVICE)
+    return 10 * major + minor

@@ -1,12 +1,18 @@
 """The fused form against the dense truth in float64, on a GPU: loss and both gradients."""
 
+import itertools
+
 import pytest
 import torch
+from internals import matmul_precision, use_configuration
 from on_gpu import (
     BACKEND,
+    COUNTING,
     DEVICE,
+    INTERPRETED,
     MODES,
     REHEARSAL,
+    assert_within_tf32,
     compare,
     draw,
     needs_gpu,
@@ -14,51 +20,74 @@ from on_gpu import (
     run,
     wide,
 )
-from shipped import forced, shipped_configurations
+from shipped import capability_here, configurations_of_other_cards
 
 from pixcontrast import HardNegativeSampler
 from pixcontrast.functional import info_nce
 
 pytestmark = needs_gpu
 
-DIMS = (1, 3, 16, 60, 64, 96, 123, 128, 192, 256, 320, 512)
+COMPLETE_DIMS = (64, 128, 256)
+"""The embedding sizes most used: every combination is tested."""
+OTHER_DIMS = (1, 3, 16, 60, 96, 123, 192, 320, 512)
+"""Each with the three kinds of product; kinds of entries and denominators take turns."""
 KINDS = ("bank", "entries", "itself", "pieces")
+DENOMINATORS = ("negatives", "all")
 MININGS = {
     "hardest": HardNegativeSampler(strategy="hardest", num_negatives=20, num_positives=9),
     "semi-hard": HardNegativeSampler(ratio=0.4, num_negatives=15, num_positives=None),
     "random": HardNegativeSampler(strategy="random", num_negatives=None, num_positives=12),
 }
+MINED_CASES = [
+    (name, mode, DENOMINATORS[(turn + place) % 2])
+    for place, name in enumerate(MININGS)
+    for turn, mode in enumerate(("bf16", "float32"))
+]
+SCALE = 4 if INTERPRETED else 1
+"""The interpreter takes minutes for the sizes below."""
+ROWS = 132 // SCALE
+"""Anchors: no multiple of any tile. A multiple of 4 keeps every partial result aligned to 16 bytes,
+so that one variant of a kernel is enough; `UNALIGNED_ROWS` needs the other."""
+UNALIGNED_ROWS = 131 // SCALE
 
 
-def problem(kind, mode, dim):
-    """Odd sizes, some labels ignored; a bank stands in order of its classes, other entries not."""
+def cases():
+    """Mode, D, kind of entries and denominator; cases that share kernels are neighbours."""
+    for dim, mode in itertools.product(COMPLETE_DIMS, MODES):
+        for denominator, kind in itertools.product(DENOMINATORS, KINDS):
+            yield mode, dim, kind, denominator
+    for turn, dim in enumerate(OTHER_DIMS):
+        modes = (("bf16", "fp16")[turn % 2], "tf32", "float32")
+        for place, mode in enumerate(modes):
+            denominator = DENOMINATORS[(turn // 2 + place) % 2]
+            yield mode, dim, KINDS[(turn + place) % 4], denominator
+
+
+def problem(kind, mode, dim, rows=ROWS):
+    """Odd sizes and some labels ignored; a bank is sorted by class, other entries are not."""
     dtype, _ = MODES[mode]
-    anchors = draw(131, dim, dtype)
+    anchors = draw(rows, dim, dtype)
     if kind == "itself":
         return (*anchors, None, None)
     if kind == "bank":
-        return (*anchors, *draw(517, dim, dtype, seed=1, in_order=True))
+        return (*anchors, *draw(517 // SCALE, dim, dtype, seed=1, in_order=True))
     if kind == "entries":
-        return (*anchors, *draw(333, dim, dtype, seed=2))
-    pieces = [draw(203, dim, dtype, seed=3, in_order=True), (None, None)]
-    # Of another dtype, but numbers that rounding to the anchors' leaves as they are.
-    vectors, labels = draw(97, dim, dtype, seed=4)
+        return (*anchors, *draw(333 // SCALE, dim, dtype, seed=2))
+    pieces = [draw(203 // SCALE, dim, dtype, seed=3, in_order=True), (None, None)]
+    # Of another dtype, with numbers that do not change when they are rounded to the anchors' dtype.
+    vectors, labels = draw(97 // SCALE, dim, dtype, seed=4)
     pieces += [(vectors.float(), labels), draw(0, dim, dtype)]
     return (*anchors, [vectors for vectors, _ in pieces], [labels for _, labels in pieces])
 
 
-def per_anchor():
+def per_anchor(rows=ROWS):
     """An upstream gradient of its own for each anchor, some of them zero."""
-    upstream = torch.rand(131, generator=torch.Generator().manual_seed(9))
+    upstream = torch.rand(rows, generator=torch.Generator().manual_seed(9))
     upstream[::7] = 0.0
     return upstream.to(DEVICE)
 
 
-# The lowest decorator varies slowest: tests that share compiled kernels stand together.
-@pytest.mark.parametrize("denominator", ["negatives", "all"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dim", DIMS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "dim", "kind", "denominator"), [*cases()])
 def test_loss_and_gradients(mode, dim, kind, denominator):
     compare(
         problem(kind, mode, dim),
@@ -70,30 +99,41 @@ def test_loss_and_gradients(mode, dim, kind, denominator):
     )
 
 
-@pytest.mark.skipif(bool(REHEARSAL), reason="kernels on a GPU alone ask for their tiles")
-@pytest.mark.parametrize("near_the_limit", [True, False], ids=["widest", "narrower"])
-@pytest.mark.parametrize("configuration", shipped_configurations())
-def test_every_shipped_configuration(configuration, near_the_limit, monkeypatch):
-    dim = configuration.largest_dim - (0 if near_the_limit else 5)
-    with forced(configuration, monkeypatch):
-        for mode in configuration.modes:
-            for kind in ("bank", "pieces"):
-                arguments = problem(kind, mode, dim)
-                wants = kind != "bank"
-                compare(arguments, mode, per_anchor(), wants, reduction="none")
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("kind", ["entries", "itself"])
+@pytest.mark.parametrize("dim", COMPLETE_DIMS)
+def test_tf32_of_vectors_that_it_does_not_represent(dim, kind, denominator):
+    """Operands lose up to 13 bits: `tf32_bounds` says how far the results may be off."""
+    arguments, upstream = problem(kind, "tf32", dim), per_anchor()
+    options = {"denominator": denominator, "reduction": "none"}
+    with matmul_precision("high"):
+        ours = run(BACKEND, arguments, upstream, **options)
+    truth = run("dense", wide(arguments), wide(upstream), **options)
+    assert_within_tf32(ours, truth, arguments, upstream, exact_vectors=False, **options)
+
+
+@pytest.mark.skipif(
+    bool(REHEARSAL) and not COUNTING, reason="kernels on a GPU alone ask for their tiles"
+)
+@pytest.mark.parametrize("row", configurations_of_other_cards(capability_here()))
+def test_tiles_of_other_cards(row):
+    """The three passes over tiles; what the tiles do not change is tested above."""
+    with use_configuration(row.tiles):
+        compare(
+            problem("entries", row.mode, row.largest_dim), row.mode, per_anchor(), reduction="none"
+        )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
 @pytest.mark.parametrize("mode", ["bf16", "float32"])
 def test_reductions_and_weights(mode, weighted, reduction):
-    weight = per_anchor() if weighted else None
-    compare(problem("pieces", mode, 64), mode, weight=weight, reduction=reduction)
+    weight = per_anchor(UNALIGNED_ROWS) if weighted else None
+    arguments = problem("pieces", mode, 64, UNALIGNED_ROWS)
+    compare(arguments, mode, weight=weight, reduction=reduction)
 
 
-@pytest.mark.parametrize("denominator", ["negatives", "all"])
-@pytest.mark.parametrize("name", MININGS)
-@pytest.mark.parametrize("mode", ["bf16", "float32"])
+@pytest.mark.parametrize(("name", "mode", "denominator"), MINED_CASES)
 def test_mining(mode, name, denominator):
     results = []
     arguments = problem("pieces", mode, 64)

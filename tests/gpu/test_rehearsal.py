@@ -1,39 +1,88 @@
-"""The tests that need a GPU, tested: on the CPU, with the tiled form in place of the fused one."""
+"""The GPU tests without a GPU: they run with the tiled form, and their kernels are counted."""
 
 import os
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
+from benchmarks._gpu.kernel_counts import kernels_of, read_plan
+from benchmarks._gpu.packing import count_compilations, pack
+
 HERE = Path(__file__).parent
-LEAST = 500
-"""How many there are at the least: a run that finds none must not pass."""
+ROOT = HERE.parents[1]
+LEAST = 250
+"""Fewest tests that must pass: a run that finds none must fail."""
+PROCESSES = 14
+MOST_COMPILATIONS = 700
+"""By all processes together; each takes a processor one to three seconds."""
+
+
+def run_pytest(how, *arguments):
+    environment = {**os.environ, "PIXCONTRAST_GPU_TESTS_ON_CPU": how, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    return subprocess.run(
+        [*command, *arguments, str(HERE)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+    )
 
 
 @pytest.mark.timeout(600)
 def test_the_tests_that_need_a_gpu():
-    environment = {**os.environ, "PIXCONTRAST_GPU_TESTS_ON_CPU": "tiled", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            str(HERE),
-            f"--ignore={__file__}",
-        ],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=HERE.parents[1],
-        check=False,
-    )
+    ended = run_pytest("tiled")
     assert ended.returncode == 0, ended.stdout[-5000:]
     passed = re.search(r"(\d+) passed", ended.stdout)
     assert passed is not None
     assert int(passed[1]) >= LEAST
+
+
+@pytest.mark.timeout(600)
+def test_few_kernels_are_compiled(tmp_path):
+    """Every test is counted; all processes together compile no more kernels than there is time for.
+
+    Tests of large memory run in a process of their own.
+    """
+    file = tmp_path / "counts.json"
+    ended = run_pytest("count", "-p", "benchmarks._gpu.kernel_counts", "--kernel-counts", str(file))
+    assert ended.returncode == 0, ended.stdout[-5000:]
+    plan = read_plan(file)
+    kernels = kernels_of(plan)
+    large = [test for test in plan if plan[test]["large_memory"]]
+    packed = pack({test: kernels[test] for test in plan if test not in large}, PROCESSES)
+    assert sorted(chain(large, *packed)) == sorted(plan)
+
+    compilations = count_compilations([large, *packed], kernels)
+    assert sum(compilations) <= MOST_COMPILATIONS, compilations
+    assert max(compilations) < 2 * sum(compilations) / PROCESSES, compilations
+    # Tests of the equation launch kernels, and other tiles are other kernels.
+    for name in ("test_loss_and_gradients", "test_mining", "test_a_large_bank"):
+        assert all(kernels[test] for test in plan if name in test), name
+    own = set().union(*(kernels[test] for test in plan if "test_tiles_of_other" not in test))
+    others = [kernels[test] - own for test in plan if "test_tiles_of_other" in test]
+    assert all(others)
+    assert {planned["ungated"] for planned in plan.values()} == {
+        None, "inductor", "opcheck", "ranks", "training",
+    }  # fmt: skip
+
+
+def test_cases_of_the_equation_cover_all_pairs(tmp_path):
+    from test_equation_on_gpu import COMPLETE_DIMS, DENOMINATORS, KINDS, MODES, OTHER_DIMS, cases
+
+    found = [*cases()]
+    assert len(found) == len(set(found))
+    for dim in COMPLETE_DIMS:
+        assert sum(case[1] == dim for case in found) == len(MODES) * len(KINDS) * len(DENOMINATORS)
+    for dim in OTHER_DIMS:
+        of_dim = [case for case in found if case[1] == dim]
+        assert {"tf32", "float32"} < {mode for mode, *_ in of_dim}
+        assert len({kind for _, _, kind, _ in of_dim}) == len(of_dim) == 3
+    others = [case for case in found if case[1] in OTHER_DIMS]
+    for place, values in ((0, MODES), (2, KINDS), (3, DENOMINATORS)):
+        assert {case[place] for case in others} == set(values)

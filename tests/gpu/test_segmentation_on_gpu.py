@@ -1,22 +1,23 @@
-"""The training that the ablation's table for a GPU is made of, at a tiny size."""
+"""The training runs of the GPU table of the ablation, at a tiny size."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from on_gpu import DEVICE, needs_gpu
+from on_gpu import DEVICE, needs_gpu, size
 
-# What a machine with a GPU need not have: these tests alone want it.
+# A machine with a GPU need not have these; no other GPU test needs them.
 for package in ("PIL", "sklearn", "tqdm"):
     pytest.importorskip(package)
 
 from benchmarks._training.experiment import load_data, run_experiment  # noqa: E402
 from benchmarks._training.protocol import TABLES  # noqa: E402
 
-pytestmark = needs_gpu
+pytestmark = [*needs_gpu, pytest.mark.ungated("training")]
 
 TABLE = TABLES["gpu"]
-TINY = replace(TABLE, base=replace(TABLE.base, size=(48, 64), steps=10, batch_size=2))
+STEPS = size(10, 2)
+TINY = replace(TABLE, base=replace(TABLE.base, size=(48, 64), steps=STEPS, batch_size=2))
 
 
 @pytest.mark.parametrize("row", TINY.rows, ids=lambda row: row.name)
@@ -25,7 +26,7 @@ def test_a_run_of_the_table_for_a_gpu(row, camvid):
     data = load_data(TINY.data, TINY.split, TINY.base.size, camvid).to(DEVICE)
     run = run_experiment(key, data, {})
     assert 0 <= run.measured.mean_iou <= 1
-    assert len(run.ratios) == (10 if key.recipe.has_contrast else 0)
+    assert len(run.ratios) == (STEPS if key.recipe.has_contrast else 0)
     assert all(0 < ratio < 1e6 for ratio in run.ratios)
-    # The same data, wherever they lie.
+    # The fingerprint does not depend on the device.
     assert run.heldout_fingerprint == data.to(torch.device("cpu")).heldout.fingerprint()

@@ -9,7 +9,7 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
 
-from ahead_of_time import KERNELS, SHARED_MEMORY, compile_kernel  # noqa: E402
+from ahead_of_time import KERNELS, SHARED_MEMORY, compile_kernel, compiled  # noqa: E402
 
 from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
     LARGEST_DIM,
@@ -128,6 +128,13 @@ def test_the_table_is_whole():
                 # The first pass's survey of the entries serves the second.
                 assert configurations.denominator.columns % configurations.positives.columns == 0
     assert DIMS[-1] == LARGEST_DIM
+
+
+def test_the_probe_of_auto_compiles():
+    from pixcontrast._triton_probe import probe_kernel
+
+    made = compiled(probe_kernel, {"bound": "i32"}, {}, set(), 80, {"num_warps": 4})
+    assert made.shared == made.stack == 0
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ later step works on the selected candidates alone.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -18,7 +16,7 @@ from pixcontrast._info_nce.mined.row_blocks import RowBlocks
 from pixcontrast._info_nce.mined.topk import TooManyTiesError, TopK
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import DenominatorPartial, ForwardResult, PositivesPartial
-from pixcontrast._info_nce.thresholds import Thresholds, find_threshold
+from pixcontrast._info_nce.thresholds import Thresholds
 
 
 class _ClassRows:
@@ -77,14 +75,6 @@ class _ClassRows:
         return torch.cat([torch.arange(one.start, one.stop) for one in self.columns])
 
 
-class _Selected(NamedTuple):
-    """The selected positives, or negatives, of some anchors, and their thresholds."""
-
-    candidates: TopK
-    min_hardness: Tensor
-    max_key: Tensor
-
-
 def gathered_block(
     blocks: RowBlocks, block: slice, logits: Tensor, problem: Problem, *, want_gradient: bool
 ) -> tuple[ForwardResult, Thresholds] | None:
@@ -96,15 +86,15 @@ def gathered_block(
     classes = [
         _ClassRows(blocks, block, anchors, problem) for anchors in blocks.anchors.classes_in(block)
     ]
+    copies = [rows.copy_from(logits) for rows in classes]
     try:
-        positives = [_select_positives(blocks, rows, logits, problem) for rows in classes]
-    except TooManyTiesError:
-        return None
-    kept = [rows.copy_from(logits) for rows in classes]
-    try:
+        positives = [
+            _select_positives(blocks, rows, values, problem)
+            for rows, values in zip(classes, copies, strict=True)
+        ]
         negatives = _select_negatives(blocks, block, classes, logits, problem)
     except TooManyTiesError:
-        for rows, values in zip(classes, kept, strict=True):
+        for rows, values in zip(classes, copies, strict=True):
             rows.copy_into(logits, values)
         return None
     thresholds = Thresholds(
@@ -114,12 +104,12 @@ def gathered_block(
         torch.cat([side.max_key for side in positives]),
     )
 
-    lse = negatives.candidates.hardness.logsumexp(dim=1)
+    lse = negatives.hardness.logsumexp(dim=1)
     logits_of, masks_of_class, partials = [], [], []
     for rows, side in zip(classes, positives, strict=True):
-        positive = side.candidates.hardness > -torch.inf
+        positive = side.hardness > -torch.inf
         masks = Masks(positive, torch.zeros_like(positive))
-        similarities = side.candidates.hardness.neg().masked_fill_(~positive, 0.0)
+        similarities = side.hardness.neg().masked_fill_(~positive, 0.0)
         lse[rows.rows] = torch.logaddexp(lse[rows.rows], lse_of(similarities, masks, problem))
         partial, _ = positives_of(similarities, positive, lse[rows.rows], problem)
         logits_of.append(similarities)
@@ -134,14 +124,13 @@ def gathered_block(
         PositivesPartial(num_positives, losses, weight, None),
     )
     if want_gradient:
-        statistics = result.statistics
-        pushed = derivative_(negatives.candidates.hardness, None, statistics, problem.denominator)
+        statistics, denominator = result.statistics, problem.denominator
+        pushed = derivative_(negatives.hardness, None, statistics, denominator)
         changes = [
-            derivative_(similarities, masks, statistics.of(rows.rows), problem.denominator)
+            derivative_(similarities, masks, statistics.of(rows.rows), denominator)
             for rows, similarities, masks in zip(classes, logits_of, masks_of_class, strict=True)
         ]
-        sides = [side.candidates for side in positives]
-        gradient = _gradient(blocks, logits, negatives.candidates, pushed, classes, sides, changes)
+        gradient = _gradient(blocks, logits, negatives, pushed, classes, positives, changes)
         result = result._replace(anchor_gradient=gradient.mul_(problem.inverse_temperature))
     return result, thresholds
 
@@ -171,25 +160,22 @@ def _gradient(
 
 
 def _select_positives(
-    blocks: RowBlocks, rows: _ClassRows, logits: Tensor, problem: Problem
-) -> _Selected:
+    blocks: RowBlocks, rows: _ClassRows, similarities: Tensor, problem: Problem
+) -> TopK:
     sampler = problem.negative_sampler
     assert sampler is not None
-    hardness = rows.copy_from(logits).neg_()
+    hardness = similarities.neg()
     rows.fill_own(hardness, -torch.inf)
-    candidates = TopK(
-        hardness,
-        rows.own.new_full((hardness.shape[0], 1), rows.num_positives),
-        None if problem.seed is None else blocks.keys(rows.anchors, rows.column_indices()),
-        rows.fill_own,
+    available = rows.own.new_full((len(hardness), 1), rows.num_positives)
+    keys = None if problem.seed is None else blocks.keys(rows.anchors, rows.column_indices())
+    return TopK.select(
+        sampler, sampler.num_positives, hardness, available, keys, fill_others=rows.fill_own
     )
-    found = find_threshold(sampler, candidates, sampler.num_positives, hardness)
-    return _Selected(candidates, *found)
 
 
 def _select_negatives(
     blocks: RowBlocks, block: slice, classes: list[_ClassRows], logits: Tensor, problem: Problem
-) -> _Selected:
+) -> TopK:
     def fill_positives(values: Tensor, value: float) -> None:
         for rows in classes:
             rows.fill(values, value)
@@ -197,14 +183,10 @@ def _select_negatives(
     sampler = problem.negative_sampler
     assert sampler is not None
     fill_positives(logits, -torch.inf)
-    available = blocks.anchors.labels.new_empty(logits.shape[0], 1)
+    available = blocks.anchors.labels.new_empty(len(logits), 1)
     for rows in classes:
         available[rows.rows] = blocks.num_columns - rows.num_columns
-    candidates = TopK(
-        logits,
-        available,
-        None if problem.seed is None else blocks.keys(block, slice(None)),
-        fill_positives,
+    keys = None if problem.seed is None else blocks.keys(block, slice(None))
+    return TopK.select(
+        sampler, sampler.num_negatives, logits, available, keys, fill_others=fill_positives
     )
-    found = find_threshold(sampler, candidates, sampler.num_negatives, logits)
-    return _Selected(candidates, *found)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
+from pixcontrast._info_nce.thresholds import find_threshold
+from pixcontrast.mining import HardNegativeSampler
 
 # The partial sort has room for this many candidates that tie at a threshold.
 MAX_TIES = 8
@@ -24,7 +26,7 @@ class TooManyTiesError(Exception):
 
 
 class TopK:
-    """Candidates of R anchors; after `find_threshold`, the selected ones.
+    """Candidates of R anchors; after `select`, the selected ones.
 
     Args:
         hardness (Tensor): (R, N); −∞ for columns that are no candidates.
@@ -36,7 +38,11 @@ class TopK:
         hardness (Tensor): (R, k), of each selected candidate; −∞ where there is none.
         columns (Tensor, optional): (R, k), column of each selected candidate; None: all columns, in
             order.
+        min_hardness, max_key (Tensor): (R, 1), the thresholds.
     """
+
+    min_hardness: Tensor
+    max_key: Tensor
 
     def __init__(
         self,
@@ -50,6 +56,23 @@ class TopK:
         self._available = available
         self._keys = keys
         self._fill_others = fill_others
+
+    @classmethod
+    def select(
+        cls,
+        sampler: HardNegativeSampler,
+        count: int | None,
+        hardness: Tensor,
+        available: Tensor,
+        keys: PairKeys | None,
+        *,
+        fill_others: Callable[[Tensor, float], None],
+    ) -> TopK:
+        """Select `count` candidates for each anchor; see `find_threshold` and the class."""
+        candidates = cls(hardness, available, keys, fill_others)
+        found = find_threshold(sampler, candidates, count, hardness)
+        candidates.min_hardness, candidates.max_key = found
+        return candidates
 
     def available(self) -> Tensor:
         return self._available
