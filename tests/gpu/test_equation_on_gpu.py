@@ -9,6 +9,7 @@ from on_gpu import (
     BACKEND,
     COUNTING,
     DEVICE,
+    INTERPRETED,
     MODES,
     REHEARSAL,
     assert_within_tf32,
@@ -37,10 +38,17 @@ MININGS = {
     "semi-hard": HardNegativeSampler(ratio=0.4, num_negatives=15, num_positives=None),
     "random": HardNegativeSampler(strategy="random", num_negatives=None, num_positives=12),
 }
-ROWS = 132
+MINED_CASES = [
+    (name, mode, DENOMINATORS[(turn + place) % 2])
+    for place, name in enumerate(MININGS)
+    for turn, mode in enumerate(("bf16", "float32"))
+]
+SCALE = 4 if INTERPRETED else 1
+"""The interpreter takes minutes for the sizes below."""
+ROWS = 132 // SCALE
 """Anchors: no multiple of any tile. A multiple of 4 keeps every partial result aligned to 16 bytes,
 so that one variant of a kernel is enough; `UNALIGNED_ROWS` needs the other."""
-UNALIGNED_ROWS = 131
+UNALIGNED_ROWS = 131 // SCALE
 
 
 def cases():
@@ -62,12 +70,12 @@ def problem(kind, mode, dim, rows=ROWS):
     if kind == "itself":
         return (*anchors, None, None)
     if kind == "bank":
-        return (*anchors, *draw(517, dim, dtype, seed=1, in_order=True))
+        return (*anchors, *draw(517 // SCALE, dim, dtype, seed=1, in_order=True))
     if kind == "entries":
-        return (*anchors, *draw(333, dim, dtype, seed=2))
-    pieces = [draw(203, dim, dtype, seed=3, in_order=True), (None, None)]
+        return (*anchors, *draw(333 // SCALE, dim, dtype, seed=2))
+    pieces = [draw(203 // SCALE, dim, dtype, seed=3, in_order=True), (None, None)]
     # Of another dtype, with numbers that do not change when they are rounded to the anchors' dtype.
-    vectors, labels = draw(97, dim, dtype, seed=4)
+    vectors, labels = draw(97 // SCALE, dim, dtype, seed=4)
     pieces += [(vectors.float(), labels), draw(0, dim, dtype)]
     return (*anchors, [vectors for vectors, _ in pieces], [labels for _, labels in pieces])
 
@@ -125,9 +133,7 @@ def test_reductions_and_weights(mode, weighted, reduction):
     compare(arguments, mode, weight=weight, reduction=reduction)
 
 
-@pytest.mark.parametrize("denominator", DENOMINATORS)
-@pytest.mark.parametrize("name", MININGS)
-@pytest.mark.parametrize("mode", ["bf16", "float32"])
+@pytest.mark.parametrize(("name", "mode", "denominator"), MINED_CASES)
 def test_mining(mode, name, denominator):
     results = []
     arguments = problem("pieces", mode, 64)
