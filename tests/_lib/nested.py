@@ -16,8 +16,10 @@ PART = "PIXCONTRAST_TEST_PART"
 """The environment variable that names the part, as `1/4`, counted from 0."""
 
 
-def run_part(launcher: str, number: int, count: int, **environment: str) -> int:
+def run_part(launcher: str, number: int, count: int, *options: str, **environment: str) -> int:
     """Run every count-th test of the launcher's folder, except for the launcher itself.
+
+    `options` are those of pytest.
 
     Returns:
         how many tests passed; the caller compares it with what it expects, so that a run that
@@ -25,7 +27,7 @@ def run_part(launcher: str, number: int, count: int, **environment: str) -> int:
     """
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     ended = subprocess.run(
-        [*command, str(Path(launcher).parent), f"--ignore={launcher}"],
+        [*command, str(Path(launcher).parent), f"--ignore={launcher}", *options],
         capture_output=True,
         text=True,
         env={**os.environ, PART: f"{number}/{count}", **environment},

@@ -33,6 +33,7 @@ def test_a_stage_takes_the_options_that_it_is_given(name, rehearse, tmp_path):
         assert options["rehearse"] is rehearse
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_rehearsal_goes_through_stages_without_a_card(tmp_path):
     """The commands in processes of their own; other tests run the parts of the other stages."""

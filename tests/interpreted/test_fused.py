@@ -11,9 +11,21 @@ from pixcontrast._info_nce import dispatch
 from pixcontrast._info_nce.fused.layout import lay_out
 from pixcontrast.functional import info_nce
 
+# Each kind of contrast and each denominator; the other pairs are run by `pytest -m slow`.
+each_contrast = pytest.mark.parametrize(
+    ("pieces", "denominator"),
+    [
+        ("bank", "negatives"),
+        ("itself", "negatives"),
+        ("several", "negatives"),
+        ("several", "all"),
+        pytest.param("bank", "all", marks=pytest.mark.slow),
+        pytest.param("itself", "all", marks=pytest.mark.slow),
+    ],
+)
 
-@each_denominator
-@pytest.mark.parametrize("pieces", ["bank", "itself", "several"])
+
+@each_contrast
 @pytest.mark.parametrize("mining", MININGS.values(), ids=MININGS.keys())
 def test_fused_equals_dense(pieces, denominator, mining):
     fused, _ = errors(draw(pieces), denominator=denominator, negative_sampler=mining)
@@ -31,9 +43,8 @@ def test_as_many_components_as_there_may_be():
     assert fused < BOUND
 
 
-@each_denominator
+@each_contrast
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("pieces", ["bank", "itself", "several"])
 def test_sixteen_bits(pieces, dtype, denominator):
     """Twice the error of plain PyTorch in that dtype at most; its smallest step for free."""
     fused, dense = errors(draw(pieces, dtype=dtype), denominator=denominator)
@@ -108,8 +119,7 @@ def test_a_loss_far_below_one_keeps_its_digits():
     torch.testing.assert_close(loss.double(), truth, rtol=BOUND, atol=0)
 
 
-@each_denominator
-@pytest.mark.parametrize("pieces", ["bank", "itself", "several"])
+@each_contrast
 def test_vectors_known_to_be_of_unit_length(pieces, denominator, monkeypatch):
     """No maximum is kept then; nothing else changes."""
     arguments = draw(pieces)

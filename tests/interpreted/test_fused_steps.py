@@ -15,9 +15,18 @@ def step_with(options, backend):
 
 @each_option
 def test_a_fused_step_waits_for_nothing(options, monkeypatch):
-    """The operations around the kernels; those inside are no tensors'."""
+    """The operations around the kernels, which are launched and not executed."""
+    from triton.runtime.interpreter import InterpretedFunction
+
     from pixcontrast import _check
     from pixcontrast._pixels import take
+
+    launched = []
+    monkeypatch.setattr(InterpretedFunction, "run", lambda *_, **__: launched.append(1))
+    # What kernels would have written is 0, so that indices among it are valid.
+    monkeypatch.setattr(torch, "empty", torch.zeros)
+    monkeypatch.setattr(torch, "empty_like", torch.zeros_like)
+    monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
 
     for module in (_check, _check.tensors):
         monkeypatch.setattr(module, "values_can_be_seen", lambda tensor: False)
@@ -32,6 +41,7 @@ def test_a_fused_step_waits_for_nothing(options, monkeypatch):
         called.append(launches.names)
     assert called[0] == called[1]
     assert called[0]
+    assert launched
 
 
 @each_option
