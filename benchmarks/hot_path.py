@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from benchmarks._measure.arguments import command_parser
 from benchmarks._measure.command import (
     REFUSED,
     add_device_options,
@@ -221,11 +222,7 @@ def _draw(path: Path, rows: list[Row]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.hot_path",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("hot_path", __doc__)
     add = parser.add_argument
     add_run_options(parser, repeats=7)
     add_device_options(parser)

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from benchmarks._measure.arguments import command_parser
 from benchmarks._measure.command import REFUSED, add_device_options, add_run_options, start_run
 from benchmarks._measure.counts import profile_run
 from benchmarks._measure.memory import measured_peak, peak_memory
@@ -151,11 +152,7 @@ def _peak_of_one(options: argparse.Namespace) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("step", __doc__)
     add = parser.add_argument
     add_run_options(parser, repeats=5)
     add_device_options(parser)

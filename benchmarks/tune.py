@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks._measure.arguments import command_parser
 from benchmarks._measure.command import NO_DEVICE, REFUSED
 from benchmarks._measure.environment import describe_device
 from benchmarks._measure.timers import attempt, seconds_of
@@ -117,11 +118,7 @@ def as_row(dim: int, best: Configurations) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("tune", __doc__)
     add = parser.add_argument
     add("--mode", choices=tuple(KINDS), default="bf16")
     add("--dims", nargs="+", type=int, default=[64, 128, 256, 512])

@@ -60,6 +60,7 @@ def _verdict_lines(runner: Runner) -> list[str]:
 
 def _time_lines(runner: Runner) -> list[str]:
     lines = [f"{'stage':<12}{'status':<14}{'seconds':>8}{'limit':>7}{'kernels':>9}"]
+    lines.append(f"{'(start)':<26}{runner.before:>8.1f}")
     for name, outcome in runner.outcomes.items():
         lines.append(
             f"{name:<12}{outcome.status:<14}{outcome.seconds:>8.1f}{outcome.limit:>7.0f}"

@@ -93,9 +93,12 @@ class Runner:
         self.processes = processes
         self.say = say
         self.outcomes: dict[str, Outcome] = {}
+        self.before = 0.0
+        """Seconds before the first stage: all stages share what is left of the budget."""
 
     def run(self) -> None:
         """Run every stage for which time is left; returns whatever happens in them."""
+        self.before = self._elapsed()
         (self.work / "logs").mkdir(parents=True, exist_ok=True)
         for stage in self.stages:
             try:
@@ -136,11 +139,12 @@ class Runner:
 
     def _run_stage(self, stage: Stage) -> Outcome:
         began, kernels = self._elapsed(), self._count_kernels()
-        limit = stage.end * self.budget - began
+        end = self.before + stage.end * (self.budget - self.before)
+        limit = end - began
         outcome = Outcome(NO_TIME, began=began, limit=max(0.0, limit))
         (self.work / stage.folder).mkdir(parents=True, exist_ok=True)
         for restarts in range(stage.restarts + 1):
-            left = stage.end * self.budget - self._elapsed()
+            left = end - self._elapsed()
             if left < LEAST_SECONDS:
                 break
             values = {
@@ -210,6 +214,7 @@ class Runner:
             "failed": failed,
             "complete": self.complete(),
             "seconds": self._elapsed(),
+            "seconds_before_stages": self.before,
             "budget": self.budget,
             "environment": self.environment,
             "stages": stages,

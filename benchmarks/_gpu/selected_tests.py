@@ -45,6 +45,7 @@ class SelectedTests:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, None, None]:
         self._outcome = {"test": item.nodeid, "outcome": PASSED}
         self._write({"test": item.nodeid})
+        assert sys.__stderr__ is not None
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
         yield
         faulthandler.cancel_dump_traceback_later()
@@ -81,7 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _context_is_lost() -> bool:
     import torch
 
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
     try:
         torch.cuda.synchronize()

@@ -13,7 +13,7 @@ class Stage:
 
     Attributes:
         name: how the stage is called in the summary.
-        end: the share of the whole budget that is used up when the stage must be over. Time that
+        end: the share of the time of all stages that is over when the stage must end. Time that
             earlier stages did not use is available to it.
         command: program and arguments, with `{folder}`, `{budget}` and `{processes}` filled in.
         record: the file that it writes into `{folder}`.

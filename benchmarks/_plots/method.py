@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -79,7 +80,7 @@ def save_anchor(path: Path, scene: Scene, anchors: Tensor, anchor: int) -> None:
     vectors = _vectors(scene)
     similarity = (vectors @ vectors[anchor]).view(scene.labels.shape)
     figure, axes = grid(2, IMAGES, (2.3 * IMAGES, 5.0))
-    shown = None
+    shown: Any = None
     for image in range(IMAGES):
         upper, lower = axes[:, image]
         upper.imshow(scene.pictures[image], extent=scene.extent())

@@ -52,8 +52,7 @@ def save_scatter(path: Path, data: SegmentationData, networks: Networks, seed: i
             axis.set_yticks([])
             axis.set_title(f"{method}: {title}", fontsize=9)
     handles, names = axes[0, 0].get_legend_handles_labels()
-    style = {"loc": "outside lower center", "ncols": 6, "fontsize": 8, "markerscale": 3}
-    figure.legend(handles, names, **style)
+    figure.legend(handles, names, loc="outside lower center", ncols=6, fontsize=8, markerscale=3)
     save(figure, path)
 
 

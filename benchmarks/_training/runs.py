@@ -108,9 +108,11 @@ def _parse(line: str) -> Run | None:
         record: dict[str, Any] = json.loads(line)
     except json.JSONDecodeError:  # a line that a killed process left incomplete
         return None
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in record["recipe"].items()}
-    key = Key(*(record.pop(name) for name in ("data", "split")), Recipe(**fields), record["seed"])
-    del record["recipe"], record["seed"]
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in record.pop("recipe").items()
+    }
+    key = Key(record.pop("data"), record.pop("split"), Recipe(**fields), record.pop("seed"))
     found = record.pop("measured")
     measured = Measured(
         mean_iou=_number(found["mean_iou"]),

@@ -9,14 +9,15 @@ from benchmarks._measure.timers import Run, attempt, seconds_of
 from benchmarks._ways.problem import Case, Problem
 
 MOST_ELEMENTS = 1 << 28
-"""Of the intermediate result; beyond it the products are made over some columns at a time."""
+"""On a GPU, of the intermediate result; beyond it the products are made over some columns at a
+time."""
 
 
-def floor_products(problem: Problem) -> Run:
+def floor_products(problem: Problem, most_elements: int = MOST_ELEMENTS) -> Run:
     """Return the two products of a loss, M×D by D×N and M×N by N×D, into allocated results."""
     anchors, entries = problem.anchors.detach(), problem.contrast.detach()
     rows = max(len(anchors), 1)
-    columns = max(1, min(len(entries), MOST_ELEMENTS // rows))
+    columns = max(1, min(len(entries), most_elements // rows))
     results: list[Tensor] = []
 
     def run() -> None:

@@ -17,7 +17,7 @@ from benchmarks._ways import formulas
 from benchmarks._ways.attention import FlexLoss, attention_output
 from benchmarks._ways.cases import Launched
 from benchmarks._ways.problem import MODES, Case, Problem
-from benchmarks._ways.products import floor_products, square_product
+from benchmarks._ways.products import MOST_ELEMENTS, floor_products, square_product
 from pixcontrast import HardNegativeSampler
 
 PHASES = (
@@ -117,7 +117,7 @@ def make_runs(
     """
     runs: dict[str, Run] = {
         "square": square_product(MODES[case.mode].dtype, means.device, means.square),
-        "floor": floor_products(problem),
+        "floor": floor_products(problem, MOST_ELEMENTS if parts else case.similarities),
     }
     for name, way in _ways(problem, means).items():
         runs[name] = way.both

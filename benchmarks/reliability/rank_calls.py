@@ -25,7 +25,7 @@ from benchmarks.reliability.arguments import (
     marked_labels,
 )
 from benchmarks.reliability.calls import spoil
-from benchmarks.reliability.values import FLOATS, LAYOUTS, Subclass, filled
+from benchmarks.reliability.values import FLOATS, LAYOUTS, as_subclass, filled
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss
 from pixcontrast.mining import Strategy
 
@@ -119,7 +119,7 @@ def _data(random: Random, dtype: torch.dtype, requires_grad: bool) -> Arguments:
 
 
 def _laid_out(random: Random, tensor: Tensor) -> Tensor:
-    return random.choice((*LAYOUTS, lambda t: t.as_subclass(Subclass)))(tensor)
+    return random.choice((*LAYOUTS, as_subclass))(tensor)
 
 
 def _bank_options(random: Random) -> Arguments:

@@ -69,11 +69,11 @@ def check_rings(
         slots = bank.slots(f"{queue}s")
         for label in range(bank.num_classes if slots else 0):
             if all(candidates.off < torch.inf for candidates in of_classes[label]):
-                rings = (
+                was, now = (
                     {name: state[f"{queue}{name}"][label] for name in ("s", "_count", "_next")}
                     for state in (before, after)
                 )
-                _check_ring(*rings, of_classes[label], slots, shard, f" ({queue}s)")
+                _check_ring(was, now, of_classes[label], slots, shard, f" ({queue}s)")
 
 
 def _check_ring(

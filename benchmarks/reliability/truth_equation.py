@@ -182,8 +182,8 @@ def judge(equation: Equation, loss: Tensor, gradients: Mapping[str, Tensor]) -> 
     operands = [leaves.get(f"contrast[{index}]", one) for index, one in enumerate(rounded)]
     expected = equation.in_double(leaves["anchors"], operands)
     count = len(anchors) * max(1.0, heaviest) if options["reduction"] != "mean" else 1.0
-    error = (loss.double() - expected.detach()).abs()
-    error = _largest(error[sure] if options["reduction"] == "none" else error)
+    difference = loss.double() - expected.detach()
+    error = _largest(difference[sure] if options["reduction"] == "none" else difference)
     close = error <= each * count + compute.tiny
     expect(close, f"the loss is off by {error:.2e}, more than {each * count:.2e}")
     if delta > 0.05 or not bool(sure.all()) or not expected.requires_grad:

@@ -144,7 +144,7 @@ def _sums(equation: Equation, sizes: list[int]) -> tuple[list[float], Tensor]:
     losses = equation.in_double(
         anchors.double(), equation.rounded(), reduction="none", weight=weights.double()
     )
-    return [float(part.sum()) for part in losses.split(sizes)], weights.double()
+    return [float(part.sum()) for part in torch.split(losses, sizes)], weights.double()
 
 
 def _of_parts(step: LossStep, steps: list[LossStep]) -> float:

@@ -107,6 +107,11 @@ def _can_require_grad(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def as_subclass(tensor: Tensor) -> Tensor:
+    """Return the tensor as a `Subclass`."""
+    return tensor.as_subclass(Subclass)
+
+
 LAYOUTS: tuple[Change, ...] = (
     lambda t: t,
     lambda t: t.repeat_interleave(2, dim=-1)[..., ::2] if t.ndim else t,
@@ -119,7 +124,7 @@ DISGUISES: tuple[Change, ...] = (
     *LAYOUTS,
     lambda t: t[..., :1].expand(t.shape) if t.ndim and t.shape[-1] else t,
     _overlapping,
-    lambda t: t.as_subclass(Subclass),
+    as_subclass,
     lambda t: nn.Parameter(t, requires_grad=_can_require_grad(t)),
     lambda t: t.clone().requires_grad_() if _can_require_grad(t) else t,
     lambda t: t.clone().requires_grad_() * 1 if _can_require_grad(t) else t,

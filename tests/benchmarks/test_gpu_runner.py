@@ -120,6 +120,17 @@ def test_time_that_is_left_over_goes_to_the_next_stage(tmp_path):
     assert 31.0 < published(tmp_path, "second")["budget"] <= 37.0
 
 
+def test_a_slow_start_costs_every_stage_the_same_share(tmp_path):
+    tells = "write(budget=float(sys.argv[2]))"
+    began = time.monotonic() - 40
+    runner = Runner([stage("first", 0.5, tells)], tmp_path / "out", tmp_path / "work", 60.0,
+                    began=began, environment={}, variables={}, say=print)  # fmt: skip
+    runner.run()
+    # Half of the 20 seconds that were left, but for the two in which a stage ends in order.
+    assert 7.5 < published(tmp_path, "first")["budget"] <= 8.0
+    assert published(tmp_path, "summary")["seconds_before_stages"] == pytest.approx(40, abs=0.5)
+
+
 def test_figures_come_out_while_a_stage_runs(tmp_path):
     seen = []
     writes = "write(rows=1); time.sleep(2.5); write(rows=2)"
@@ -290,6 +301,7 @@ def test_the_report_shows_the_figures_and_fits_on_a_screen_of_12000_characters(t
     assert "tests: 12 passed, 100 failed" in lines
     assert "and 80 more, see the records" in printed
     assert lines[-4].split()[:2] == ["headlines", "done"]
+    assert lines[-5].startswith("(start)")
 
 
 def test_a_record_of_another_form_costs_only_its_table(tmp_path):

@@ -192,8 +192,7 @@ def test_the_floor_is_the_two_products_of_the_problem(monkeypatch):
     case = Case("float32", 6, 50, 4)
     problem = Problem.draw(case, CPU)
     seen, mm = [], torch.mm
-    monkeypatch.setattr(products, "MOST_ELEMENTS", 6 * 20)
-    run = products.floor_products(problem)
+    run = products.floor_products(problem, most_elements=6 * 20)
     monkeypatch.setattr(
         torch, "mm", lambda a, b, out: seen.append(2 * a.numel() * b.shape[1]) or mm(a, b, out=out)
     )

@@ -30,7 +30,7 @@ pytestmark = needs_gpu
 COMPLETE_DIMS = (64, 128, 256)
 """The embedding sizes most used: every combination is tested."""
 OTHER_DIMS = (1, 3, 16, 60, 96, 123, 192, 320, 512)
-"""Each with the three kinds of product; kinds of entries and denominators take turns."""
+"""Each with one mode of 16 bits and one of float32; kinds and denominators take turns."""
 KINDS = ("bank", "entries", "itself", "pieces")
 DENOMINATORS = ("negatives", "all")
 MININGS = {
@@ -57,7 +57,7 @@ def cases():
         for denominator, kind in itertools.product(DENOMINATORS, KINDS):
             yield mode, dim, kind, denominator
     for turn, dim in enumerate(OTHER_DIMS):
-        modes = (("bf16", "fp16")[turn % 2], "tf32", "float32")
+        modes = ("bf16", "fp16")[turn % 2], ("tf32", "float32")[turn // 2 % 2]
         for place, mode in enumerate(modes):
             denominator = DENOMINATORS[(turn // 2 + place) % 2]
             yield mode, dim, KINDS[(turn + place) % 4], denominator
