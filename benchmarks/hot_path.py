@@ -137,9 +137,6 @@ class _HotPath:
             # A process that dies here does not come back to them.
             row["skipped"] |= dict.fromkeys(missing, UNFINISHED)
             status = self._measure(case, row, self.ways, (WAYS,), COMPILE_SECONDS)
-            for way in missing:
-                if way in row["measured"] and row["skipped"][way] == UNFINISHED:
-                    del row["skipped"][way]
             torch.compiler.reset()  # Each case is compiled for its own shapes.
             self._save()
             if status != 0:
@@ -157,6 +154,8 @@ class _HotPath:
         expected = extra_seconds + _expected_seconds(case, self.session.device)
         job = partial(self._compare, case, row, ways, phases)
         status = self.session.fill(row, job, expected)
+        finished = {way for way in row["measured"] if row["skipped"].get(way) == UNFINISHED}
+        row["skipped"] = {way: said for way, said in row["skipped"].items() if way not in finished}
         self._save()
         print("\n".join(hot_path_lines(row)), flush=True)
         return status

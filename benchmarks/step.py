@@ -24,6 +24,7 @@ import json
 import statistics
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -89,8 +90,8 @@ class _Steps:
             for name in shapes:
                 found = measure_samplers(name, options.repeats, self.session.device)
                 self.samplers.extend(found)
-        print("\n".join(line for row in self.steps for line in part_lines(row)))
-        print("\n".join(line for row in self.samplers for line in sampler_lines(row)))
+        for line in chain(*map(part_lines, self.steps), *map(sampler_lines, self.samplers)):
+            print(line)
         self.session.save()
         return 0
 

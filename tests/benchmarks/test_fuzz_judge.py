@@ -127,7 +127,7 @@ def judged_loss(kind, mixed_in=AsItIs, bank=False, *, call=None, **options):
     return defect_of(Call("loss", loss, {**arguments, **(call or {})}, ()))[1]
 
 
-def gather_from_flipped_map(batch, *arguments, **options):
+def anchors_of_flipped_map(batch, *arguments, **options):
     return take_anchors(batch._replace(emb_map=batch.emb_map.flip(2)), *arguments, **options)
 
 
@@ -144,7 +144,7 @@ def test_what_a_loss_gets_wrong(kind, bank):
 
     class Moves:
         def forward(self, *arguments, **given):
-            with patch.object(base, "take_anchors", gather_from_flipped_map):
+            with patch.object(base, "take_anchors", anchors_of_flipped_map):
                 return super().forward(*arguments, **given)
 
     class Slopes:

@@ -134,6 +134,7 @@ def strange(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_tests_that_hang_or_crash_cost_only_themselves(strange):
     made, tests = strange(budget=200)
@@ -171,6 +172,7 @@ def test_the_cases_for_memcheck_run(capsys):
     assert "nan" not in "".join(printed)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_rehearsal_from_the_command_line(tmp_path):
     out = tmp_path / "tests_gpu.json"

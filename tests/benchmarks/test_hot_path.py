@@ -324,7 +324,7 @@ def test_nothing_is_started_after_the_budget(tmp_path):
     assert [row["note"] for row in record["rows"]] == [None, None]
 
 
-def test_what_compiles_is_measured_last_and_only_where_there_is_time(tmp_path, monkeypatch):
+def test_what_compiles_is_measured_last_and_only_where_there_is_time(tmp_path, capsys, monkeypatch):
     options = ("--modes", "bf16", *BANK)
     ways = ["--ways", "tiled", "compiled"]
     _, record = run_hot_path(tmp_path, *options, "--budget", "30", ways=ways)
@@ -334,6 +334,7 @@ def test_what_compiles_is_measured_last_and_only_where_there_is_time(tmp_path, m
     assert row["measured"]["compiled"]["seconds"] > 0
     assert row["measured"]["compiled"]["correct"] is True
     assert row["skipped"] == {}
+    assert "did not finish" not in capsys.readouterr().out
 
     def stop(self, problem):
         raise KeyboardInterrupt

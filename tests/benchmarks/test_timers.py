@@ -75,6 +75,13 @@ def test_a_deadline_ends_the_turns_after_two(monkeypatch):
     assert 2 <= found["one"]["samples"] < 20
 
 
+def test_a_status_does_not_replace_figures():
+    measured = {"timed": {"seconds": 1.0}, "failed": {"status": "out of memory"}}
+    late = {"status": "no time left"}
+    timers.keep_figures(measured, {"timed": late, "failed": late, "new": {"seconds": 2.0}})
+    assert measured == {"timed": {"seconds": 1.0}, "failed": late, "new": {"seconds": 2.0}}
+
+
 def test_samples_on_cuda_are_as_long_as_the_run_is_short(played_card):
     runs = {"fast": lambda: 0.001, "slow": lambda: 0.5}
     found = measure(runs, 5, CUDA)

@@ -34,6 +34,7 @@ def run_pytest(how, *arguments):
     )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_tests_that_need_a_gpu():
     ended = run_pytest("tiled")
@@ -43,6 +44,7 @@ def test_the_tests_that_need_a_gpu():
     assert int(passed[1]) >= LEAST
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_few_kernels_are_compiled(tmp_path):
     """Every test is counted; all processes together compile no more kernels than there is time for.

@@ -101,7 +101,7 @@ def denominator_pass(tiling: Tiling, want_gradient: bool) -> OnlineSoftmax:
     # Attention always computes o, so it is used only if o is requested.
     for tile in tiling.in_denominator(attending=want_gradient):
         outside = tiling.outside_denominator(tile)
-        if outside is None and want_gradient and tiling.may_attend(tile.tensor_index):
+        if outside is None and want_gradient and tiling.may_attend(tile.contrast_index):
             for lse, mean in tiling.attend(tile):
                 softmax.add_partial(tile.block, lse, mean)
             continue
@@ -186,7 +186,7 @@ def tiled_entries_gradient(
             statistics.of(tile.block),
             problem.denominator,
         ).mul_(scale[tile.block])
-        result, order = results[tile.tensor_index], contrast[tile.tensor_index]
+        result, order = results[tile.contrast_index], contrast[tile.contrast_index]
         assert result is not None
         assert order is not None
         result[order.indices(tile.columns)] += change.T @ tiling.rows[tile.block]

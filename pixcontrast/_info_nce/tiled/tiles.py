@@ -33,14 +33,14 @@ class Tile(NamedTuple):
     """A block of R anchors with T entries of a contrast tensor.
 
     Attributes:
-        tensor_index: index of the contrast tensor.
+        contrast_index: index of the contrast tensor.
         block: the anchors, as rows of `Tiling.rows`.
         columns: the entries.
         entries: (T, D) the entries as operands.
         all_negative: whether every entry is known to be a negative of every anchor.
     """
 
-    tensor_index: int
+    contrast_index: int
     block: slice
     columns: slice
     entries: Tensor
@@ -126,7 +126,7 @@ class Tiling:
         block, num_columns = tile.block, len(tile.entries)
         rows = self.rows[block.start : max(block.stop, block.start + MIN_ROWS)]
         logits = self._buffer[: len(rows) * num_columns].view(len(rows), num_columns)
-        self._similarities.write(logits, rows, tile.entries, tile.tensor_index)
+        self._similarities.write(logits, rows, tile.entries, tile.contrast_index)
         return logits[: block.stop - block.start]
 
     def is_all_positive(self, tile: Tile) -> bool:
@@ -167,10 +167,10 @@ class Tiling:
         return self._order(tile).may_share_class(tile.columns, self.anchors, tile.block)
 
     def _holds_anchors(self, tile: Tile) -> bool:
-        return self._problem.contrast[tile.tensor_index].is_anchors
+        return self._problem.contrast[tile.contrast_index].is_anchors
 
     def _order(self, tile: Tile) -> ClassOrder:
-        order = self._contrast[tile.tensor_index]
+        order = self._contrast[tile.contrast_index]
         assert order is not None  # only requested tensors have tiles
         return order
 
