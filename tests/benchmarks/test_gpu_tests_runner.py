@@ -184,7 +184,7 @@ def test_a_rehearsal_from_the_command_line(tmp_path):
     record = json.loads(out.read_text())
     assert ended.returncode == 0, (ended.stderr, record)
     assert record["correct"] is True, record
-    assert record["passed"] > 10
+    assert record["passed"] > 5
     assert record["kernels"] > 0
     assert record["problems"] == []
     assert record["ungated"]["opcheck"]["passed"] == 1
