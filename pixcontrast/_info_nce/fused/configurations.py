@@ -183,7 +183,7 @@ def configurations_for(capability: int, kind: str, dim: int) -> Configurations:
     if _tried:
         return _tried[-1]
     known = [card for card in TABLE if card <= capability and card // 10 == capability // 10]
-    rows = TABLE[max(known)][kind] if known else _CONSUMER[kind]
+    rows = TABLE[max(known)][kind] if known else _LATEST_CONSUMER[kind]
     return rows[min(largest for largest in rows if dim <= largest)]
 
 
