@@ -152,8 +152,11 @@ def test_the_budget_ends_everything(strange):
     start = time.monotonic()
     made, tests = strange(budget=0.5)
     assert time.monotonic() - start < 4
-    assert made.record()["correct"] is None
-    assert made.record()["unfinished"] == tests
+    record = made.record()
+    # The first tests may have ended in time; the one that hangs cannot.
+    assert tests[3] in record["unfinished"]
+    assert tests[3] not in record["failed"]
+    assert record["correct"] is not True
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path):
