@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from drawn import BOUND, cast, draw, each_denominator, errors
-from problems import MININGS, loss_and_gradients, worst_error
+from problems import IGNORE, MININGS, loss_and_gradients, vectors, worst_error
 
 from pixcontrast._info_nce import dispatch
 from pixcontrast._info_nce.fused.layout import lay_out
@@ -29,6 +29,19 @@ each_contrast = pytest.mark.parametrize(
 @pytest.mark.parametrize("mining", MININGS.values(), ids=MININGS.keys())
 def test_fused_equals_dense(pieces, denominator, mining):
     fused, _ = errors(draw(pieces), denominator=denominator, negative_sampler=mining)
+    assert fused < BOUND
+
+
+@each_denominator
+@pytest.mark.parametrize("written", [640, 500], ids=["full", "partly written"])
+def test_a_sorted_bank_of_many_blocks(written, denominator):
+    """Most blocks need no mask: those before the anchors' classes and those after them."""
+    generator = torch.Generator().manual_seed(5)
+    anchors, bank = vectors(70, 5, generator), vectors(640, 5, generator)
+    bank_labels = torch.arange(640) // 128
+    bank_labels[written:] = IGNORE
+    arguments = cast((anchors, torch.arange(70) % 5, bank, bank_labels), torch.float32)
+    fused, _ = errors(arguments, denominator=denominator)
     assert fused < BOUND
 
 
