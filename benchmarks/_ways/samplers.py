@@ -49,21 +49,6 @@ def sampler_runs(
     }
 
 
-def sampler_table(rows: list[dict[str, Any]]) -> str:
-    """For a reader."""
-    lines = [f"{'B x P, classes':<28}{'labels':<10}{'way':<14}{'ms':>8}{'x ours':>9}{'spread':>8}"]
-    for row in rows:
-        title = f"{row['images']} x {row['pixels']}, {row['classes']}"
-        labels = row["labels"]
-        for way, one in row["measured"].items():
-            lines.append(
-                f"{title:<28}{labels:<10}{way:<14}{1000 * one['seconds']:>8.1f}"
-                f"{one['to_sampler']:>9.2f}{one['spread']:>8.2f}"
-            )
-            title = labels = ""
-    return "\n".join(lines)
-
-
 def _sampled_shape(name: str) -> BatchShape:
     """8 x 32,768 pixels whatever the classes, but for the small one; labels of that size."""
     like = SHAPES["small" if name == "small" else "cityscapes"]
