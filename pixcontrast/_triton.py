@@ -192,7 +192,7 @@ def _warn_once(fault: str) -> None:
     warnings.warn(
         f'backend="auto" takes "tiled", because the faster "triton" cannot run here: {fault}',
         RuntimeWarning,
-        stacklevel=6,
+        stacklevel=5,
     )
 
 

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._distributed import Ranks
-from pixcontrast._dtypes import product_dtype, without_autocast
-from pixcontrast._info_nce.dispatch import run_form
-from pixcontrast._info_nce.problem import (
-    ContrastTensor,
-    Denominator,
-    Problem,
-    Shards,
-    compute_dtype,
-    contrast_tensors,
-)
-from pixcontrast._info_nce.reduction import Reduction, reduce_losses
+from pixcontrast._info_nce.dispatch import reduced_loss
+from pixcontrast._info_nce.problem import Denominator, Problem
+from pixcontrast._info_nce.reduction import Reduction
 from pixcontrast._labels import mark_ignored
 from pixcontrast._triton import Backend, check_triton_imports, choose
-from pixcontrast.mining import HardNegativeSampler
+from pixcontrast.mining import HardNegativeSampler, draw_seed
 
 __all__ = ["info_nce"]
 
@@ -131,71 +121,8 @@ def info_nce(
         >>> print(f"{loss.item():.4f}")  # log(1 + 2 exp(0)): one positive, two negatives
         1.0986
     """
-    return info_nce_of(
-        anchors,
-        anchor_labels,
-        contrast,
-        contrast_labels,
-        temperature=temperature,
-        denominator=denominator,
-        weight=weight,
-        negative_sampler=negative_sampler,
-        generator=generator,
-        reduction=reduction,
-        ignore_index=ignore_index,
-        backend=backend,
-    ).loss
-
-
-class Result(NamedTuple):
-    """The result of `info_nce_of`.
-
-    Attributes:
-        loss (Tensor): as `info_nce` returns it.
-        has_positive (Tensor): (M,) bool.
-        num_shard_entries (Tensor, optional): () int64, number of entries in the shards of all
-            ranks; None without shards.
-    """
-
-    loss: Tensor
-    has_positive: Tensor
-    num_shard_entries: Tensor | None = None
-
-
-def info_nce_of(
-    anchors: Tensor,
-    anchor_labels: Tensor,
-    contrast: Contrast,
-    contrast_labels: Contrast,
-    *,
-    temperature: float,
-    denominator: Denominator,
-    weight: Tensor | None,
-    negative_sampler: HardNegativeSampler | None,
-    generator: torch.Generator | None,
-    reduction: Reduction,
-    ignore_index: int,
-    backend: Backend,
-    unit_length: bool = False,
-    ranks: Ranks | None = None,
-    shards: Shards | None = None,
-) -> Result:
-    """Compute `info_nce` with options that only the losses have.
-
-    Args:
-        unit_length (bool): whether every vector is known to have unit length or to be zero. This
-            bounds the similarities for kernels that must not read values on the host.
-            Default: False.
-        ranks (Ranks, optional): the ranks whose anchors the reduction covers. Default: None, this
-            process alone.
-        shards (Shards, optional): further contrast entries that are distributed over ranks. Every
-            rank must have the same number of anchors. Default: None.
-
-    The other arguments are those of `info_nce`.
-    """
-    tensors = _check_tensors(
-        anchors, anchor_labels, contrast, contrast_labels, ignore_index=ignore_index
-    )
+    tensors = _check_tensors(anchors, anchor_labels, contrast, contrast_labels)
+    check.check_ignore_index(ignore_index)
     check.check_temperature("temperature", temperature)
     check.check_choice("denominator", denominator, DENOMINATORS)
     check.check_choice("reduction", reduction, REDUCTIONS)
@@ -205,31 +132,20 @@ def info_nce_of(
         check.check_anchor_weight("weight", weight, anchors)
     check.check_choice("backend", backend, BACKENDS)
     form = choose(backend, anchors)
-    if backend == "triton" and negative_sampler is not None and shards is not None:
-        raise ValueError(
-            'backend: expected "auto", "tiled" or "dense" for mining over a sharded bank, which '
-            'the kernels cannot do; got "triton"'
-        )
-
-    seed = None
-    if negative_sampler is not None:
-        seed = negative_sampler.draw_seed(anchors.device, generator)
-    problem = Problem(
-        anchors=anchors,
-        labels=mark_ignored(anchor_labels, ignore_index),
-        contrast=tensors,
+    problem = Problem.of(
+        anchors,
+        mark_ignored(anchor_labels, ignore_index),
+        [
+            (entries, None if labels is None else mark_ignored(labels, ignore_index))
+            for entries, labels in tensors
+        ],
+        form=form,
         temperature=float(temperature),
         denominator=denominator,
         negative_sampler=negative_sampler,
-        seed=seed,
-        product_dtype=product_dtype(anchors),
-        compute_dtype=compute_dtype(anchors),
-        unit_length=unit_length,
+        seed=draw_seed(negative_sampler, anchors.device, generator),
     )
-    with without_autocast(anchors.device):
-        losses, has_positive, num_shard_entries = run_form(form, problem, shards)
-        loss = reduce_losses(losses, has_positive, weight, reduction, ranks)
-        return Result(loss, has_positive, num_shard_entries)
+    return reduced_loss(problem, weight, reduction).loss
 
 
 def check_backend(backend: object) -> None:
@@ -240,36 +156,25 @@ def check_backend(backend: object) -> None:
 
 
 def _check_tensors(
-    anchors: Tensor,
-    anchor_labels: Tensor,
-    contrast: Contrast,
-    contrast_labels: Contrast,
-    *,
-    ignore_index: int,
-) -> tuple[ContrastTensor, ...]:
-    """Check anchors, contrast entries and labels; return the contrast tensors."""
+    anchors: Tensor, anchor_labels: Tensor, contrast: Contrast, contrast_labels: Contrast
+) -> list[tuple[Tensor | None, Tensor | None]]:
+    """Check anchors, contrast entries and labels; return the pairs of entries and labels."""
     check.check_vectors("anchors", anchors)
     check.check_vector_labels("anchor_labels", anchor_labels, "anchors", anchors)
-    check.check_ignore_index(ignore_index)
-    checked: list[tuple[Tensor, Tensor, bool]] = []
-    for name, entries, labels in _pairs(contrast, contrast_labels):
-        is_anchors = entries is None
+    pairs = _pairs(contrast, contrast_labels)
+    for name, entries, labels in pairs:
         labels_name = name.replace("contrast", "contrast_labels", 1)
-        if entries is None:
-            if labels is not None:
-                raise ValueError(
-                    f"{labels_name}: expected None beside the anchors themselves ({name} is None), "
-                    f"whose labels are anchor_labels; got labels"
-                )
-            entries, labels = anchors, anchor_labels
-        else:
+        if entries is not None:
             check.check_vectors(name, entries)
             check.check_vector_labels(labels_name, labels, name, entries)
             check.check_same_width(name, entries, "anchors", anchors)
             check.check_same_device(name, entries, "anchors", anchors)
-        assert labels is not None  # checked by check_vector_labels
-        checked.append((entries, mark_ignored(labels, ignore_index), is_anchors))
-    return contrast_tensors(checked)
+        elif labels is not None:
+            raise ValueError(
+                f"{labels_name}: expected None beside the anchors themselves ({name} is None), "
+                f"whose labels are anchor_labels; got labels"
+            )
+    return [(entries, labels) for _, entries, labels in pairs]
 
 
 def _pairs(

@@ -68,9 +68,11 @@ class HardNegativeSampler:
         if self.num_positives is not None:
             check_count("num_positives", self.num_positives, at_least=1)
 
-    def draw_seed(self, device: torch.device, generator: torch.Generator | None) -> Tensor | None:
-        """Draw a seed () int64 from the generator; None if the strategy draws nothing at random."""
-        if self.strategy == "hardest":
-            return None
-        largest = torch.iinfo(torch.int64).max
-        return torch.randint(largest, (), generator=generator, device=device)
+
+def draw_seed(
+    sampler: HardNegativeSampler | None, device: torch.device, generator: torch.Generator | None
+) -> Tensor | None:
+    """Draw the seed () int64 of a call; None if nothing is drawn at random."""
+    if sampler is None or sampler.strategy == "hardest":
+        return None
+    return torch.randint(torch.iinfo(torch.int64).max, (), generator=generator, device=device)

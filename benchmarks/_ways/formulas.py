@@ -11,8 +11,12 @@ from torch.nn import functional as F
 
 from benchmarks._ways.authors_step import authors_formula
 from benchmarks._ways.problem import TEMPERATURE, Problem
-from pixcontrast import HardNegativeSampler
-from pixcontrast.functional import info_nce, info_nce_of
+from pixcontrast._info_nce.dispatch import reduced_loss
+from pixcontrast._info_nce.problem import Problem as ContrastProblem
+from pixcontrast._labels import mark_ignored
+from pixcontrast._triton import choose
+from pixcontrast.functional import info_nce
+from pixcontrast.mining import HardNegativeSampler, draw_seed
 
 MOST_ELEMENTS = 1 << 26
 """Of a float64 matrix of the truth, which is made over some anchors at a time."""
@@ -59,21 +63,23 @@ def unit_length_loss(
     ignore_index: int = 255,
 ) -> Tensor:
     """Return the loss in the form that the losses call: all vectors have unit length."""
-    return info_nce_of(
+    if not isinstance(contrast, Sequence):
+        contrast, contrast_labels = (contrast,), (contrast_labels,)
+    assert isinstance(contrast_labels, Sequence)
+    problem = ContrastProblem.of(
         anchors,
-        anchor_labels,
-        contrast,
-        contrast_labels,
+        mark_ignored(anchor_labels, ignore_index),
+        [
+            (entries, None if labels is None else mark_ignored(labels, ignore_index))
+            for entries, labels in zip(contrast, contrast_labels, strict=True)
+        ],
+        form=choose(backend, anchors),  # type: ignore[arg-type]
         temperature=TEMPERATURE,
-        denominator="negatives",
-        weight=None,
         negative_sampler=negative_sampler,
-        generator=None,
-        reduction="mean",
-        ignore_index=ignore_index,
-        backend=backend,  # type: ignore[arg-type]
+        seed=draw_seed(negative_sampler, anchors.device, None),
         unit_length=True,
-    ).loss
+    )
+    return reduced_loss(problem, None, "mean").loss
 
 
 def textbook_loss(problem: Problem) -> Tensor:

@@ -1,48 +1,75 @@
-"""Dispatch a problem to the form that computes it."""
+"""From a problem to the loss: dispatch to the form that computes it, and reduce the losses."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from pixcontrast._distributed import gather
+from pixcontrast._distributed import Ranks, gather, ranks_named
+from pixcontrast._dtypes import without_autocast
 from pixcontrast._info_nce.dense import dense_losses
 from pixcontrast._info_nce.operators import compute_losses
-from pixcontrast._info_nce.problem import Problem, Shards, contrast_tensors
+from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.reduction import Reduction, reduce_losses
 from pixcontrast._info_nce.results import Losses
 from pixcontrast._labels import IGNORED
-from pixcontrast._triton import Form
 
 
-def run_form(form: Form, problem: Problem, shards: Shards | None) -> Losses:
-    """Compute the losses of a problem by one of the forms.
+class Result(NamedTuple):
+    """The result of a call.
 
-    With shards, every rank of `shards.ranks` makes this call with the same number of anchors.
+    Attributes:
+        loss: as `info_nce` returns it.
+        has_positive: (M,) bool.
+        num_shard_entries: () int64, number of entries in the shards of all ranks; None without
+            shards.
     """
-    if shards is None:
-        if form == "dense":
-            return Losses(*dense_losses(problem))
-        return compute_losses(problem, fused=form == "triton")
-    problem = replace(problem, first_anchor_id=shards.ranks.rank * problem.labels.numel())
-    if problem.seed is not None:
-        # One seed for all ranks: the entries of an anchor are selected among those of all ranks.
-        (seeds,) = gather(shards.ranks, [problem.seed])
-        problem = replace(problem, seed=seeds[0])
-    if form == "dense":
-        return _run_dense(problem, shards)
-    # The kernels select on one device, so mining over shards always uses the tiled form.
-    fused = form == "triton" and problem.negative_sampler is None
-    return compute_losses(problem, shards, fused=fused)
+
+    loss: Tensor
+    has_positive: Tensor
+    num_shard_entries: Tensor | None
 
 
-def _run_dense(problem: Problem, shards: Shards) -> Losses:
-    """Gather all shards, whatever memory they take."""
-    gathered = [
-        tensor.flatten(0, 1) for tensor in gather(shards.ranks, [*shards.entries, *shards.labels])
-    ]
-    entries, labels = gathered[: len(shards.entries)], gathered[len(shards.entries) :]
-    own = ((tensor.entries, tensor.labels, tensor.is_anchors) for tensor in problem.contrast)
-    others = ((*pair, False) for pair in zip(entries, labels, strict=True))
-    problem = replace(problem, contrast=contrast_tensors([*own, *others]))
-    return Losses(*dense_losses(problem), (torch.cat(labels) != IGNORED).sum())
+def reduced_loss(
+    problem: Problem, weight: Tensor | None, reduction: Reduction, ranks: Ranks | None = None
+) -> Result:
+    """Compute the loss of a problem.
+
+    Args:
+        problem (Problem): the call. With shards, every rank makes it with the same number of
+            anchors.
+        weight (Tensor, optional): (M,) weights of the anchors. None: all weights are 1.
+        reduction (str): `"mean"`, `"sum"` or `"none"`.
+        ranks (Ranks, optional): the ranks whose anchors the reduction covers. Default: None, this
+            process alone.
+    """
+    with without_autocast(problem.anchors.device):
+        losses, has_positive, num_shard_entries = _losses(problem)
+        loss = reduce_losses(losses, has_positive, weight, reduction, ranks)
+    return Result(loss, has_positive, num_shard_entries)
+
+
+def _losses(problem: Problem) -> Losses:
+    if problem.form != "dense":
+        return compute_losses(problem)
+    if problem.group is None:
+        return Losses(*dense_losses(problem))
+    return _gather_shards(problem, ranks_named(problem.group))
+
+
+def _gather_shards(problem: Problem, ranks: Ranks) -> Losses:
+    """Compute the dense form over the shards of all ranks, whatever memory they take."""
+    shards = [*problem.shard_entries, *problem.shard_labels]
+    gathered = [tensor.flatten(0, 1) for tensor in gather(ranks, shards)]
+    num_shards = len(problem.shard_entries)
+    entries, labels = gathered[:num_shards], gathered[num_shards:]
+    whole = replace(
+        problem,
+        entries=[*problem.entries, *entries],
+        entry_labels=[*problem.entry_labels, *labels],
+        is_anchors=[*problem.is_anchors, *num_shards * [False]],
+    )
+    return Losses(*dense_losses(whole), (torch.cat(labels) != IGNORED).sum())

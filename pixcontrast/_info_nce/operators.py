@@ -1,8 +1,8 @@
 """The tiled and the fused form as PyTorch operators with autograd, opaque to torch.compile.
 
-Operators take and return tensors and plain values, so a `Problem` is converted to `Inputs` and
-back. Inside an operator, sizes may depend on values. The forward computes the anchors' gradient, so
-the operators are differentiable once.
+Operators take and return tensors and plain values: the arguments of a `Problem`. Inside an
+operator, sizes may depend on values. The forward computes the anchors' gradient, so the operators
+are differentiable once.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixcontrast._distributed import ranks_named
 from pixcontrast._dtypes import without_autocast
 from pixcontrast._info_nce.mined.passes import mined_entries_gradient, mined_forward
-from pixcontrast._info_nce.operator_inputs import NUM_TENSOR_FIELDS, SCHEMA, Inputs
-from pixcontrast._info_nce.problem import Problem, Shards, compute_dtype
+from pixcontrast._info_nce.problem import NUM_TENSOR_FIELDS, SCHEMA, Problem
 from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, Losses
 from pixcontrast._info_nce.sharded.passes import sharded_forward
 from pixcontrast._info_nce.thresholds import Thresholds
@@ -28,13 +26,11 @@ _NUM_STATISTICS = len(AnchorStatistics._fields)
 _NUM_OUTPUTS = 3 + _NUM_STATISTICS + len(Thresholds._fields) + 1
 
 
-def compute_losses(problem: Problem, shards: Shards | None = None, *, fused: bool) -> Losses:
+def compute_losses(problem: Problem) -> Losses:
     """Run the fused form, or the tiled form; both are differentiable once."""
     _refuse_transforms()
-    losses, has_positive, *_, num_shard_entries = losses_operator(
-        *Inputs.of(problem, shards, fused=fused)
-    )
-    return Losses(losses, has_positive, None if shards is None else num_shard_entries)
+    losses, has_positive, *_, num_shard_entries = losses_operator(*problem.arguments())
+    return Losses(losses, has_positive, None if problem.group is None else num_shard_entries)
 
 
 @torch.library.custom_op(
@@ -42,33 +38,27 @@ def compute_losses(problem: Problem, shards: Shards | None = None, *, fused: boo
     mutates_args=(),
     schema=f"({SCHEMA}) -> ({', '.join(_NUM_OUTPUTS * ['Tensor'])})",
 )
-def losses_operator(*args: Any) -> tuple[Tensor, ...]:
+def losses_operator(*arguments: Any) -> tuple[Tensor, ...]:
     """Compute the forward. Tensors that are not requested are returned without elements.
 
     Returns:
         The losses, has_positive, the anchors' gradient, the `AnchorStatistics`, the `Thresholds`
         and the number of entries in all shards.
     """
-    inputs = Inputs(*args)
-    problem = inputs.problem()
+    problem = Problem.of_arguments(*arguments)
     thresholds: Thresholds | None = None
-    num_shard_entries = inputs.labels.new_empty(0)
-    options: dict[str, Any] = {"want_gradient": inputs.want_gradient}
-    with without_autocast(inputs.anchors.device):
-        if inputs.group is not None:
-            shard = list(zip(inputs.shard_entries, inputs.shard_labels, strict=True))
-            ranks = ranks_named(inputs.group)
-            result, thresholds, num_shard_entries = sharded_forward(
-                problem, shard, ranks, fused=inputs.fused, **options
-            )
-        elif inputs.fused:
+    num_shard_entries = problem.labels.new_empty(0)
+    with without_autocast(problem.anchors.device):
+        if problem.group is not None:
+            result, thresholds, num_shard_entries = sharded_forward(problem)
+        elif problem.form == "triton":
             from pixcontrast._info_nce.fused.forward import fused_forward
 
-            result, thresholds = fused_forward(problem, **options)
+            result, thresholds = fused_forward(problem, want_gradient=problem.want_gradient)
         elif problem.negative_sampler is None:
-            result = tiled_forward(problem, **options)
+            result = tiled_forward(problem, want_gradient=problem.want_gradient)
         else:
-            result, thresholds = mined_forward(problem, **options)
+            result, thresholds = mined_forward(problem, want_gradient=problem.want_gradient)
     return *_as_tensors(result, thresholds), num_shard_entries
 
 
@@ -83,22 +73,22 @@ def _as_tensors(result: ForwardResult, thresholds: Thresholds | None) -> tuple[T
 
 
 @losses_operator.register_fake
-def _(*args: Any) -> tuple[Tensor, ...]:
-    inputs = Inputs(*args)
-    num_anchors = inputs.labels.shape[0]
-    losses = inputs.anchors.new_empty(num_anchors, dtype=compute_dtype(inputs.anchors))
-    mined = inputs.strategy is not None
-    logit, key = (losses.dtype, torch.int32) if mined else (losses.dtype, losses.dtype)
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    problem = Problem.of_arguments(*arguments)
+    num_anchors = problem.labels.shape[0]
+    losses = problem.anchors.new_empty(num_anchors, dtype=problem.compute_dtype)
+    mined = problem.negative_sampler is not None
+    key = torch.int32 if mined else losses.dtype
     return (
         losses,
         losses.new_empty(num_anchors, dtype=torch.bool),
-        losses.new_empty(inputs.anchors.shape if inputs.want_gradient else (0,)),
+        losses.new_empty(problem.anchors.shape if problem.want_gradient else (0,)),
         *(losses.new_empty(num_anchors, 1) for _ in range(_NUM_STATISTICS)),
         *(
             losses.new_empty((num_anchors, 1) if mined else (0,), dtype=dtype)
-            for dtype in (logit, key, logit, key)
+            for dtype in (losses.dtype, key, losses.dtype, key)
         ),
-        inputs.labels.new_empty(() if inputs.group is not None else (0,)),
+        problem.labels.new_empty((0,) if problem.group is None else ()),
     )
 
 
@@ -115,24 +105,23 @@ def entries_gradient_operator(
     wanted: Sequence[bool],
     statistics: Sequence[Tensor],
     thresholds: Sequence[Tensor],
-    *args: Any,
+    *arguments: Any,
 ) -> list[Tensor]:
     """Compute Σ_i g_i ∂L_i/∂k_j for the `wanted` contrast tensors, in the dtype that accumulates.
 
     The entries of the others are not read; with a negative sampler, their labels are.
     """
-    inputs = Inputs(*args)
-    problem = inputs.problem()
-    known, met, want = AnchorStatistics(*statistics), Thresholds(*thresholds), list(wanted)
-    with without_autocast(inputs.anchors.device):
-        if inputs.fused:
+    problem = Problem.of_arguments(*arguments)
+    known, selected, want = AnchorStatistics(*statistics), Thresholds(*thresholds), list(wanted)
+    with without_autocast(problem.anchors.device):
+        if problem.form == "triton":
             from pixcontrast._info_nce.fused.forward import fused_entries_gradient
 
-            gradients = fused_entries_gradient(problem, known, met, upstream, want)
+            gradients = fused_entries_gradient(problem, known, selected, upstream, want)
         elif problem.negative_sampler is None:
             gradients = tiled_entries_gradient(problem, known, upstream, want)
         else:
-            gradients = mined_entries_gradient(problem, known, met, upstream, want)
+            gradients = mined_entries_gradient(problem, known, selected, upstream, want)
     return [gradient for gradient in gradients if gradient is not None]
 
 
@@ -142,14 +131,12 @@ def _(
     wanted: Sequence[bool],
     statistics: Sequence[Tensor],
     thresholds: Sequence[Tensor],
-    *args: Any,
+    *arguments: Any,
 ) -> list[Tensor]:
-    inputs = Inputs(*args)
-    others = iter(inputs.entries)
-    tensors = [inputs.anchors if own else next(others) for own in inputs.is_anchors]
+    problem = Problem.of_arguments(*arguments)
     return [
-        tensor.new_empty(tensor.shape, dtype=compute_dtype(inputs.anchors))
-        for tensor, want in zip(tensors, wanted, strict=True)
+        tensor.entries.new_empty(tensor.entries.shape, dtype=problem.compute_dtype)
+        for tensor, want in zip(problem.contrast, wanted, strict=True)
         if want
     ]
 
@@ -158,7 +145,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     # Only the losses have a gradient: create no zeros for the other outputs.
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    call = Inputs(*inputs)
+    call = Problem.of_arguments(*inputs)
     needs_gradient = [entries.requires_grad for entries in call.entries]
     others = iter(needs_gradient)
     ctx.wanted = [call.want_gradient if own else next(others) for own in call.is_anchors]
@@ -168,7 +155,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     no_entries = call.anchors.new_empty(0, call.anchors.shape[1])
     entries = [e if n else no_entries for e, n in zip(call.entries, needs_gradient, strict=True)]
     entry_labels = [
-        labels if need or call.strategy is not None else call.labels[:0]
+        labels if need or call.negative_sampler is not None else call.labels[:0]
         for labels, need in zip(call.entry_labels, needs_gradient, strict=True)
     ]
     _, _, *computed, _ = output
@@ -181,7 +168,9 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
     num_computed = len(saved) - 2 * ctx.num_entries
     computed, entries = saved[:num_computed], saved[num_computed:][: ctx.num_entries]
     entry_labels = saved[num_computed + ctx.num_entries :]
-    call = Inputs(anchors, labels, seed, entries, entry_labels, [], [], *ctx.options)
+    call = Problem.of_arguments(
+        *(anchors, labels, seed, entries, entry_labels, [], []), *ctx.options
+    )
 
     from_entries: Sequence[Tensor] = ()
     by_anchors = None
@@ -189,7 +178,7 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if any(ctx.wanted):
             statistics, thresholds = computed[:_NUM_STATISTICS], computed[_NUM_STATISTICS:]
             from_entries = entries_gradient_operator(
-                upstream, ctx.wanted, statistics, thresholds, *call
+                upstream, ctx.wanted, statistics, thresholds, *call.arguments()
             )
         if call.want_gradient:
             # Both roles of an anchor are added before the conversion to its dtype: scaled and

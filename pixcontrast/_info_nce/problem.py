@@ -1,15 +1,17 @@
-"""One checked call of `info_nce`, as every form of the equation takes it."""
+"""One checked call of `info_nce`, as every form of the equation and the operators take it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pixcontrast._distributed import Ranks
+from pixcontrast._distributed import Ranks, gather
+from pixcontrast._dtypes import product_dtype
+from pixcontrast._triton import Form
 from pixcontrast.mining import HardNegativeSampler
 
 Denominator = Literal["negatives", "all"]
@@ -18,16 +20,15 @@ LOG2_E = 1.4426950408889634
 """Converts exponents from base e to base 2, the base of the exponential in hardware."""
 
 
-@dataclass(frozen=True)
-class ContrastTensor:
+class ContrastTensor(NamedTuple):
     """One tensor of contrast entries. Only `dense` concatenates them.
 
     Attributes:
-        entries (Tensor): (n, D), as the caller passed it; the anchors if `is_anchors`.
-        labels (Tensor): (n,) int64, `IGNORED` for ignored entries.
-        is_anchors (bool): whether entry j is anchor j, which is then not its own positive.
-        first_id (int): id of the first entry; the others have consecutive ids. Ids of entries that
-            other ranks may hold are negative.
+        entries: (n, D), as the caller passed it; the anchors if `is_anchors`.
+        labels: (n,) int64, `IGNORED` for ignored entries.
+        is_anchors: whether entry j is anchor j, which is then not its own positive.
+        first_id: id of the first entry; the others have consecutive ids. Ids of entries that other
+            ranks may hold are negative.
     """
 
     entries: Tensor
@@ -36,48 +37,169 @@ class ContrastTensor:
     first_id: int
 
 
-def contrast_tensors(
-    tensors: Iterable[tuple[Tensor, Tensor, bool]], first_id: int = 0
-) -> tuple[ContrastTensor, ...]:
-    """Assign consecutive ids to the entries of (entries, labels, is_anchors) tuples."""
-    result = []
-    for entries, labels, is_anchors in tensors:
-        result.append(ContrastTensor(entries, labels, is_anchors, first_id))
-        first_id += labels.shape[0]
-    return tuple(result)
+class Shards(NamedTuple):
+    """Contrast entries that are distributed over ranks.
+
+    Attributes:
+        ranks: the ranks.
+        entries: (n, D) each, the shard of this rank. The shapes are the same on every rank.
+        labels: (n,) int64 each, `IGNORED` for ignored entries.
+    """
+
+    ranks: Ranks
+    entries: Sequence[Tensor]
+    labels: Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Problem:
     """One call of `info_nce`, with checked and resolved arguments.
 
+    The fields are the arguments of the operators, in the order of `SCHEMA`.
+
     Attributes:
         anchors (Tensor): (M, D), as the caller passed it.
         labels (Tensor): (M,) int64, `IGNORED` for ignored anchors.
-        contrast (tuple of ContrastTensor): the contrast entries.
+        seed (Tensor, optional): () int64, seed of the random choice of `negative_sampler`.
+        entries (sequence of Tensor): (n, D), contrast tensors that are not the anchors.
+        entry_labels (sequence of Tensor): (n,) int64, their labels, `IGNORED` for ignored entries.
+        shard_entries (sequence of Tensor): (n, D), further entries that are distributed over ranks.
+        shard_labels (sequence of Tensor): (n,) int64, their labels.
+        is_anchors (sequence of bool): for each contrast tensor, whether it is the anchors.
+        first_entry_id (int): id of the first contrast entry; see `ContrastTensor`.
+        first_anchor_id (int): id of the first anchor among the anchors of all ranks.
+        want_gradient (bool): whether the forward computes the anchors' gradient.
+        form (str): `"dense"`, `"tiled"` or `"triton"`.
+        group (str, optional): name of the ranks that hold the shards; None without shards.
         temperature (float): softmax temperature τ.
         denominator (str): what Z sums over, see `pixcontrast.functional.info_nce`.
+        product_dtype (torch.dtype): dtype of the operands of matrix products.
+        unit_length (bool): whether every vector, ignored ones too, is known to have unit length or
+            to be zero. This bounds the similarities for kernels that must not read values on the
+            host.
         negative_sampler (HardNegativeSampler, optional): selects entries for each anchor; None: all
             entries.
-        seed (Tensor, optional): () int64, seed of the random choice of `negative_sampler`.
-        product_dtype (torch.dtype): dtype of the operands of matrix products.
-        compute_dtype (torch.dtype): dtype of similarities, softmax, sums and the loss.
-        unit_length (bool): whether every vector, ignored ones too, is known to have unit length or
-            to be zero. Default: False.
-        first_anchor_id (int): id of the first anchor among the anchors of all ranks. Default: 0.
     """
 
     anchors: Tensor
     labels: Tensor
-    contrast: tuple[ContrastTensor, ...]
+    seed: Tensor | None
+    entries: Sequence[Tensor]
+    entry_labels: Sequence[Tensor]
+    shard_entries: Sequence[Tensor]
+    shard_labels: Sequence[Tensor]
+    is_anchors: Sequence[bool]
+    first_entry_id: int
+    first_anchor_id: int
+    want_gradient: bool
+    form: Form
+    group: str | None
     temperature: float
     denominator: Denominator
-    negative_sampler: HardNegativeSampler | None
-    seed: Tensor | None
     product_dtype: torch.dtype
-    compute_dtype: torch.dtype
-    unit_length: bool = False
-    first_anchor_id: int = 0
+    unit_length: bool
+    negative_sampler: HardNegativeSampler | None
+
+    @classmethod
+    def of(
+        cls,
+        anchors: Tensor,
+        labels: Tensor,
+        contrast: Iterable[tuple[Tensor | None, Tensor | None]],
+        *,
+        form: Form,
+        temperature: float = 0.1,
+        denominator: Denominator = "negatives",
+        negative_sampler: HardNegativeSampler | None = None,
+        seed: Tensor | None = None,
+        unit_length: bool = False,
+        shards: Shards | None = None,
+    ) -> Problem:
+        """Create a problem.
+
+        Args:
+            contrast (iterable of pairs): entries and marked labels of each contrast tensor; None
+                for the anchors.
+            shards (Shards, optional): further entries, distributed over ranks. Every rank makes
+                this call, with the same number of anchors. Default: None.
+
+        The other arguments are the attributes.
+        """
+        pairs = list(contrast)
+        first_anchor_id = 0
+        if shards is not None:
+            first_anchor_id = shards.ranks.rank * labels.numel()
+            # The kernels select on one device, so mining over shards uses the tiled form.
+            if form == "triton" and negative_sampler is not None:
+                form = "tiled"
+            if seed is not None:
+                # One seed: the entries of an anchor are selected among those of all ranks.
+                (seeds,) = gather(shards.ranks, [seed])
+                seed = seeds[0]
+        return cls(
+            anchors=anchors,
+            labels=labels,
+            seed=seed,
+            entries=[entries for entries, _ in pairs if entries is not None],
+            entry_labels=[names for _, names in pairs if names is not None],
+            shard_entries=[] if shards is None else [e.detach() for e in shards.entries],
+            shard_labels=[] if shards is None else list(shards.labels),
+            is_anchors=[entries is None for entries, _ in pairs],
+            first_entry_id=0,
+            first_anchor_id=first_anchor_id,
+            # Decided here, because grad mode is always off inside an operator.
+            want_gradient=torch.is_grad_enabled() and anchors.requires_grad,
+            form=form,
+            group=None if shards is None else shards.ranks.name,
+            temperature=temperature,
+            denominator=denominator,
+            product_dtype=product_dtype(anchors),
+            unit_length=unit_length,
+            negative_sampler=negative_sampler,
+        )
+
+    @classmethod
+    def of_arguments(cls, *arguments: Any) -> Problem:
+        """Create the problem whose `arguments()` these are."""
+        *fields, strategy, ratio, num_negatives, num_positives = arguments
+        sampler = None
+        if strategy is not None:
+            sampler = HardNegativeSampler(
+                strategy=strategy,
+                ratio=ratio,
+                num_negatives=num_negatives,
+                num_positives=num_positives,
+            )
+        fields.append(sampler)
+        return cls(*fields)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Return the arguments of the operators, in the order of `SCHEMA`."""
+        sampler = self.negative_sampler
+        return (
+            *(getattr(self, name) for name in _FIELDS),
+            None if sampler is None else sampler.strategy,
+            1.0 if sampler is None else sampler.ratio,
+            None if sampler is None else sampler.num_negatives,
+            None if sampler is None else sampler.num_positives,
+        )
+
+    @property
+    def contrast(self) -> tuple[ContrastTensor, ...]:
+        """The contrast tensors of this rank, without shards."""
+        others = iter(zip(self.entries, self.entry_labels, strict=True))
+        tensors = []
+        first_id = self.first_entry_id
+        for own in self.is_anchors:
+            entries, labels = (self.anchors, self.labels) if own else next(others)
+            tensors.append(ContrastTensor(entries, labels, own, first_id))
+            first_id += labels.shape[0]
+        return tuple(tensors)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of similarities, softmax, sums and the loss."""
+        return torch.float64 if self.anchors.dtype == torch.float64 else torch.float32
 
     @property
     def inverse_temperature(self) -> float:
@@ -104,21 +226,12 @@ class Problem:
         return vectors.clamp(-limit, limit) if narrower else vectors
 
 
-class Shards(NamedTuple):
-    """Contrast entries that are distributed over ranks.
-
-    Attributes:
-        ranks (Ranks): the ranks.
-        entries (sequence of Tensor): (n, D) each, the shard of this rank. The shapes are the same
-            on every rank.
-        labels (sequence of Tensor): (n,) int64 each, `IGNORED` for ignored entries.
-    """
-
-    ranks: Ranks
-    entries: Sequence[Tensor]
-    labels: Sequence[Tensor]
-
-
-def compute_dtype(anchors: Tensor) -> torch.dtype:
-    """Return float64 for float64 anchors and float32 for all others."""
-    return torch.float64 if anchors.dtype == torch.float64 else torch.float32
+_FIELDS = tuple(name for name in Problem.__dataclass_fields__ if name != "negative_sampler")
+NUM_TENSOR_FIELDS = _FIELDS.index("is_anchors")
+SCHEMA = (
+    "Tensor anchors, Tensor labels, Tensor? seed, Tensor[] entries, Tensor[] entry_labels, "
+    "Tensor[] shard_entries, Tensor[] shard_labels, bool[] is_anchors, SymInt first_entry_id, "
+    "SymInt first_anchor_id, bool want_gradient, str form, str? group, float temperature, "
+    "str denominator, ScalarType product_dtype, bool unit_length, str? strategy, float ratio, "
+    "SymInt? num_negatives, SymInt? num_positives"
+)

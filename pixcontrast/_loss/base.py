@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from pixcontrast import _check as check
 from pixcontrast._bank.ring import QUEUES
 from pixcontrast._distributed import GroupReference, ranks_of
-from pixcontrast._info_nce.problem import Denominator
+from pixcontrast._info_nce.dispatch import Result, reduced_loss
+from pixcontrast._info_nce.problem import Denominator, Problem
 from pixcontrast._info_nce.reduction import Reduction
-from pixcontrast._labels import IGNORED
 from pixcontrast._loss.batch import Anchors, Batch, prepare, take_anchors
 from pixcontrast._loss.contrast_set import BatchEntries, ContrastSet, contrast_set, resolve_sources
 from pixcontrast._loss.gather import JointCall
 from pixcontrast._loss.stats import MAX_CLASSES, Call, Stats, compute_stats
-from pixcontrast._triton import Backend
+from pixcontrast._triton import Backend, choose
 from pixcontrast.bank import MemoryBank
-from pixcontrast.functional import DENOMINATORS, REDUCTIONS, Result, check_backend, info_nce_of
-from pixcontrast.mining import HardNegativeSampler
+from pixcontrast.functional import DENOMINATORS, REDUCTIONS, check_backend
+from pixcontrast.mining import HardNegativeSampler, draw_seed
 from pixcontrast.samplers import AnchorSample, AnchorSampler, HardAnchorSampler
 
 
@@ -204,24 +204,24 @@ class ContrastLoss(nn.Module):
             anchors = joint.pad_anchors(anchors)
         gathered = joint if self.gather else None
         contrast = contrast_set(self.contrast_with, anchors, entries, self.bank, gathered)
-        result = info_nce_of(
+        negative_sampler = self.negative_sampler
+        if self.backend == "triton" and negative_sampler is not None and contrast.shards:
+            expected = '"auto", "tiled" or "dense" for mining over a sharded bank'
+            check.refuse("backend", expected, '"triton", whose kernels cannot do that')
+        problem = Problem.of(
             anchors.vectors,
             anchors.labels,
-            contrast.vectors,
-            contrast.labels,
+            contrast.tensors,
+            form=choose(self.backend, anchors.vectors),
             temperature=self.temperature,
             denominator=self.denominator,
-            weight=anchors.weight,
-            negative_sampler=self.negative_sampler,
-            generator=generator,
-            reduction=self.reduction,
-            ignore_index=IGNORED,
-            backend=self.backend,
+            negative_sampler=negative_sampler,
+            seed=draw_seed(negative_sampler, anchors.labels.device, generator),
             unit_length=self.normalize,
-            ranks=None if gathered is None else gathered.ranks,
             shards=contrast.shards,
         )
-        return contrast, result
+        ranks = None if gathered is None else gathered.ranks
+        return contrast, reduced_loss(problem, anchors.weight, self.reduction, ranks)
 
     def _batch_entries(self, batch: Batch) -> BatchEntries:
         """Return the entries that the batch contributes for `"batch"`."""

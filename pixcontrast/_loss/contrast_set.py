@@ -33,16 +33,14 @@ class ContrastSet(NamedTuple):
     """The contrast entries of a call. Labels are marked.
 
     Attributes:
-        vectors: contrast tensors on this rank, None for the anchors, as `info_nce` takes them.
-        labels: their labels, None for the anchors.
+        tensors: entries and labels of each contrast tensor on this rank, None for the anchors.
         batch_labels: labels of all entries from batches, shape (n,), or None if there are none.
         bank_entries: int64 number of valid entries of each queue, on this rank.
         shards: entries of a bank that is spread over ranks, or None.
         regions: regions of the bank's classes in this batch, if they were computed.
     """
 
-    vectors: list[Tensor | None]
-    labels: list[Tensor | None]
+    tensors: list[tuple[Tensor | None, Tensor | None]]
     batch_labels: Tensor | None
     bank_entries: tuple[Tensor, ...]
     shards: Shards | None
@@ -115,5 +113,4 @@ def contrast_set(
         assert bank is not None
         assert bank.ranks is not None
         spread = Shards(bank.ranks, *zip(*shards, strict=True))
-    vectors, labels = ([pair[i] for pair in contrast] for i in (0, 1))
-    return ContrastSet(vectors, labels, batch_labels, tuple(bank_entries), spread, batch.regions)
+    return ContrastSet(contrast, batch_labels, tuple(bank_entries), spread, batch.regions)

@@ -6,7 +6,7 @@ from problems import IGNORE, labels, vectors
 from pixcontrast._info_nce.dense import dense_losses
 from pixcontrast._info_nce.derivative import complete
 from pixcontrast._info_nce.merge import merge_denominators, merge_positives
-from pixcontrast._info_nce.problem import ContrastTensor, Problem
+from pixcontrast._info_nce.problem import Problem
 from pixcontrast._labels import mark_ignored
 
 CLASSES = 4
@@ -19,25 +19,17 @@ def problem_of(
     generator = torch.Generator().manual_seed(0)
     anchors = vectors(13, 16, generator, dtype)
     anchor_labels = mark_ignored(labels(13, CLASSES, generator), IGNORE)
-    pieces = [ContrastTensor(anchors, anchor_labels, True, 0)]
+    pieces = [(None, None)]
     for size in (9, 5, 21):
         entry_labels = mark_ignored(labels(size, CLASSES, generator), IGNORE)
         if size == 9:
             entry_labels[:] = 1
         if size == 5:
             entry_labels[:] = -1
-        pieces.append(ContrastTensor(vectors(size, 16, generator, dtype), entry_labels, False, 0))
-    return Problem(
-        anchors=anchors,
-        labels=anchor_labels,
-        contrast=tuple(pieces[number] for number in numbers),
-        temperature=0.1,
-        denominator=denominator,
-        negative_sampler=None,
-        seed=None,
-        product_dtype=dtype,
-        compute_dtype=dtype,
-        **options,
+        pieces.append((vectors(size, 16, generator, dtype), entry_labels))
+    contrast = [pieces[number] for number in numbers]
+    return Problem.of(
+        anchors, anchor_labels, contrast, form="tiled", denominator=denominator, **options
     )
 
 
@@ -55,18 +47,21 @@ def expected_of(**options):
     """The same by the textbook formula: entries are held fixed, also where they are anchors."""
     problem = problem_of(**options)
     anchors = problem.anchors.clone().requires_grad_()
-    fixed = [
-        ContrastTensor(piece.entries.detach(), piece.labels, False, 0)
-        for piece in problem.contrast[1:]
-    ]
+    fixed = [(piece.entries, piece.labels) for piece in problem.contrast[1:]]
     # Themselves as entries that are someone else's: all but oneself, one anchor at a time.
     losses, has_positive = [], []
     for i in range(len(anchors)):
         others = problem.labels.clone()
         others[i] = -1
-        own = ContrastTensor(problem.anchors, others, False, 0)
-        one = {**vars(problem), "anchors": anchors[i : i + 1], "labels": problem.labels[i : i + 1]}
-        loss, there = dense_losses(Problem(**{**one, "contrast": (own, *fixed)}))
+        one = Problem.of(
+            anchors[i : i + 1],
+            problem.labels[i : i + 1],
+            [(problem.anchors, others), *fixed],
+            form="dense",
+            denominator=problem.denominator,
+            unit_length=problem.unit_length,
+        )
+        loss, there = dense_losses(one)
         losses.append(loss)
         has_positive.append(there)
     loss = torch.cat(losses)

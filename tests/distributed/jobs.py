@@ -16,9 +16,8 @@ from pixcontrast import (
     RegionContrastLoss,
 )
 from pixcontrast._distributed import Ranks, add_up, ranks_of
-from pixcontrast._info_nce.operator_inputs import Inputs
 from pixcontrast._info_nce.operators import losses_operator
-from pixcontrast._info_nce.problem import Problem, Shards, contrast_tensors
+from pixcontrast._info_nce.problem import Problem, Shards
 from pixcontrast._info_nce.sharded import passes as sharded_passes
 from pixcontrast._info_nce.sharded.mining import MinedPasses, find_rank_thresholds
 from pixcontrast._info_nce.thresholds import Thresholds
@@ -69,23 +68,18 @@ def opcheck_of_shards(group: Any, rank: int, mined: bool) -> None:
     labels = torch.arange(6) % 3
     sampler = HardNegativeSampler(strategy="hardest", num_negatives=3, num_positives=2)
     anchors = anchors.clone().requires_grad_()
-    problem = Problem(
-        anchors=anchors,
-        labels=labels,
-        contrast=contrast_tensors([(anchors, labels, True)]),
-        temperature=0.1,
-        denominator="negatives",
-        negative_sampler=sampler if mined else None,
-        seed=None,
-        product_dtype=torch.float32,
-        compute_dtype=torch.float32,
-        unit_length=True,
-        first_anchor_id=6 * rank,
-    )
     shards = Shards(ranks, [entries], [torch.arange(7) % 3])
+    problem = Problem.of(
+        anchors,
+        labels,
+        [(None, None)],
+        form="tiled",
+        negative_sampler=sampler if mined else None,
+        unit_length=True,
+        shards=shards,
+    )
     checks = ("test_schema", "test_faketensor")
-    inputs = tuple(Inputs.of(problem, shards, fused=False))
-    torch.library.opcheck(losses_operator, inputs, test_utils=checks)
+    torch.library.opcheck(losses_operator, problem.arguments(), test_utils=checks)
 
 
 def loss_that_asks_no_rank(group: Any, rank: int) -> tuple[float, float]:

@@ -313,7 +313,7 @@ def test_vmap_runs_on_dense_and_raises_on_tiled():
         torch.func.vmap(lambda part: loss(part, "tiled"))(anchors)
     with pytest.raises(RuntimeError, match=r'torch\.func need backend="dense"'):
         # Before anything is asked of the problem, or of other ranks.
-        torch.func.vmap(lambda part: compute_losses(part, fused=False))(anchors)
+        torch.func.vmap(lambda part: compute_losses(part))(anchors)
 
 
 @pytest.mark.usefixtures("unseen_values")

@@ -11,6 +11,7 @@ from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.mined import row_blocks
 from pixcontrast._info_nce.thresholds import select_from_rows
 from pixcontrast.functional import info_nce
+from pixcontrast.mining import draw_seed
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_hardest(rows, num_negatives, num_positives):
     sampler = HardNegativeSampler(
         strategy="hardest", num_negatives=num_negatives, num_positives=num_positives
     )
-    kept = select(sampler, *rows, seed=sampler.draw_seed(similarity.device, None))
+    kept = select(sampler, *rows, seed=draw_seed(sampler, similarity.device, None))
     for i, (positives, negatives) in enumerate(zip(*map(chosen, kept), strict=True)):
         assert negatives == hardest(similarity[i], negative[i], num_negatives, -1)
         assert positives == hardest(similarity[i], positive[i], num_positives, +1)
@@ -62,7 +63,7 @@ def test_drawn_from_the_pool(rows, strategy, ratio, count):
     often = torch.zeros(2, 40, 200)
     draws = 300
     for _ in range(draws):
-        kept = select(sampler, *rows, seed=sampler.draw_seed(similarity.device, generator))
+        kept = select(sampler, *rows, seed=draw_seed(sampler, similarity.device, generator))
         for side, mask in enumerate(kept):
             often[side] += mask
     for side, (candidates, sign) in enumerate([(positive, +1), (negative, -1)]):

@@ -139,10 +139,10 @@ def test_vectors_known_to_be_of_unit_length(pieces, denominator, monkeypatch):
     plain = loss_and_gradients("triton", *arguments, denominator=denominator)
     seen = []
 
-    def known(problem, *, fused):
+    def known(problem):
         problem = dataclasses.replace(problem, unit_length=True)
         seen.append(lay_out(problem).bounded)
-        return compute_losses(problem, fused=fused)
+        return compute_losses(problem)
 
     compute_losses = dispatch.compute_losses
     monkeypatch.setattr(dispatch, "compute_losses", known)

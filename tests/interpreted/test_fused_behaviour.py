@@ -7,9 +7,8 @@ from problems import IGNORE, MININGS, loss_and_gradients, worst_error
 
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RegionContrastLoss
 from pixcontrast._info_nce.fused import forward
-from pixcontrast._info_nce.operator_inputs import Inputs
 from pixcontrast._info_nce.operators import losses_operator
-from pixcontrast._info_nce.problem import Problem, contrast_tensors
+from pixcontrast._info_nce.problem import Problem
 from pixcontrast.functional import info_nce
 
 
@@ -246,15 +245,12 @@ def test_opcheck(strategy):
         sampler = HardNegativeSampler(
             strategy=strategy, ratio=0.5, num_negatives=4, num_positives=3
         )
-    problem = Problem(
-        anchors=anchors,
-        labels=anchor_labels,
-        contrast=contrast_tensors([(anchors, anchor_labels, True), (bank, bank_labels, False)]),
-        temperature=0.1,
-        denominator="negatives",
+    problem = Problem.of(
+        anchors,
+        anchor_labels,
+        [(None, None), (bank, bank_labels)],
+        form="triton",
         negative_sampler=sampler,
         seed=torch.tensor(11) if strategy == "semi-hard" else None,
-        product_dtype=torch.float32,
-        compute_dtype=torch.float32,
     )
-    torch.library.opcheck(losses_operator, tuple(Inputs.of(problem, None, fused=True)))
+    torch.library.opcheck(losses_operator, problem.arguments())

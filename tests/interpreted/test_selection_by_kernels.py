@@ -10,7 +10,7 @@ from pixcontrast import HardNegativeSampler
 from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.fused.layout import lay_out
 from pixcontrast._info_nce.fused.thresholds import select_thresholds
-from pixcontrast._info_nce.problem import LOG2_E, Problem, contrast_tensors
+from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.random_keys import PairKeys
 from pixcontrast._info_nce.thresholds import thresholds_of_rows
 from pixcontrast._labels import mark_ignored
@@ -39,23 +39,18 @@ def problem(sampler, seed=0, scale=1.0, num_anchors=33, classes=4):
     other_labels = mark_ignored(labels(17, classes + 2, generator), IGNORE)
     bank_labels = torch.arange(65) // 13
     bank_labels[10:13] = bank_labels[20:35] = -1  # not written
-    contrast = contrast_tensors(
+    return Problem.of(
+        anchors,
+        anchor_labels,
         [
-            (whole_numbers(17, generator, scale), other_labels, False),
-            (anchors, anchor_labels, True),
-            (whole_numbers(65, generator, 1.0), bank_labels, False),
-        ]
-    )
-    return Problem(
-        anchors=anchors,
-        labels=anchor_labels,
-        contrast=contrast,
+            (whole_numbers(17, generator, scale), other_labels),
+            (None, None),
+            (whole_numbers(65, generator, 1.0), bank_labels),
+        ],
+        form="triton",
         temperature=0.5,
-        denominator="negatives",
         negative_sampler=sampler,
         seed=torch.tensor(seed + 12345),
-        product_dtype=torch.float32,
-        compute_dtype=torch.float32,
     )
 
 

@@ -1,15 +1,15 @@
 """torch.compile: whole graphs, the same values, nothing compiled again for new values."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from problems import error_of_loss, labels, vectors
 
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RegionContrastLoss
-from pixcontrast._info_nce.operator_inputs import Inputs
 from pixcontrast._info_nce.operators import entries_gradient_operator, losses_operator
-from pixcontrast._info_nce.problem import Problem, contrast_tensors
+from pixcontrast._info_nce.problem import Problem
 from pixcontrast.functional import info_nce
 from pixcontrast.samplers import HardAnchorSampler
 
@@ -45,20 +45,15 @@ def draw(seed, rows=20, wants_gradient=True):
 def as_inputs(mining, anchors, anchor_labels, others, is_anchors, wants_gradient):
     """What the operators take."""
     other = iter(others)
-    problem = Problem(
-        anchors=anchors,
-        labels=anchor_labels,
-        contrast=contrast_tensors(
-            (*((anchors, anchor_labels) if own else next(other)), own) for own in is_anchors
-        ),
-        temperature=0.1,
-        denominator="negatives",
+    problem = Problem.of(
+        anchors,
+        anchor_labels,
+        [(None, None) if own else next(other) for own in is_anchors],
+        form="tiled",
         negative_sampler=mining,
         seed=None if mining is None else torch.tensor(11),
-        product_dtype=torch.float32,
-        compute_dtype=torch.float32,
     )
-    return Inputs.of(problem, None, fused=False)._replace(want_gradient=wants_gradient)
+    return replace(problem, want_gradient=wants_gradient).arguments()
 
 
 # PyTorch 2.14 looks at a gradient of its own that warns.
@@ -69,7 +64,7 @@ def test_opcheck_of_the_losses(mining, wants_gradient):
     anchors, anchor_labels = draw(0, wants_gradient=wants_gradient)
     others = [draw(1, 30, wants_gradient), draw(2, 40, wants_gradient=False)]
     given = anchors, anchor_labels, others, [False, True, False]
-    torch.library.opcheck(losses_operator, tuple(as_inputs(mining, *given, wants_gradient)))
+    torch.library.opcheck(losses_operator, as_inputs(mining, *given, wants_gradient))
 
 
 @each_mining

@@ -8,16 +8,15 @@ its own anchors. The size of a message does not depend on the number of entries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor
 
-from pixcontrast._distributed import Ranks, exchange, gather
+from pixcontrast._distributed import Ranks, exchange, gather, ranks_named
 from pixcontrast._info_nce.derivative import complete
 from pixcontrast._info_nce.merge import merge_denominators, merge_positives
-from pixcontrast._info_nce.problem import LOG2_E, ContrastTensor, Problem, contrast_tensors
+from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.results import (
     DenominatorPartial,
     ForwardResult,
@@ -33,48 +32,41 @@ from pixcontrast._labels import IGNORED
 Partial = TypeVar("Partial", DenominatorPartial, PositivesPartial)
 
 
-def sharded_forward(
-    problem: Problem,
-    shard: Sequence[tuple[Tensor, Tensor]],
-    ranks: Ranks,
-    *,
-    want_gradient: bool,
-    fused: bool,
-) -> tuple[ForwardResult, Thresholds | None, Tensor]:
+def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None, Tensor]:
     """Compute the forward over a problem's own contrast tensors and the shards of all ranks.
 
-    Every rank makes this call, with the same number of anchors (ignored ones included).
-
-    Args:
-        problem (Problem): this rank's anchors, and the contrast entries of its batch.
-        shard (sequence of (Tensor, Tensor)): entries (n, D) and labels (n,), of the same shapes on
-            every rank.
-        ranks (Ranks): the ranks.
-        want_gradient (bool): whether to compute the anchors' gradient.
-        fused (bool): whether to use the fused form. It must be False with a negative sampler.
+    Every rank makes this call, with the same number of anchors (ignored ones included) and shards
+    of the same shapes. With a negative sampler, the form must be `"tiled"`.
 
     Returns:
         The result of this rank's anchors, the thresholds of the negative sampler (None without one)
         and the number of entries in all shards, () int64.
     """
+    assert problem.group is not None
+    ranks, want_gradient = ranks_named(problem.group), problem.want_gradient
     num_anchors = problem.labels.numel()
     if num_anchors == 0:  # on every rank
         result = allocate_forward(problem, want_gradient=want_gradient)
         none = None if problem.negative_sampler is None else allocate_thresholds(problem)
         return result, none, problem.labels.sum()
     anchors, labels = gather(ranks, [problem.anchors, problem.labels])
+    # Negative ids, which differ from those of every other rank.
+    num_ids = sum(own_labels.numel() for own_labels in problem.shard_labels)
     all_anchors = replace(
         problem,
         anchors=anchors.flatten(0, 1),
         labels=labels.flatten(),
-        contrast=_shard_tensors(shard, ranks),
+        entries=problem.shard_entries,
+        entry_labels=problem.shard_labels,
+        is_anchors=[False] * len(problem.shard_entries),
+        first_entry_id=-num_ids * (ranks.rank + 1),
         first_anchor_id=0,
     )
     of_shard: Passes
     own: Passes
     thresholds = None
     if problem.negative_sampler is None:
-        of_shard, own = _passes(all_anchors, fused), _passes(problem, fused)
+        of_shard, own = _passes(all_anchors), _passes(problem)
     else:
         of_shard, own = MinedPasses(all_anchors), MinedPasses(problem)
         of_shard.thresholds = find_rank_thresholds(of_shard, own, problem, ranks)
@@ -86,24 +78,16 @@ def sharded_forward(
     of_own = own.denominator(want_gradient=want_gradient)
     denominator = merge_denominators([*_send_to_owners(ranks, of_all), of_own])
     zero = labels.new_zeros(())
-    num_entries = sum(((own_labels != IGNORED).sum() for _, own_labels in shard), zero)
+    num_entries = sum(((shard != IGNORED).sum() for shard in problem.shard_labels), zero)
     all_lse, all_num_entries = gather(ranks, [denominator.lse, num_entries])
     positives_of_all = of_shard.positives(all_lse.flatten(), want_gradient=want_gradient)
     own_positives = own.positives(denominator.lse, want_gradient=want_gradient)
     positives = merge_positives([*_send_to_owners(ranks, positives_of_all), own_positives])
     result = complete(problem, denominator, positives)
-    if fused:
+    if problem.form == "triton":
         # The backward of the fused form expects Z to the base 2.
         result.statistics.lse.mul_(LOG2_E)
     return result, thresholds, all_num_entries.sum()
-
-
-def _shard_tensors(
-    shard: Sequence[tuple[Tensor, Tensor]], ranks: Ranks
-) -> tuple[ContrastTensor, ...]:
-    """Assign negative ids to the entries of a shard, distinct over all ranks."""
-    total = sum(labels.numel() for _, labels in shard)
-    return contrast_tensors(((*pair, False) for pair in shard), -total * (ranks.rank + 1))
 
 
 def _send_to_owners(ranks: Ranks, partial: Partial) -> list[Partial]:
@@ -118,8 +102,8 @@ def _send_to_owners(ranks: Ranks, partial: Partial) -> list[Partial]:
     ]
 
 
-def _passes(problem: Problem, fused: bool) -> Passes:
-    if fused:
+def _passes(problem: Problem) -> Passes:
+    if problem.form == "triton":
         from pixcontrast._info_nce.fused.partial_passes import FusedPasses
 
         return FusedPasses(problem)
