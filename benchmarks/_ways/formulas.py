@@ -63,15 +63,16 @@ def unit_length_loss(
     ignore_index: int = 255,
 ) -> Tensor:
     """Return the loss in the form that the losses call: all vectors have unit length."""
-    if not isinstance(contrast, Sequence):
-        contrast, contrast_labels = (contrast,), (contrast_labels,)
-    assert isinstance(contrast_labels, Sequence)
+    tensors, labels_of_tensors = (
+        [given] if given is None or isinstance(given, Tensor) else given
+        for given in (contrast, contrast_labels)
+    )
     problem = ContrastProblem.of(
         anchors,
         mark_ignored(anchor_labels, ignore_index),
         [
             (entries, None if labels is None else mark_ignored(labels, ignore_index))
-            for entries, labels in zip(contrast, contrast_labels, strict=True)
+            for entries, labels in zip(tensors, labels_of_tensors, strict=True)
         ],
         form=choose(backend, anchors),  # type: ignore[arg-type]
         temperature=TEMPERATURE,
