@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._distributed import Ranks
-from pixcontrast._dtypes import product_dtype, without_autocast
 from pixcontrast._info_nce.dispatch import run_form
 from pixcontrast._info_nce.problem import (
     ContrastTensor,
@@ -21,7 +20,7 @@ from pixcontrast._info_nce.problem import (
     contrast_tensors,
 )
 from pixcontrast._info_nce.reduction import Reduction, reduce_losses
-from pixcontrast._labels import mark_ignored
+from pixcontrast._tensors import mark_ignored, product_dtype, without_autocast
 from pixcontrast._triton import Backend, check_triton_imports, choose
 from pixcontrast.mining import HardNegativeSampler
 

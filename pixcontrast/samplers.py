@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._dtypes import widest_float
-from pixcontrast._labels import mark_ignored
 from pixcontrast._pixels.groups import MAX_LABEL, DrawnGroups, draw_groups
+from pixcontrast._tensors import mark_ignored, widest_float
 
 
 class AnchorSample(NamedTuple):
@@ -93,10 +92,10 @@ class HardAnchorSampler:
     min_pixels: int = 1
 
     def __post_init__(self) -> None:
-        _check_sizes(self.max_anchors, self.max_views, self.min_pixels)
-        check.check_fraction("hard_fraction", self.hard_fraction)
+        _check_sizes(self)
         # A tensor cannot be multiplied by every real number of Python, for example a Fraction.
-        object.__setattr__(self, "hard_fraction", float(self.hard_fraction))
+        hard_fraction = check.check_fraction("hard_fraction", self.hard_fraction)
+        object.__setattr__(self, "hard_fraction", hard_fraction)
 
     def __call__(
         self,
@@ -138,7 +137,7 @@ class RandomAnchorSampler:
     min_pixels: int = 1
 
     def __post_init__(self) -> None:
-        _check_sizes(self.max_anchors, self.max_views, self.min_pixels)
+        _check_sizes(self)
 
     def __call__(
         self,
@@ -160,26 +159,23 @@ def _sample(
     generator: torch.Generator | None,
 ) -> AnchorSample:
     """Sample anchors. With `hard_fraction=None`, pixels are not divided into hard and easy."""
-    marked = _check_and_mark(labels, ignore_index, generator)
-    hard = None if preds is None else _check_predictions(preds, labels) != labels
+    _check_arguments(labels, preds, ignore_index, generator)
     if labels.numel() == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=labels.device)
         return AnchorSample(empty, empty.clone())
-    max_anchors = options.max_anchors
-    groups = draw_groups(marked, hard, max_anchors, options.min_pixels, generator)
-    taken = _taken_of_groups(groups, max_anchors, options.max_views)
-    if hard_fraction is None:
-        taken_hard = torch.zeros_like(taken)
-    else:
-        taken_hard = _hard_of_groups(groups, taken, hard_fraction, generator)
-    return _take_pixels(groups, taken, taken_hard, labels, ignore_index, max_anchors)
-
-
-def _taken_of_groups(groups: DrawnGroups, max_anchors: int, max_views: int) -> Tensor:
-    """Return how many pixels each group gives, shape (A,)."""
+    marked = mark_ignored(labels, ignore_index, MAX_LABEL + 1)
+    hard = None if preds is None else preds != labels
+    groups = draw_groups(marked, hard, options.max_anchors, options.min_pixels, generator)
     num_groups = (groups.size > 0).sum()
-    views = (max_anchors // num_groups.clamp(min=1)).clamp(1, max_views)
-    return torch.minimum(groups.size, views)
+    views = (options.max_anchors // num_groups.clamp(min=1)).clamp(1, options.max_views)
+    taken = torch.minimum(groups.size, views)
+    taken_hard = torch.zeros_like(taken)
+    if hard_fraction is not None:
+        taken_hard = _hard_of_groups(groups, taken, hard_fraction, generator)
+    num_anchors = min(options.max_anchors, labels.numel())
+    indices, padding = _take_pixels(groups, taken, taken_hard, num_anchors)
+    taken_labels = labels.flatten()[indices].to(torch.int64)
+    return AnchorSample(indices, taken_labels.masked_fill(padding, ignore_index))
 
 
 def _hard_of_groups(
@@ -194,37 +190,32 @@ def _hard_of_groups(
 
 
 def _take_pixels(
-    groups: DrawnGroups,
-    taken: Tensor,
-    taken_hard: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    max_anchors: int,
-) -> AnchorSample:
+    groups: DrawnGroups, taken: Tensor, taken_hard: Tensor, num_anchors: int
+) -> tuple[Tensor, Tensor]:
     """Take the first `taken_hard` hard and `taken - taken_hard` easy pixels of each group.
 
     Shapes must not depend on the counts, so compute for each of K anchors which pixel it is.
+    Return the indices (K,), 0 for padding, and which anchors are padding.
     """
     stop = taken.cumsum(0)
-    anchor = torch.arange(min(max_anchors, labels.numel()), device=labels.device)
+    anchor = torch.arange(num_anchors, device=taken.device)
     group = torch.searchsorted(stop, anchor, right=True).clamp(max=len(stop) - 1)
     rank = anchor - (stop - taken)[group]
     num_hard = taken_hard[group]
     offset = rank + torch.where(rank < num_hard, 0, groups.num_first[group] - num_hard)
     padding = anchor >= stop[-1]
     position = (groups.start[group] + offset).masked_fill(padding, 0)
-    indices = groups.order[position].masked_fill(padding, 0)
-    taken_labels = labels.flatten()[indices].to(torch.int64)
-    return AnchorSample(indices, taken_labels.masked_fill(padding, ignore_index))
+    return groups.order[position].masked_fill(padding, 0), padding
 
 
-def _check_sizes(max_anchors: int, max_views: int, min_pixels: int) -> None:
-    check.check_count("max_anchors", max_anchors, at_least=1)
-    check.check_count("max_views", max_views, at_least=1)
-    check.check_count("min_pixels", min_pixels, at_least=1)
+def _check_sizes(sampler: HardAnchorSampler | RandomAnchorSampler) -> None:
+    for name in ("max_anchors", "max_views", "min_pixels"):
+        object.__setattr__(sampler, name, check.check_integer(name, getattr(sampler, name), 1))
 
 
-def _check_and_mark(labels: Tensor, ignore_index: int, generator: torch.Generator | None) -> Tensor:
+def _check_arguments(
+    labels: Tensor, preds: Tensor | None, ignore_index: int, generator: torch.Generator | None
+) -> None:
     check.check_ignore_index(ignore_index)
     check.check_sampler_map("labels", labels)
     check.check_generator(generator, labels.device)
@@ -232,13 +223,10 @@ def _check_and_mark(labels: Tensor, ignore_index: int, generator: torch.Generato
         expected = f"classes up to {MAX_LABEL}, the largest label that the samplers support"
         fix = "number the classes from 0"
         check.check_largest_label(labels, ignore_index, MAX_LABEL, expected, fix)
-    return mark_ignored(labels, ignore_index, MAX_LABEL + 1)
-
-
-def _check_predictions(preds: Tensor, labels: Tensor) -> Tensor:
+    if preds is None:
+        return
     check.check_sampler_map("preds", preds)
     if preds.shape != labels.shape:
         expected = f"the shape of labels, {check.shape_of(labels)}"
         check.refuse("preds", expected, check.shape_of(preds))
     check.check_same_device("preds", preds, "labels", labels)
-    return preds

@@ -11,7 +11,7 @@ from pixcontrast._info_nce.dense import dense_losses
 from pixcontrast._info_nce.operators import compute_losses
 from pixcontrast._info_nce.problem import Problem, Shards, contrast_tensors
 from pixcontrast._info_nce.results import Losses
-from pixcontrast._labels import IGNORED
+from pixcontrast._tensors import IGNORED
 from pixcontrast._triton import Form
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import ranks_named
-from pixcontrast._dtypes import without_autocast
 from pixcontrast._info_nce.mined.passes import mined_entries_gradient, mined_forward
 from pixcontrast._info_nce.operator_inputs import NUM_TENSOR_FIELDS, SCHEMA, Inputs
 from pixcontrast._info_nce.problem import Problem, Shards, compute_dtype
@@ -22,6 +21,7 @@ from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, Losse
 from pixcontrast._info_nce.sharded.passes import sharded_forward
 from pixcontrast._info_nce.thresholds import Thresholds
 from pixcontrast._info_nce.tiled.passes import tiled_entries_gradient, tiled_forward
+from pixcontrast._tensors import without_autocast
 
 _NUM_STATISTICS = len(AnchorStatistics._fields)
 # Losses, has_positive, anchor gradient, statistics, thresholds, number of entries in all shards.

@@ -13,11 +13,11 @@ from pixcontrast._bank.ring import QUEUES
 from pixcontrast._distributed import GroupReference, ranks_of
 from pixcontrast._info_nce.problem import Denominator
 from pixcontrast._info_nce.reduction import Reduction
-from pixcontrast._labels import IGNORED
 from pixcontrast._loss.batch import Anchors, Batch, prepare, take_anchors
 from pixcontrast._loss.contrast_set import BatchEntries, ContrastSet, contrast_set, resolve_sources
 from pixcontrast._loss.gather import JointCall
 from pixcontrast._loss.stats import MAX_CLASSES, Call, Stats, compute_stats
+from pixcontrast._tensors import IGNORED
 from pixcontrast._triton import Backend
 from pixcontrast.bank import MemoryBank
 from pixcontrast.functional import DENOMINATORS, REDUCTIONS, Result, check_backend, info_nce_of
