@@ -39,8 +39,54 @@ class AnchorSampler(Protocol):
     ) -> AnchorSample: ...
 
 
+class _GroupSampler:
+    """What the samplers share: checks, and how many pixels of which groups become anchors."""
+
+    max_anchors: int
+    max_views: int
+    min_pixels: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_anchors", "max_views", "min_pixels"):
+            object.__setattr__(self, name, check.check_integer(name, getattr(self, name), 1))
+
+    def __call__(
+        self,
+        labels: Tensor,
+        preds: Tensor | None = None,
+        *,
+        ignore_index: int = 255,
+        generator: torch.Generator | None = None,
+    ) -> AnchorSample:
+        _check_arguments(labels, ignore_index, generator)
+        hard = self._is_hard(labels, preds)
+        if labels.numel() == 0:
+            empty = torch.zeros(0, dtype=torch.int64, device=labels.device)
+            return AnchorSample(empty, empty.clone())
+        marked = mark_ignored(labels, ignore_index, MAX_LABEL + 1)
+        groups = draw_groups(marked, hard, self.max_anchors, self.min_pixels, generator)
+        num_groups = (groups.size > 0).sum()
+        views = (self.max_anchors // num_groups.clamp(min=1)).clamp(1, self.max_views)
+        taken = torch.minimum(groups.size, views)
+        taken_hard = self._num_hard(groups, taken, generator)
+        num_anchors = min(self.max_anchors, labels.numel())
+        indices, padding = _take_pixels(groups, taken, taken_hard, num_anchors)
+        taken_labels = labels.flatten()[indices].to(torch.int64)
+        return AnchorSample(indices, taken_labels.masked_fill(padding, ignore_index))
+
+    def _is_hard(self, labels: Tensor, preds: Tensor | None) -> Tensor | None:
+        """Return which pixels (B, P) come first in their group, or None if none do."""
+        return None
+
+    def _num_hard(
+        self, groups: DrawnGroups, taken: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Return how many of the `taken` (A,) pixels of each group are hard."""
+        return torch.zeros_like(taken)
+
+
 @dataclass(frozen=True, kw_only=True)
-class HardAnchorSampler:
+class HardAnchorSampler(_GroupSampler):
     """Sample anchors from every class of every image, a fraction of them mispredicted pixels.
 
     Segmentation-aware hard anchor sampling of Wang et al., ICCV 2021, section 3.2. A group is the
@@ -92,24 +138,33 @@ class HardAnchorSampler:
     min_pixels: int = 1
 
     def __post_init__(self) -> None:
-        _check_sizes(self)
+        super().__post_init__()
         # A tensor cannot be multiplied by every real number of Python, for example a Fraction.
         hard_fraction = check.check_fraction("hard_fraction", self.hard_fraction)
         object.__setattr__(self, "hard_fraction", hard_fraction)
 
-    def __call__(
-        self,
-        labels: Tensor,
-        preds: Tensor | None = None,
-        *,
-        ignore_index: int = 255,
-        generator: torch.Generator | None = None,
-    ) -> AnchorSample:
-        return _sample(self, labels, preds, self.hard_fraction, ignore_index, generator)
+    def _is_hard(self, labels: Tensor, preds: Tensor | None) -> Tensor | None:
+        if preds is None:
+            return None
+        check.check_sampler_map("preds", preds)
+        if preds.shape != labels.shape:
+            expected = f"the shape of labels, {check.shape_of(labels)}"
+            check.refuse("preds", expected, check.shape_of(preds))
+        check.check_same_device("preds", preds, "labels", labels)
+        return preds != labels
+
+    def _num_hard(
+        self, groups: DrawnGroups, taken: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        device, dtype = taken.device, widest_float(taken.device)
+        chance = torch.rand(taken.shape, dtype=dtype, generator=generator, device=device)
+        num_hard = (self.hard_fraction * taken + chance).to(torch.int64)
+        num_easy = groups.size - groups.num_first
+        return num_hard.maximum(taken - num_easy).minimum(groups.num_first)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomAnchorSampler:
+class RandomAnchorSampler(_GroupSampler):
     """Sample anchors from every class of every image at random, regardless of predictions.
 
     Args:
@@ -136,58 +191,6 @@ class RandomAnchorSampler:
     max_views: int = 100
     min_pixels: int = 1
 
-    def __post_init__(self) -> None:
-        _check_sizes(self)
-
-    def __call__(
-        self,
-        labels: Tensor,
-        preds: Tensor | None = None,
-        *,
-        ignore_index: int = 255,
-        generator: torch.Generator | None = None,
-    ) -> AnchorSample:
-        return _sample(self, labels, None, None, ignore_index, generator)
-
-
-def _sample(
-    options: HardAnchorSampler | RandomAnchorSampler,
-    labels: Tensor,
-    preds: Tensor | None,
-    hard_fraction: float | None,
-    ignore_index: int,
-    generator: torch.Generator | None,
-) -> AnchorSample:
-    """Sample anchors. With `hard_fraction=None`, pixels are not divided into hard and easy."""
-    _check_arguments(labels, preds, ignore_index, generator)
-    if labels.numel() == 0:
-        empty = torch.zeros(0, dtype=torch.int64, device=labels.device)
-        return AnchorSample(empty, empty.clone())
-    marked = mark_ignored(labels, ignore_index, MAX_LABEL + 1)
-    hard = None if preds is None else preds != labels
-    groups = draw_groups(marked, hard, options.max_anchors, options.min_pixels, generator)
-    num_groups = (groups.size > 0).sum()
-    views = (options.max_anchors // num_groups.clamp(min=1)).clamp(1, options.max_views)
-    taken = torch.minimum(groups.size, views)
-    taken_hard = torch.zeros_like(taken)
-    if hard_fraction is not None:
-        taken_hard = _hard_of_groups(groups, taken, hard_fraction, generator)
-    num_anchors = min(options.max_anchors, labels.numel())
-    indices, padding = _take_pixels(groups, taken, taken_hard, num_anchors)
-    taken_labels = labels.flatten()[indices].to(torch.int64)
-    return AnchorSample(indices, taken_labels.masked_fill(padding, ignore_index))
-
-
-def _hard_of_groups(
-    groups: DrawnGroups, taken: Tensor, hard_fraction: float, generator: torch.Generator | None
-) -> Tensor:
-    """Return how many of the pixels that each group gives are hard, shape (A,)."""
-    device = taken.device
-    chance = torch.rand(taken.shape, dtype=widest_float(device), generator=generator, device=device)
-    taken_hard = (hard_fraction * taken + chance).to(torch.int64)
-    num_easy = groups.size - groups.num_first
-    return taken_hard.maximum(taken - num_easy).minimum(groups.num_first)
-
 
 def _take_pixels(
     groups: DrawnGroups, taken: Tensor, taken_hard: Tensor, num_anchors: int
@@ -208,14 +211,7 @@ def _take_pixels(
     return groups.order[position].masked_fill(padding, 0), padding
 
 
-def _check_sizes(sampler: HardAnchorSampler | RandomAnchorSampler) -> None:
-    for name in ("max_anchors", "max_views", "min_pixels"):
-        object.__setattr__(sampler, name, check.check_integer(name, getattr(sampler, name), 1))
-
-
-def _check_arguments(
-    labels: Tensor, preds: Tensor | None, ignore_index: int, generator: torch.Generator | None
-) -> None:
+def _check_arguments(labels: Tensor, ignore_index: int, generator: torch.Generator | None) -> None:
     check.check_ignore_index(ignore_index)
     check.check_sampler_map("labels", labels)
     check.check_generator(generator, labels.device)
@@ -223,10 +219,3 @@ def _check_arguments(
         expected = f"classes up to {MAX_LABEL}, the largest label that the samplers support"
         fix = "number the classes from 0"
         check.check_largest_label(labels, ignore_index, MAX_LABEL, expected, fix)
-    if preds is None:
-        return
-    check.check_sampler_map("preds", preds)
-    if preds.shape != labels.shape:
-        expected = f"the shape of labels, {check.shape_of(labels)}"
-        check.refuse("preds", expected, check.shape_of(preds))
-    check.check_same_device("preds", preds, "labels", labels)
