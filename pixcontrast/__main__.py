@@ -1,4 +1,7 @@
-"""`python -m pixcontrast`: print versions, devices and backends, and check the results."""
+"""`python -m pixcontrast`: print versions and devices, and check each backend's results.
+
+Each backend is compared with the dense float64 reference on one small problem.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,26 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 import pixcontrast
-from pixcontrast._self_check import TOLERANCES, compare_with_reference
-from pixcontrast._triton import Form, choose, import_failure, why_not_fused
+from pixcontrast._check import short_dtype
+from pixcontrast._triton import Form, choose, import_failure, in_one_line, why_not_fused
+from pixcontrast.functional import info_nce
 
 FORMS: tuple[Form, ...] = ("dense", "tiled", "triton")
 ROW = "  {:<8} {:<7} {:<9} {:>8} {:>9}  {}"
+
+# The reference uses inputs that are already rounded to the tested dtype, so the errors below
+# measure the backend's own rounding. In float32 (TF32 is disabled) the sums have a few dozen terms
+# of magnitude up to 10, which gives an error of about 1e-6. In 16-bit dtypes the gradient is
+# rounded (bfloat16: 1 in 256), and the kernels also round the softmax weights. An incorrect
+# formula, for example a missing factor or an anchor that is its own positive, gives 1e-1 or more.
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,9 +73,7 @@ def find_devices() -> list[torch.device]:
     """Return the CPU, then every CUDA device, then MPS."""
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        devices.append(torch.device("mps"))
-    return devices
+    return devices + [torch.device("mps")] * torch.backends.mps.is_available()
 
 
 def describe_device(device: torch.device) -> str:
@@ -80,12 +92,11 @@ def describe_choice(device: torch.device) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the report prints the same reason
         chosen = choose("auto", anchors)
-    reason = why_not_fused(anchors)
     if chosen == "triton":
         return 'backend="auto" takes triton'
-    if reason is None:
-        return f'backend="auto" takes {chosen} (triton is interpreted here, for tests)'
-    return f'backend="auto" takes {chosen} (triton cannot run: {reason})'
+    reason = why_not_fused(anchors)
+    why = f"triton cannot run: {reason}" if reason else "triton is interpreted here, for tests"
+    return f'backend="auto" takes {chosen} ({why})'
 
 
 def check_device(device: torch.device) -> Iterator[tuple[str, bool]]:
@@ -93,13 +104,15 @@ def check_device(device: torch.device) -> Iterator[tuple[str, bool]]:
     for form in FORMS:
         reason = why_not_fused(torch.zeros(1, 8, device=device)) if form == "triton" else None
         if reason is not None:
-            yield _row(device, form, "", "", "", f"cannot run: {reason}"), True
+            cells = (form, "", "", "", f"cannot run: {reason}")
+            yield ROW.format(str(device), *cells).rstrip(), True
             continue
         for dtype in dtypes_of(device):
             found = compare_with_reference(form, device, dtype)
-            result = "ok" if found.ok else f"FAILED: {found.failure or _expected(found.tolerance)}"
+            expected = f"expected errors up to {TOLERANCES[dtype]:.0e}"
+            result = "ok" if found.ok else f"FAILED: {found.failure or expected}"
             errors = (f"{error:.0e}" for error in (found.loss_error, found.gradient_error))
-            yield _row(device, form, str(dtype).removeprefix("torch."), *errors, result), found.ok
+            yield ROW.format(str(device), form, short_dtype(dtype), *errors, result), found.ok
 
 
 def dtypes_of(device: torch.device) -> list[torch.dtype]:
@@ -107,12 +120,74 @@ def dtypes_of(device: torch.device) -> list[torch.dtype]:
     return [d for d in TOLERANCES if not (device.type == "mps" and d == torch.bfloat16)]
 
 
-def _expected(tolerance: float) -> str:
-    return f"expected errors up to {tolerance:.0e}"
+class Agreement(NamedTuple):
+    """Relative errors of a loss and of its gradient; infinite if not finite, or if it failed."""
+
+    loss_error: float
+    gradient_error: float
+    ok: bool
+    failure: str | None = None
 
 
-def _row(device: torch.device, *cells: str) -> str:
-    return ROW.format(str(device), *cells).rstrip()
+def compare_with_reference(form: Form, device: torch.device, dtype: torch.dtype) -> Agreement:
+    """Run the small problem with a backend and with the reference. A failure is no exception."""
+    anchors, anchor_labels, bank, bank_labels = (tensor.to(device) for tensor in small_case(dtype))
+    try:
+        with matmul_precision("highest"):
+            actual = _loss_and_gradient(form, anchors, anchor_labels, bank, bank_labels)
+    except Exception as error:  # the report continues after any failure
+        return Agreement(torch.inf, torch.inf, False, in_one_line(error))
+    pairs = zip(actual, _true_loss_and_gradient(dtype), strict=True)
+    loss_error, gradient_error = (
+        # A NaN must not pass.
+        float(((found - true).abs().max() / true.abs().max()).nan_to_num(torch.inf, torch.inf))
+        for found, true in pairs
+    )
+    ok = max(loss_error, gradient_error) <= TOLERANCES[dtype]
+    return Agreement(loss_error, gradient_error, ok)
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Set `torch.set_float32_matmul_precision` inside the context and restore it afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def small_case(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return 48 anchors, their labels, a bank of 80 entries and its labels, on the CPU.
+
+    There are 5 classes; some labels are ignored.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(128, 32, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 5, (128,), generator=generator)
+    labels[::9] = 255
+    labels[4::25] = -1
+    # Add a direction per class, as training does: the losses then have different magnitudes.
+    vectors[:, :5] += 3.0 * torch.nn.functional.one_hot(labels.clamp(0, 4), 5)
+    vectors = torch.nn.functional.normalize(vectors, dim=1).to(dtype)
+    return vectors[:48], labels[:48], vectors[48:], labels[48:]
+
+
+def _true_loss_and_gradient(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    anchors, anchor_labels, bank, bank_labels = small_case(dtype)
+    return _loss_and_gradient("dense", anchors.double(), anchor_labels, bank.double(), bank_labels)
+
+
+def _loss_and_gradient(
+    form: Form, anchors: Tensor, anchor_labels: Tensor, bank: Tensor, bank_labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return loss and anchor gradient against anchors and bank, as float64 on the CPU."""
+    with torch.enable_grad():
+        leaf = anchors.detach().clone().requires_grad_()
+        loss = info_nce(leaf, anchor_labels, (None, bank), (None, bank_labels), backend=form)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach().cpu().double(), gradient.cpu().double()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from zlib import crc32
 import torch
 from torch import Tensor, distributed
 
+from pixcontrast._tensors import at_least_float32
+
 # A view of bytes as another dtype must start at a multiple of the element size.
 _ALIGNMENT = 8
 # Every message of `agree` has the same size, so that ranks in different calls can be detected.
@@ -41,13 +43,7 @@ class GroupReference:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The ranks of a process group, and which of them this process is.
-
-    Attributes:
-        group: the process group.
-        rank (int): rank of this process in the group.
-        size (int): number of ranks W, at least 2.
-    """
+    """The ranks of a process group: this process is `rank` of `size` (W, at least 2)."""
 
     group: Any
     rank: int
@@ -60,11 +56,7 @@ class Ranks:
 
 
 def ranks_of(process_group: Any) -> Ranks | None:
-    """Return the ranks of a process group, or None if this process is the only one.
-
-    Args:
-        process_group: a process group, or None for the whole world.
-    """
+    """Return the ranks of a group (None: the whole world), or None if this process is alone."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
     group = distributed.group.WORLD if process_group is None else process_group
@@ -80,18 +72,10 @@ def ranks_named(name: str) -> Ranks:
 
 
 def agree(ranks: Ranks, call: str, integers: Sequence[int]) -> list[tuple[int, ...]]:
-    """Exchange a few integers between the hosts. The hosts wait for each other.
+    """Exchange at most 3 integers between the hosts, which wait for each other.
 
-    Args:
-        ranks (Ranks): the ranks that take part.
-        call (str): description of the call. It must be the same on every rank.
-        integers (sequence of int): at most 3 integers of this rank.
-
-    Returns:
-        The integers of every rank, in rank order.
-
-    Raises:
-        RuntimeError: if the ranks pass different descriptions.
+    Returns the integers of every rank, in rank order. `call` describes the call: a RuntimeError is
+    raised if the ranks pass different descriptions.
     """
     padding = [0] * (_MAX_INTEGERS - len(integers))
     sent = torch.tensor([crc32(call.encode()), *integers, *padding])
@@ -107,15 +91,9 @@ def agree(ranks: Ranks, call: str, integers: Sequence[int]) -> list[tuple[int, .
 
 
 def gather(ranks: Ranks, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """All-gather several tensors in one message. The result is the same on every rank.
+    """All-gather tensors of one device in one message: (*shape) each becomes (W, *shape).
 
-    Args:
-        ranks (Ranks): the ranks that take part.
-        tensors (sequence of Tensor): tensors on one device, with the same shapes and dtypes on
-            every rank.
-
-    Returns:
-        For each tensor, the tensors of all ranks in rank order, shape (W, *shape).
+    Shapes and dtypes are the same on every rank, and so is the result.
     """
     packed = _pack(tensors, 0)
     received = packed.new_empty(ranks.size * packed.numel())
@@ -130,7 +108,7 @@ def exchange(ranks: Ranks, tensors: Sequence[Tensor]) -> list[Tensor]:
     """
     packed = _pack(tensors, 1)
     received = torch.empty_like(packed)
-    _on_wire(_all_to_all, received.flatten(), packed.flatten(), ranks)
+    _on_wire(distributed.all_to_all_single, received.flatten(), packed.flatten(), ranks)
     return _unpack(received, tensors, 1)
 
 
@@ -161,15 +139,10 @@ class _Gather(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         (gradients,) = exchange(ctx.ranks, [grad_output])
-        return _sum_in_order(gradients), None, *(None for _ in _)
-
-
-def _sum_in_order(tensors: Tensor) -> Tensor:
-    """Sum over the first dimension, in ascending order, in at least float32."""
-    total = tensors[0].to(torch.promote_types(tensors.dtype, torch.float32), copy=True)
-    for tensor in tensors[1:]:
-        total += tensor
-    return total.to(tensors.dtype)
+        total = gradients[0].to(at_least_float32(gradients), copy=True)
+        for gradient in gradients[1:]:
+            total += gradient
+        return total.to(gradients.dtype), None, *(None for _ in _)
 
 
 def pad(tensor: Tensor, length: int, value: float | int = 0, *, dim: int = 0) -> Tensor:
@@ -182,21 +155,16 @@ def pad(tensor: Tensor, length: int, value: float | int = 0, *, dim: int = 0) ->
 
 
 def _pack(tensors: Sequence[Tensor], num_rank_dims: int) -> Tensor:
-    """Concatenate tensors as bytes: (bytes,), or (W, bytes) with `num_rank_dims` = 1.
-
-    Tensors are ordered by descending element size, so that each one is aligned.
-    """
-    rows = []
-    for index in _packing_order(tensors):
-        tensor = tensors[index].detach().contiguous()
-        rows.append(tensor.flatten(num_rank_dims).view(torch.uint8))
+    """Concatenate tensors as bytes: (bytes,), or (W, bytes) with `num_rank_dims` = 1."""
+    ordered = (tensors[index].detach().contiguous() for index in _packing_order(tensors))
+    rows = [tensor.flatten(num_rank_dims).view(torch.uint8) for tensor in ordered]
     packed = torch.cat(rows, dim=-1)
     return torch.nn.functional.pad(packed, (0, -packed.shape[-1] % _ALIGNMENT))
 
 
 def _unpack(packed: Tensor, like: Sequence[Tensor], num_rank_dims: int) -> list[Tensor]:
     """Split (W, bytes) into (W, *shape) tensors; the inverse of `_pack`."""
-    found: list[Tensor | None] = [None] * len(like)
+    found: dict[int, Tensor] = {}
     start = 0
     for index in _packing_order(like):
         shape, dtype = like[index].shape[num_rank_dims:], like[index].dtype
@@ -205,10 +173,11 @@ def _unpack(packed: Tensor, like: Sequence[Tensor], num_rank_dims: int) -> list[
         values = packed[:, start:stop].flatten().view(dtype)
         found[index] = values.view(packed.shape[0], *shape)
         start = stop
-    return [tensor for tensor in found if tensor is not None]
+    return [found[index] for index in range(len(like))]
 
 
 def _packing_order(tensors: Sequence[Tensor]) -> list[int]:
+    """Order tensors by descending element size, so that each one is aligned."""
     return sorted(range(len(tensors)), key=lambda index: -tensors[index].dtype.itemsize)
 
 
@@ -216,10 +185,6 @@ def _all_gather(output: Tensor, sent: Tensor, group: Any) -> None:
     # Newer versions of PyTorch deprecate the old name.
     newer: Any = getattr(distributed, "all_gather_single", None)
     (newer or distributed.all_gather_into_tensor)(output, sent, group=group)
-
-
-def _all_to_all(output: Tensor, sent: Tensor, group: Any) -> None:
-    distributed.all_to_all_single(output, sent, group=group)
 
 
 def _all_reduce(output: Tensor, sent: Tensor, group: Any) -> None:
@@ -233,10 +198,10 @@ def _on_wire(collective: Any, output: Tensor, sent: Tensor, ranks: Ranks) -> Non
     Such a copy makes the host wait for the device.
     """
     if sent.device.type == "cpu" or _backend_of(ranks.group, sent.device.type) != "gloo":
-        collective(output, sent, ranks.group)
+        collective(output, sent, group=ranks.group)
         return
     on_host = torch.empty(output.shape, dtype=output.dtype)
-    collective(on_host, sent.cpu(), ranks.group)
+    collective(on_host, sent.cpu(), group=ranks.group)
     output.copy_(on_host)
 
 

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pixcontrast._check import short_dtype
+
 Backend = Literal["dense", "tiled", "triton", "auto"]
 Form = Literal["dense", "tiled", "triton"]
 
@@ -67,8 +69,8 @@ def check_triton_imports() -> None:
 def limit_of_anchors(anchors: Tensor) -> str | None:
     """Return why the kernels do not support the dtype or the width of the anchors, or None."""
     if anchors.dtype not in FUSED_DTYPES:
-        expected = ", ".join(_short(dtype) for dtype in FUSED_DTYPES)
-        return f"it takes anchors of {expected}; got {_short(anchors.dtype)}"
+        expected = ", ".join(short_dtype(dtype) for dtype in FUSED_DTYPES)
+        return f"it takes anchors of {expected}; got {short_dtype(anchors.dtype)}"
     if anchors.shape[1] > MAX_DIM:
         return f"it takes anchors of D up to {MAX_DIM}; got D = {anchors.shape[1]}"
     return None
@@ -172,10 +174,18 @@ def _probe(index: int) -> str | None:
 def _launch_probe(index: int) -> None:
     # Its argument is no tensor, so the caller's grad mode, fake tensors and transforms are
     # irrelevant. Not 1, which Triton would compile as a constant.
-    from pixcontrast._triton_probe import probe_kernel
-
     with torch.cuda.device(index):
-        probe_kernel[(1,)](2)
+        probe_kernel()[(1,)](2)
+
+
+@functools.cache
+def probe_kernel() -> Any:
+    """Return a kernel of one line. Only that it compiles and launches matters."""
+    return importlib.import_module("triton").jit(_add_one)
+
+
+def _add_one(number: int) -> None:
+    number = number + 1
 
 
 def in_one_line(error: Exception) -> str:
@@ -201,7 +211,3 @@ def _refusal(reason: str) -> str:
         f'backend: "triton" cannot run here: {reason} (use "auto", which takes the fastest that '
         f'can, or "tiled")'
     )
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

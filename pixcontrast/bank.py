@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._bank.buffers import OwnBuffers
-from pixcontrast._bank.checkpoint import faults_of_state
-from pixcontrast._bank.guard import UpdateGuard
 from pixcontrast._bank.new_entries import gather_entries, new_entries
 from pixcontrast._bank.ring import BUFFERS, QUEUES, WHOLE, Rings, Shard, prepare_write, write_all
+from pixcontrast._bank.state import OwnBuffers, UpdateGuard, faults_of_state
 from pixcontrast._distributed import GroupReference, Ranks, ranks_of
-from pixcontrast._labels import mark_ignored
 from pixcontrast._pixels.maps import as_map, flat_map
 from pixcontrast._pixels.regions import Regions
+from pixcontrast._tensors import mark_ignored
 
 
 class MemoryBank(OwnBuffers):
@@ -101,42 +99,36 @@ class MemoryBank(OwnBuffers):
         process_group: Any = None,
     ) -> None:
         super().__init__()
-        check.check_count("num_classes", num_classes, at_least=1)
-        check.check_count("dim", dim, at_least=1)
-        check.check_count("pixel_slots", pixel_slots, at_least=0)
-        check.check_count("region_slots", region_slots, at_least=0)
-        check.check_count("pixels_per_image", pixels_per_image, at_least=0)
-        check.check_ignore_index(ignore_index)
-        check.expect(
-            not 0 <= ignore_index < num_classes,
-            "ignore_index",
-            f"a label that is not a class, negative or at least num_classes = {num_classes}",
-            ignore_index,
-        )
+        self.num_classes = check.check_integer("num_classes", num_classes, 1)
+        self.dim = check.check_integer("dim", dim, 1)
+        slots = [
+            check.check_integer("pixel_slots", pixel_slots, 0),
+            check.check_integer("region_slots", region_slots, 0),
+        ]
+        self.pixels_per_image = check.check_integer("pixels_per_image", pixels_per_image, 0)
+        self.ignore_index = check.check_ignore_index(ignore_index)
+        expected = f"a label that is not a class, negative or at least num_classes = {num_classes}"
+        is_class = 0 <= self.ignore_index < self.num_classes
+        check.expect(not is_class, "ignore_index", expected, ignore_index)
         is_floating = isinstance(dtype, torch.dtype) and dtype in check.FLOATING
         expected = "one of " + ", ".join(map(str, check.FLOATING))
         check.expect(is_floating, "dtype", expected, dtype, error=TypeError)
         check.check_flag("sharded", sharded)
         check.check_process_group(process_group)
-        slots = {
-            "pixel_slots": pixel_slots if pixels_per_image else 0,
-            "region_slots": region_slots,
-        }
-        for name, size in slots.items():
-            sizes = (num_classes, max(size, 1), dim)
-            check.check_addressable(f"num_classes, {name}, dim", sizes, dtype)
-        self.num_classes = num_classes
-        self.dim = dim
-        self.pixels_per_image = pixels_per_image
-        self.ignore_index = ignore_index
         self.sharded = sharded
         self._group = GroupReference(process_group)
         self._shard = _shard_of(ranks_of(process_group) if sharded else None)
-        for queue, size in zip(QUEUES, slots.values(), strict=True):
+        if not pixels_per_image:
+            slots[0] = 0
+        for option, size in zip(("pixel_slots", "region_slots"), slots, strict=True):
+            sizes = (self.num_classes, max(size, 1), self.dim)
+            check.check_addressable(f"num_classes, {option}, dim", sizes, dtype)
+        for queue, size in zip(QUEUES, slots, strict=True):
             name, *counters = BUFFERS[queue]
-            self.register_own_buffer(name, torch.zeros(num_classes, size, dim, dtype=dtype))
+            vectors = torch.zeros(self.num_classes, size, self.dim, dtype=dtype)
+            self.register_own_buffer(name, vectors)
             for counter in counters:
-                self.register_own_buffer(counter, torch.zeros(num_classes, dtype=torch.int64))
+                self.register_own_buffer(counter, torch.zeros(self.num_classes, dtype=torch.int64))
         if sharded:
             self.register_own_buffer("shard", torch.tensor(self._shard))
         self.guard = UpdateGuard()
@@ -242,14 +234,9 @@ class MemoryBank(OwnBuffers):
         regions: Regions | None,
         generator: torch.Generator | None,
     ) -> None:
-        """Store the entries of a batch that has been checked.
+        """Store the entries of a map (B, D, *S) with marked labels (B, P).
 
-        Args:
-            emb_map (Tensor): embedding map, shape (B, D, *S).
-            labels (Tensor): int64 labels below num_classes, or `IGNORED`, shape (B, P).
-            regions (Regions, optional): regions of this batch with num_classes slots, if the caller
-                has computed them.
-            generator (torch.Generator, optional): source of randomness.
+        `regions` are those of this batch with num_classes slots, if the caller has computed them.
         """
         ranks = self.ranks
         is_empty = labels.numel() == 0 and ranks is None

@@ -11,7 +11,7 @@ from pixcontrast import _check as check
 from pixcontrast._info_nce.dispatch import reduced_loss
 from pixcontrast._info_nce.problem import Denominator, Problem
 from pixcontrast._info_nce.reduction import Reduction
-from pixcontrast._labels import mark_ignored
+from pixcontrast._tensors import mark_ignored
 from pixcontrast._triton import Backend, check_triton_imports, choose
 from pixcontrast.mining import HardNegativeSampler, draw_seed
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pixcontrast._labels import IGNORED
 from pixcontrast._loss.base import ContrastLoss
 from pixcontrast._loss.batch import Batch
 from pixcontrast._loss.contrast_set import BatchEntries
 from pixcontrast._loss.gather import Labelled
 from pixcontrast._pixels.regions import classes_by_image, region_means
+from pixcontrast._tensors import IGNORED
 
 MAX_CLASSES_PER_IMAGE = 256
 """Number of regions per image without a bank: shapes must not depend on the labels."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pixcontrast._check import check_choice, check_count, check_fraction
+from pixcontrast import _check as check
 
 Strategy = Literal["hardest", "semi-hard", "random"]
 
@@ -59,14 +59,13 @@ class HardNegativeSampler:
     num_positives: int | None = 1024
 
     def __post_init__(self) -> None:
-        check_choice("strategy", self.strategy, ("hardest", "semi-hard", "random"))
-        check_fraction("ratio", self.ratio, above_zero=True)
+        check.check_choice("strategy", self.strategy, ("hardest", "semi-hard", "random"))
         # A tensor cannot be multiplied by every number type of Python, for example Fraction.
-        object.__setattr__(self, "ratio", float(self.ratio))
-        if self.num_negatives is not None:
-            check_count("num_negatives", self.num_negatives, at_least=1)
-        if self.num_positives is not None:
-            check_count("num_positives", self.num_positives, at_least=1)
+        ratio = check.check_fraction("ratio", self.ratio, above_zero=True)
+        object.__setattr__(self, "ratio", ratio)
+        for name in ("num_negatives", "num_positives"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check.check_integer(name, getattr(self, name), 1))
 
 
 def draw_seed(

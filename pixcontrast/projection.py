@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pixcontrast import _check as check
-from pixcontrast._dtypes import product_is_cast
 from pixcontrast._pixels.maps import as_map
-from pixcontrast._pixels.unit_length import unit_length
+from pixcontrast._tensors import product_is_cast, unit_length
 
 
 class ProjectionHead(nn.Module):
@@ -51,26 +50,17 @@ class ProjectionHead(nn.Module):
         kind: Literal["mlp", "linear"] = "mlp",
     ) -> None:
         super().__init__()
-        check.check_count("in_channels", in_channels, at_least=1)
-        check.check_count("dim", dim, at_least=1)
+        self.in_channels = in_channels = check.check_integer("in_channels", in_channels, 1)
+        self.dim = dim = check.check_integer("dim", dim, 1)
         check.check_choice("kind", kind, ("mlp", "linear"))
-        if hidden is not None:
-            check.check_count("hidden", hidden, at_least=1)
-            check.expect(
-                kind != "linear",
-                "hidden",
-                'None with kind="linear", which has no hidden layer',
-                hidden,
-            )
-        width = in_channels if kind == "linear" or hidden is None else hidden
-        for names, sizes in (
-            ("in_channels, hidden", (in_channels, width)),
-            ("hidden, dim", (width, dim)),
-        ):
-            check.check_addressable(names, sizes, torch.float64)
-        self.in_channels = in_channels
-        self.dim = dim
         self.kind = kind
+        width = in_channels
+        if hidden is not None:
+            width = check.check_integer("hidden", hidden, 1)
+            expected = 'None with kind="linear", which has no hidden layer'
+            check.expect(kind != "linear", "hidden", expected, hidden)
+        check.check_addressable("in_channels, hidden", (in_channels, width), torch.float64)
+        check.check_addressable("hidden, dim", (width, dim), torch.float64)
         layers: list[nn.Module] = []
         if kind == "mlp":
             layers += [nn.Conv1d(in_channels, width, 1), nn.BatchNorm1d(width), nn.ReLU()]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._dtypes import widest_float
-from pixcontrast._labels import mark_ignored
 from pixcontrast._pixels.groups import MAX_LABEL, DrawnGroups, draw_groups
+from pixcontrast._tensors import mark_ignored, widest_float
 
 
 class AnchorSample(NamedTuple):
@@ -40,8 +39,54 @@ class AnchorSampler(Protocol):
     ) -> AnchorSample: ...
 
 
+class _GroupSampler:
+    """What the samplers share: checks, and how many pixels of which groups become anchors."""
+
+    max_anchors: int
+    max_views: int
+    min_pixels: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_anchors", "max_views", "min_pixels"):
+            object.__setattr__(self, name, check.check_integer(name, getattr(self, name), 1))
+
+    def __call__(
+        self,
+        labels: Tensor,
+        preds: Tensor | None = None,
+        *,
+        ignore_index: int = 255,
+        generator: torch.Generator | None = None,
+    ) -> AnchorSample:
+        _check_arguments(labels, ignore_index, generator)
+        hard = self._is_hard(labels, preds)
+        if labels.numel() == 0:
+            empty = torch.zeros(0, dtype=torch.int64, device=labels.device)
+            return AnchorSample(empty, empty.clone())
+        marked = mark_ignored(labels, ignore_index, MAX_LABEL + 1)
+        groups = draw_groups(marked, hard, self.max_anchors, self.min_pixels, generator)
+        num_groups = (groups.size > 0).sum()
+        views = (self.max_anchors // num_groups.clamp(min=1)).clamp(1, self.max_views)
+        taken = torch.minimum(groups.size, views)
+        taken_hard = self._num_hard(groups, taken, generator)
+        num_anchors = min(self.max_anchors, labels.numel())
+        indices, padding = _take_pixels(groups, taken, taken_hard, num_anchors)
+        taken_labels = labels.flatten()[indices].to(torch.int64)
+        return AnchorSample(indices, taken_labels.masked_fill(padding, ignore_index))
+
+    def _is_hard(self, labels: Tensor, preds: Tensor | None) -> Tensor | None:
+        """Return which pixels (B, P) come first in their group, or None if none do."""
+        return None
+
+    def _num_hard(
+        self, groups: DrawnGroups, taken: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Return how many of the `taken` (A,) pixels of each group are hard."""
+        return torch.zeros_like(taken)
+
+
 @dataclass(frozen=True, kw_only=True)
-class HardAnchorSampler:
+class HardAnchorSampler(_GroupSampler):
     """Sample anchors from every class of every image, a fraction of them mispredicted pixels.
 
     Segmentation-aware hard anchor sampling of Wang et al., ICCV 2021, section 3.2. A group is the
@@ -93,24 +138,33 @@ class HardAnchorSampler:
     min_pixels: int = 1
 
     def __post_init__(self) -> None:
-        _check_sizes(self.max_anchors, self.max_views, self.min_pixels)
-        check.check_fraction("hard_fraction", self.hard_fraction)
+        super().__post_init__()
         # A tensor cannot be multiplied by every real number of Python, for example a Fraction.
-        object.__setattr__(self, "hard_fraction", float(self.hard_fraction))
+        hard_fraction = check.check_fraction("hard_fraction", self.hard_fraction)
+        object.__setattr__(self, "hard_fraction", hard_fraction)
 
-    def __call__(
-        self,
-        labels: Tensor,
-        preds: Tensor | None = None,
-        *,
-        ignore_index: int = 255,
-        generator: torch.Generator | None = None,
-    ) -> AnchorSample:
-        return _sample(self, labels, preds, self.hard_fraction, ignore_index, generator)
+    def _is_hard(self, labels: Tensor, preds: Tensor | None) -> Tensor | None:
+        if preds is None:
+            return None
+        check.check_sampler_map("preds", preds)
+        if preds.shape != labels.shape:
+            expected = f"the shape of labels, {check.shape_of(labels)}"
+            check.refuse("preds", expected, check.shape_of(preds))
+        check.check_same_device("preds", preds, "labels", labels)
+        return preds != labels
+
+    def _num_hard(
+        self, groups: DrawnGroups, taken: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        device, dtype = taken.device, widest_float(taken.device)
+        chance = torch.rand(taken.shape, dtype=dtype, generator=generator, device=device)
+        num_hard = (self.hard_fraction * taken + chance).to(torch.int64)
+        num_easy = groups.size - groups.num_first
+        return num_hard.maximum(taken - num_easy).minimum(groups.num_first)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomAnchorSampler:
+class RandomAnchorSampler(_GroupSampler):
     """Sample anchors from every class of every image at random, regardless of predictions.
 
     Args:
@@ -137,94 +191,27 @@ class RandomAnchorSampler:
     max_views: int = 100
     min_pixels: int = 1
 
-    def __post_init__(self) -> None:
-        _check_sizes(self.max_anchors, self.max_views, self.min_pixels)
-
-    def __call__(
-        self,
-        labels: Tensor,
-        preds: Tensor | None = None,
-        *,
-        ignore_index: int = 255,
-        generator: torch.Generator | None = None,
-    ) -> AnchorSample:
-        return _sample(self, labels, None, None, ignore_index, generator)
-
-
-def _sample(
-    options: HardAnchorSampler | RandomAnchorSampler,
-    labels: Tensor,
-    preds: Tensor | None,
-    hard_fraction: float | None,
-    ignore_index: int,
-    generator: torch.Generator | None,
-) -> AnchorSample:
-    """Sample anchors. With `hard_fraction=None`, pixels are not divided into hard and easy."""
-    marked = _check_and_mark(labels, ignore_index, generator)
-    hard = None if preds is None else _check_predictions(preds, labels) != labels
-    if labels.numel() == 0:
-        empty = torch.zeros(0, dtype=torch.int64, device=labels.device)
-        return AnchorSample(empty, empty.clone())
-    max_anchors = options.max_anchors
-    groups = draw_groups(marked, hard, max_anchors, options.min_pixels, generator)
-    taken = _taken_of_groups(groups, max_anchors, options.max_views)
-    if hard_fraction is None:
-        taken_hard = torch.zeros_like(taken)
-    else:
-        taken_hard = _hard_of_groups(groups, taken, hard_fraction, generator)
-    return _take_pixels(groups, taken, taken_hard, labels, ignore_index, max_anchors)
-
-
-def _taken_of_groups(groups: DrawnGroups, max_anchors: int, max_views: int) -> Tensor:
-    """Return how many pixels each group gives, shape (A,)."""
-    num_groups = (groups.size > 0).sum()
-    views = (max_anchors // num_groups.clamp(min=1)).clamp(1, max_views)
-    return torch.minimum(groups.size, views)
-
-
-def _hard_of_groups(
-    groups: DrawnGroups, taken: Tensor, hard_fraction: float, generator: torch.Generator | None
-) -> Tensor:
-    """Return how many of the pixels that each group gives are hard, shape (A,)."""
-    device = taken.device
-    chance = torch.rand(taken.shape, dtype=widest_float(device), generator=generator, device=device)
-    taken_hard = (hard_fraction * taken + chance).to(torch.int64)
-    num_easy = groups.size - groups.num_first
-    return taken_hard.maximum(taken - num_easy).minimum(groups.num_first)
-
 
 def _take_pixels(
-    groups: DrawnGroups,
-    taken: Tensor,
-    taken_hard: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    max_anchors: int,
-) -> AnchorSample:
+    groups: DrawnGroups, taken: Tensor, taken_hard: Tensor, num_anchors: int
+) -> tuple[Tensor, Tensor]:
     """Take the first `taken_hard` hard and `taken - taken_hard` easy pixels of each group.
 
     Shapes must not depend on the counts, so compute for each of K anchors which pixel it is.
+    Return the indices (K,), 0 for padding, and which anchors are padding.
     """
     stop = taken.cumsum(0)
-    anchor = torch.arange(min(max_anchors, labels.numel()), device=labels.device)
+    anchor = torch.arange(num_anchors, device=taken.device)
     group = torch.searchsorted(stop, anchor, right=True).clamp(max=len(stop) - 1)
     rank = anchor - (stop - taken)[group]
     num_hard = taken_hard[group]
     offset = rank + torch.where(rank < num_hard, 0, groups.num_first[group] - num_hard)
     padding = anchor >= stop[-1]
     position = (groups.start[group] + offset).masked_fill(padding, 0)
-    indices = groups.order[position].masked_fill(padding, 0)
-    taken_labels = labels.flatten()[indices].to(torch.int64)
-    return AnchorSample(indices, taken_labels.masked_fill(padding, ignore_index))
+    return groups.order[position].masked_fill(padding, 0), padding
 
 
-def _check_sizes(max_anchors: int, max_views: int, min_pixels: int) -> None:
-    check.check_count("max_anchors", max_anchors, at_least=1)
-    check.check_count("max_views", max_views, at_least=1)
-    check.check_count("min_pixels", min_pixels, at_least=1)
-
-
-def _check_and_mark(labels: Tensor, ignore_index: int, generator: torch.Generator | None) -> Tensor:
+def _check_arguments(labels: Tensor, ignore_index: int, generator: torch.Generator | None) -> None:
     check.check_ignore_index(ignore_index)
     check.check_sampler_map("labels", labels)
     check.check_generator(generator, labels.device)
@@ -232,13 +219,3 @@ def _check_and_mark(labels: Tensor, ignore_index: int, generator: torch.Generato
         expected = f"classes up to {MAX_LABEL}, the largest label that the samplers support"
         fix = "number the classes from 0"
         check.check_largest_label(labels, ignore_index, MAX_LABEL, expected, fix)
-    return mark_ignored(labels, ignore_index, MAX_LABEL + 1)
-
-
-def _check_predictions(preds: Tensor, labels: Tensor) -> Tensor:
-    check.check_sampler_map("preds", preds)
-    if preds.shape != labels.shape:
-        expected = f"the shape of labels, {check.shape_of(labels)}"
-        check.refuse("preds", expected, check.shape_of(preds))
-    check.check_same_device("preds", preds, "labels", labels)
-    return preds

@@ -13,7 +13,7 @@ from benchmarks._ways.authors_step import authors_formula
 from benchmarks._ways.problem import TEMPERATURE, Problem
 from pixcontrast._info_nce.dispatch import reduced_loss
 from pixcontrast._info_nce.problem import Problem as ContrastProblem
-from pixcontrast._labels import mark_ignored
+from pixcontrast._tensors import mark_ignored
 from pixcontrast._triton import choose
 from pixcontrast.functional import info_nce
 from pixcontrast.mining import HardNegativeSampler, draw_seed

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, agree, gather, pad
-from pixcontrast._labels import IGNORED
 from pixcontrast._pixels.groups import DRAW_BITS, sort_pixels
+from pixcontrast._pixels.maps import take_pixels
 from pixcontrast._pixels.regions import Regions, region_means, usable_pixels
-from pixcontrast._pixels.take import take_pixels
-from pixcontrast._pixels.unit_length import at_least_float32, unit_length
+from pixcontrast._tensors import IGNORED, at_least_float32, unit_length
 
 
 class NewEntries(NamedTuple):
@@ -37,19 +36,11 @@ def new_entries(
     dtype: torch.dtype,
     generator: torch.Generator | None,
 ) -> NewEntries:
-    """Compute the entries that a batch adds.
+    """Compute the entries that a batch adds, in the bank's dtype.
 
-    Args:
-        emb_map (Tensor): embedding map, shape (B, D, *S).
-        labels (Tensor): int64 labels below `num_classes`, or `IGNORED`, shape (B, P).
-        regions (Regions, optional): regions of this batch with `num_classes` slots, if the caller
-            has computed them.
-        num_classes (int): number of classes C.
-        pixels_per_image (int): largest number of pixels per image and class; 0 without a pixel
-            queue.
-        with_regions (bool): whether the bank has a region queue.
-        dtype (torch.dtype): dtype of the returned vectors.
-        generator (torch.Generator, optional): source of randomness.
+    Labels (B, P) are below `num_classes`, or `IGNORED`. `regions` are those of this batch with
+    `num_classes` slots, if the caller has computed them. `pixels_per_image` is 0 without a pixel
+    queue.
     """
     if labels.numel() == 0:
         empty = emb_map.new_empty(0, num_classes, 1, emb_map.shape[1], dtype=dtype)
@@ -72,12 +63,8 @@ def new_entries(
 def gather_entries(new: NewEntries, ranks: Ranks, options: str) -> NewEntries:
     """Gather the new entries of all ranks, in rank order, in one message.
 
-    Ranks with fewer images, or with fewer pixels per image, pad their entries.
-
-    Args:
-        new (NewEntries): entries of this rank.
-        ranks (Ranks): the ranks that fill the bank.
-        options (str): options of the bank, which must be the same on every rank.
+    Ranks with fewer images, or with fewer pixels per image, pad their entries. `options` are those
+    of the bank, which must be the same on every rank.
     """
     tensors = [tensor for queue in new if queue is not None for tensor in queue]
     num_pixels = 1 if new.pixels is None else new.pixels[0].shape[2]

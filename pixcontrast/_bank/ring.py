@@ -48,15 +48,10 @@ class Rings(NamedTuple):
 
 
 class RingWrite(NamedTuple):
-    """A prepared write: what is written where, and the previous values.
+    """A prepared write of values (n, D) to rows, and of the counters (C,), with previous values.
 
-    Attributes:
-        rows: view of the rings, shape (C·slots, D).
-        indices: rows that are written, shape (n,). Rows that occur twice get the same values.
-        values: new values, shape (n, D).
-        previous: previous values, shape (n, D).
-        counters: count and next position, shape (C,) each.
-        new_counters: new values of the counters, shape (C,) each.
+    `rows` is a view of the rings, shape (C·slots, D). Of `indices` (n,), those that occur twice get
+    the same values.
     """
 
     rows: Tensor
@@ -72,12 +67,8 @@ def prepare_write(
 ) -> RingWrite:
     """Prepare to append new entries to the ring of each class, images in batch order.
 
-    Args:
-        rings (Rings): rings with at least 1 slot.
-        vectors (Tensor): new entries, shape (B, C, E, D) with B and E at least 1.
-        available (Tensor): int64 number of new entries of each image and class, shape (B, C). The
-            first `available` of each E are valid.
-        shard (Shard): the shard of the whole ring that these slots are. Default: the whole ring.
+    Of the new entries (B, C, E, D), the first `available` (B, C) of each E are valid. B, E and the
+    number of slots are at least 1. `shard` tells which slots of the whole ring `rings` has.
     """
     num_classes, slots, dim = rings.vectors.shape
     device = rings.vectors.device

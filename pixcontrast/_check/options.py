@@ -1,18 +1,53 @@
-"""Checks of options: numbers, strings and flags."""
+"""Checks of options. Every message has the form "name: expected ...; got ... (fix)"."""
 
 from __future__ import annotations
 
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import distributed
-
-from pixcontrast._check.message import expect, kind_of, refuse, shown
+from torch import Tensor, distributed
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_MAX_LENGTH = 200
+"""Largest number of characters of a value in a message: an array may have thousands."""
+
+
+def expect(
+    ok: bool,
+    name: str,
+    expected: str,
+    got: object,
+    fix: str = "",
+    error: type[Exception] = ValueError,
+) -> None:
+    """Raise an error that shows the value `got`, and in a TypeError also its type, unless `ok`."""
+    if not ok:
+        refuse(name, expected, kind_of(got) if error is TypeError else shown(got), fix, error)
+
+
+def refuse(
+    name: str, expected: str, got: object, fix: str = "", error: type[Exception] = ValueError
+) -> NoReturn:
+    """Raise an error. Unlike in `expect`, `got` is a description of what the caller passed."""
+    raise error(f"{name}: expected {expected}; got {got}" + (f" ({fix})" if fix else ""))
+
+
+def kind_of(value: object) -> str:
+    """Return type and value, or "a tensor"."""
+    return "a tensor" if isinstance(value, Tensor) else f"{type(value).__name__} {shown(value)}"
+
+
+def shown(value: object) -> str:
+    """Return the representation of any value, shortened if it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # for example an integer with too many digits
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -25,26 +60,31 @@ def check_flag(name: str, value: object) -> None:
     expect(isinstance(value, bool), name, "True or False", value, error=TypeError)
 
 
-def check_count(name: str, value: object, *, at_least: int) -> None:
-    expect(_integer(name, value) >= at_least, name, f"at least {at_least}", value)
-    _check_64_bits(name, value)
+def check_integer(name: str, value: object, at_least: int = -(1 << 63)) -> int:
+    """Accept an integer of Python or numpy, and return it as an int."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        refuse(name, "an int", kind_of(value), error=TypeError)
+    number = int(value)
+    expect(-(1 << 63) <= number < 1 << 63, name, "a 64-bit integer", value)
+    expect(number >= at_least, name, f"at least {at_least}", value)
+    return number
 
 
-def check_ignore_index(value: object) -> None:
-    _check_64_bits("ignore_index", value)
+def check_ignore_index(value: object) -> int:
+    return check_integer("ignore_index", value)
 
 
-def check_fraction(name: str, value: object, *, above_zero: bool = False) -> None:
+def check_fraction(name: str, value: object, *, above_zero: bool = False) -> float:
     number = _real(name, value)
-    if above_zero:
-        expect(0 < number <= 1, name, "a number in (0, 1]", value)
-    else:
-        expect(0 <= number <= 1, name, "a number in [0, 1]", value)
+    expected = "a number in (0, 1]" if above_zero else "a number in [0, 1]"
+    expect(0 <= number <= 1 and not (above_zero and number == 0), name, expected, value)
+    return number
 
 
-def check_temperature(name: str, value: object) -> None:
+def check_temperature(name: str, value: object) -> float:
     number = _real(name, value)
     expect(number > 0 and math.isfinite(number), name, "a finite number above 0", value)
+    return number
 
 
 def check_instance(name: str, value: object, kind: type) -> None:
@@ -77,25 +117,11 @@ def check_process_group(value: object) -> None:
     available = distributed.is_available()
     # torch.distributed.new_group returns an integer to processes outside the group.
     if available and isinstance(value, int) and value == distributed.GroupMember.NON_GROUP_MEMBER:
-        refuse(
-            "process_group",
-            "a group that this process is part of",
-            "a group that it is not part of",
-            "pass each rank the group that it belongs to",
-        )
+        expected, got = "a group that this process is part of", "a group that it is not part of"
+        refuse("process_group", expected, got, "pass each rank the group that it belongs to")
     if not (available and isinstance(value, distributed.ProcessGroup)):
         expected = "a process group of torch.distributed, or None for the whole world"
         refuse("process_group", expected, kind_of(value), error=TypeError)
-
-
-def _integer(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        refuse(name, "an int", kind_of(value), error=TypeError)
-    return value
-
-
-def _check_64_bits(name: str, value: object) -> None:
-    expect(-(1 << 63) <= _integer(name, value) < 1 << 63, name, "a 64-bit integer", value)
 
 
 def _real(name: str, value: object) -> float:

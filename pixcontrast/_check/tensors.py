@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from pixcontrast._check.message import expect, kind_of, refuse
-from pixcontrast._check.options import FLOATING, check_instance
+from pixcontrast._check.options import FLOATING, check_instance, expect, kind_of, refuse
 
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+DTYPES = {
+    "a floating": FLOATING,
+    "an integer": INTEGER,
+    "a floating or integer": FLOATING + INTEGER,
+}
 
 
 def check_vectors(name: str, value: object) -> None:
     """Accept a floating point tensor of shape (rows, D) with D at least 1."""
-    vectors = _floating(name, value)
+    vectors = _typed(name, value, "a floating")
     expect(vectors.ndim == 2, name, "2 dimensions, (rows, D)", shape_of(vectors))
     expect(vectors.shape[1] >= 1, name, "D of at least 1", shape_of(vectors))
 
 
 def check_vector_labels(name: str, value: object, vectors_name: str, vectors: Tensor) -> None:
     """Accept an integer tensor of shape (rows,) for vectors of shape (rows, D)."""
-    labels = _integer(name, value)
-    if labels.ndim != 1 or labels.shape[0] != vectors.shape[0]:
+    labels = _typed(name, value, "an integer")
+    if labels.shape != vectors.shape[:1]:
         expected = f"shape ({vectors.shape[0]},), one label for each row of {vectors_name}"
         refuse(name, expected, shape_of(labels))
     check_same_device(name, labels, vectors_name, vectors)
@@ -33,7 +36,7 @@ def check_vector_labels(name: str, value: object, vectors_name: str, vectors: Te
 
 def check_anchor_weight(name: str, value: object, anchors: Tensor) -> None:
     """Accept a weight of shape (M,) for anchors of shape (M, D)."""
-    weight = _real(name, value)
+    weight = _typed(name, value, "a floating or integer")
     if weight.shape != anchors.shape[:1]:
         expected = f"shape ({anchors.shape[0]},), one weight for each anchor"
         refuse(name, expected, shape_of(weight))
@@ -70,26 +73,21 @@ def check_feature_map(
 ) -> None:
     """Accept a floating point tensor of shape (B, channels, *S) or (N, channels).
 
-    Args:
-        name (str): name of the argument.
-        value (object): what the caller passed.
-        channels (str): the channel dimension, as shown in the message.
-        num_channels (int, optional): required number of channels. Default: None, any but 0.
+    `channels` names the dimension in messages; `num_channels` is its size, or None for any but 0.
     """
-    features = _floating(name, value)
+    features = _typed(name, value, "a floating")
     valid = num_channels is None or (features.ndim > 1 and features.shape[1] == num_channels)
-    if not (valid and 2 <= features.ndim <= 5):
-        expected = f"(B, {channels}, *S) with 1 to 3 spatial dimensions, or (N, {channels})"
-        refuse(name, expected, shape_of(features))
+    expected = f"(B, {channels}, *S) with 1 to 3 spatial dimensions, or (N, {channels})"
+    expect(valid and 2 <= features.ndim <= 5, name, expected, shape_of(features))
     expect(features.shape[1] >= 1, name, f"{channels} of at least 1", shape_of(features))
 
 
 def check_labels(value: object, emb: Tensor) -> None:
-    _check_pixel_map("labels", _integer("labels", value), emb)
+    _check_pixel_map("labels", _typed("labels", value, "an integer"), emb)
 
 
 def check_pixel_weight(value: object, emb: Tensor) -> None:
-    weight = _real("weight", value)
+    weight = _typed("weight", value, "a floating or integer")
     _check_pixel_map("weight", weight, emb)
     _check_weight_values("weight", weight)
 
@@ -100,33 +98,24 @@ def check_predictions(value: object, emb: Tensor) -> None:
         refuse("preds", "a tensor or None", kind_of(value), error=TypeError)
     _check_strided("preds", value)
     if not value.is_floating_point():
-        _check_pixel_map("preds", _integer("preds", value), emb)
-    elif value.ndim == emb.ndim:
-        expect(
-            _floating("preds", value).shape[1] >= 2,
-            "preds",
-            "logits of at least 2 classes",
-            shape_of(value),
-            "argmax over one class is always 0; for one logit per pixel pass "
-            "(logit > 0).long().squeeze(1)",
-        )
-        _check_pixel_map("preds", value.select(1, 0), emb)
-    else:
-        classes = f"integer classes {_map_shape(emb)}"
-        refuse(
-            "preds",
-            f"{classes} or floating logits with a class dimension after the first",
-            f"{value.dtype} of shape {shape_of(value)}",
-            error=TypeError,
-        )
+        _check_pixel_map("preds", _typed("preds", value, "an integer"), emb)
+        return
+    if value.ndim != emb.ndim:
+        expected = f"integer classes {_map_shape(emb)} or floating logits with a class dimension"
+        got = f"{value.dtype} of shape {shape_of(value)}"
+        refuse("preds", f"{expected} after the first", got, error=TypeError)
+    logits = _typed("preds", value, "a floating")
+    fix = "argmax over one class is always 0; for one logit per pixel pass "
+    fix += "(logit > 0).long().squeeze(1)"
+    expect(logits.shape[1] >= 2, "preds", "logits of at least 2 classes", shape_of(value), fix)
+    _check_pixel_map("preds", logits.select(1, 0), emb)
 
 
 def check_sampler_map(name: str, value: object) -> None:
     """Accept an integer tensor of shape (B, P)."""
-    pixel_map = _integer(name, value)
-    if pixel_map.ndim != 2:
-        fix = f"for a map with more dimensions pass {name}.flatten(1)"
-        refuse(name, "2 dimensions, (B, P)", shape_of(pixel_map), fix)
+    pixel_map = _typed(name, value, "an integer")
+    fix = f"for a map with more dimensions pass {name}.flatten(1)"
+    expect(pixel_map.ndim == 2, name, "2 dimensions, (B, P)", shape_of(pixel_map), fix)
 
 
 def check_largest_label(
@@ -169,8 +158,8 @@ def _check_pixel_map(name: str, value: Tensor, emb: Tensor) -> None:
         unit = "points" if emb.ndim == 2 else "images"
         expected = f"the same number of {unit} as emb, {emb.shape[0]}"
         refuse(name, expected, f"{value.shape[0]} (shape {shape_of(value)})")
-    if value.numel() == 0 and emb.numel() > 0:
-        refuse(name, "at least one pixel per image", shape_of(value))
+    is_missing = value.numel() == 0 and emb.numel() > 0
+    expect(not is_missing, name, "at least one pixel per image", shape_of(value))
     check_same_device(name, value, "emb", emb)
 
 
@@ -187,23 +176,12 @@ def _check_weight_values(name: str, weight: Tensor) -> None:
         refuse(name, "finite weights of at least 0", values)
 
 
-def _floating(name: str, value: object) -> Tensor:
-    return _typed(name, value, FLOATING, "a floating")
-
-
-def _integer(name: str, value: object) -> Tensor:
-    return _typed(name, value, INTEGER, "an integer")
-
-
-def _real(name: str, value: object) -> Tensor:
-    return _typed(name, value, FLOATING + INTEGER, "a floating or integer")
-
-
-def _typed(name: str, value: Any, dtypes: Sequence[torch.dtype], kind: str) -> Tensor:
+def _typed(name: str, value: Any, kind: str) -> Tensor:
+    """Accept a dense tensor with one of the dtypes of this kind."""
     if not isinstance(value, Tensor):
         refuse(name, f"{kind} tensor", kind_of(value), error=TypeError)
-    if value.dtype not in dtypes:
-        names = ", ".join(map(short_dtype, dtypes))
+    if value.dtype not in DTYPES[kind]:
+        names = ", ".join(map(short_dtype, DTYPES[kind]))
         refuse(name, f"{kind} tensor ({names})", short_dtype(value.dtype), error=TypeError)
     _check_strided(name, value)
     return value

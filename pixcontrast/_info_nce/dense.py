@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.problem import ContrastTensor, Problem
 from pixcontrast._info_nce.thresholds import select_from_rows
-from pixcontrast._labels import IGNORED
+from pixcontrast._tensors import IGNORED
 
 
 def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, gather, ranks_named
-from pixcontrast._dtypes import without_autocast
 from pixcontrast._info_nce.dense import dense_losses
 from pixcontrast._info_nce.operators import compute_losses
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.reduction import Reduction, reduce_losses
 from pixcontrast._info_nce.results import Losses
-from pixcontrast._labels import IGNORED
+from pixcontrast._tensors import IGNORED, without_autocast
 
 
 class Result(NamedTuple):

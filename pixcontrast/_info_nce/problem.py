@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, gather
-from pixcontrast._dtypes import product_dtype
+from pixcontrast._tensors import product_dtype
 from pixcontrast._triton import Form
 from pixcontrast.mining import HardNegativeSampler
 

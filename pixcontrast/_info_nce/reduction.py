@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, gather
-from pixcontrast._dtypes import widest_float
+from pixcontrast._tensors import widest_float
 
 Reduction = Literal["mean", "sum", "none"]
 

@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pixcontrast._dtypes import widest_float
 from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
+from pixcontrast._tensors import widest_float
 from pixcontrast.mining import HardNegativeSampler
 
 

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._labels import IGNORED, mark_ignored
-from pixcontrast._pixels.maps import as_map, flat_map, flat_predictions
-from pixcontrast._pixels.take import take_pixels
-from pixcontrast._pixels.unit_length import unit_length
+from pixcontrast._pixels.maps import as_map, flat_map, flat_predictions, take_pixels
+from pixcontrast._tensors import IGNORED, mark_ignored, unit_length
 from pixcontrast.samplers import AnchorSample
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from pixcontrast import _check as check
 from pixcontrast._bank.ring import QUEUES
 from pixcontrast._info_nce.problem import Shards
-from pixcontrast._labels import IGNORED
 from pixcontrast._loss.batch import Anchors
 from pixcontrast._loss.gather import JointCall, Labelled
 from pixcontrast._pixels.regions import Regions
+from pixcontrast._tensors import IGNORED
 from pixcontrast.bank import MemoryBank
 
 

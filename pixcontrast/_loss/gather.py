@@ -12,8 +12,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, agree, gather, gather_with_gradient, pad
-from pixcontrast._labels import IGNORED
 from pixcontrast._loss.batch import Anchors
+from pixcontrast._tensors import IGNORED
 
 
 class Labelled(NamedTuple):

@@ -7,9 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pixcontrast._dtypes import without_autocast
-from pixcontrast._labels import IGNORED
-from pixcontrast._pixels.unit_length import unit_length
+from pixcontrast._tensors import IGNORED, unit_length, without_autocast
 
 MAX_CLASSES = 256
 """Number of classes that are counted if the number of classes is unknown."""

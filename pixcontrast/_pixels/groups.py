@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pixcontrast._labels import IGNORED
+from pixcontrast._tensors import IGNORED
 
 _LABEL_BITS = 24
 MAX_LABEL = (1 << _LABEL_BITS) - 1
@@ -38,8 +38,7 @@ def sort_pixels(groups: Tensor, num_groups: int, draw: Tensor) -> SortedPixels:
     """Sort n pixels by group and shuffle them within each group.
 
     Args:
-        groups (Tensor): int64 group of each pixel, below `num_groups`, or `num_groups` if the pixel
-            is ignored, shape (n,).
+        groups (Tensor): int64 group below `num_groups`, or `num_groups` if ignored, shape (n,).
         num_groups (int): number of groups, at most 2 ** 61.
         draw (Tensor): random int64 in [0, 2 ** `DRAW_BITS`), shape (n,).
     """
@@ -76,17 +75,10 @@ def draw_groups(
 ) -> DrawnGroups:
     """Return all groups of at least `min_pixels` pixels, or a random A of them.
 
-    A = min(max_groups, n). Apart from the sort, only a few passes over the n pixels are made: all
-    other facts about a group are found by binary search in the sorted keys.
-
-    Args:
-        labels (Tensor): int64 labels up to `MAX_LABEL`, or `IGNORED`, shape (B, P), with n = B·P
-            at least 1.
-        first (Tensor, optional): mask of the pixels that come first in their group, shape (B, P).
-            None marks no pixel.
-        max_groups (int): largest number of groups, at least 1.
-        min_pixels (int): smallest size of a group, at least 1.
-        generator (torch.Generator, optional): source of randomness. None is the default generator.
+    A = min(max_groups, n). Apart from the sort, only a few passes over the n = B·P pixels are made:
+    all other facts about a group are found by binary search in the sorted keys. Labels (B, P) are
+    int64 up to `MAX_LABEL`, or `IGNORED`. The mask `first` (B, P) marks the pixels that come first
+    in their group; None marks no pixel.
     """
     num_images, device = labels.shape[0], labels.device
     num_groups = num_images << _LABEL_BITS

@@ -19,16 +19,9 @@ NUM_STAGES = 1
 def sum_regions(
     flat: Tensor, slots: Tensor, num_slots: int, smallest: float
 ) -> tuple[Tensor, Tensor]:
-    """Launch the kernel.
+    """Launch the kernel, which computes `sums_in_chunks` in float32.
 
-    Args:
-        flat (Tensor): float32, bfloat16 or float16 embeddings, any strides, shape (B, D, P).
-        slots (Tensor): int64 slot of each pixel in [0, num_slots), or negative, shape (B, P).
-        num_slots (int): number of slots R.
-        smallest (float): an embedding without a larger component counts as zero.
-
-    Returns:
-        float32 sums of unit vectors, shape (B, R, D), and which pixels are usable, shape (B, P).
+    An embedding without a component above `smallest` counts as zero.
     """
     num_images, dim, num_pixels = flat.shape
     usable = torch.empty(slots.shape, dtype=torch.bool, device=flat.device)

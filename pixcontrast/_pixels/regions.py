@@ -14,13 +14,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._labels import IGNORED
-from pixcontrast._pixels.unit_length import (
-    SMALLEST,
-    at_least_float32,
-    unit_factors,
-    unit_length,
-)
+from pixcontrast._tensors import IGNORED, SMALLEST, at_least_float32, unit_factors, unit_length
 from pixcontrast._triton import choose
 
 # Components per chunk. On the CPU, 4 MB of float32, which stay in the cache. On other devices,
@@ -48,12 +42,8 @@ def region_means(emb_map: Tensor, slots: Tensor, num_slots: int) -> Regions:
     """Compute the unit-length mean of the unit-length embeddings of each slot in each image.
 
     The result is deterministic: sums are matrix products, never a scatter of floating point
-    numbers. Pixels that are not usable do not count.
-
-    Args:
-        emb_map (Tensor): embedding map, shape (B, D, *S).
-        slots (Tensor): int64 slot of each pixel in [0, num_slots), or `IGNORED`, shape (B, P).
-        num_slots (int): number of slots R.
+    numbers. Pixels that are not usable do not count. `slots` (B, P) is the int64 slot of each pixel
+    of `emb_map` (B, D, *S), below `num_slots`, or `IGNORED`.
     """
     flat = emb_map.flatten(2)
     sums, usable = (sums_operator if _is_fused(flat) else sums_in_chunks)(flat, slots, num_slots)
@@ -64,15 +54,9 @@ def region_means(emb_map: Tensor, slots: Tensor, num_slots: int) -> Regions:
 
 
 def sums_in_chunks(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
-    """Sum the unit vectors of each slot.
+    """Return the sums (B, R, D) of unit vectors in each slot, and which pixels (B, P) are usable.
 
-    Args:
-        flat (Tensor): embeddings, shape (B, D, P).
-        slots (Tensor): int64 slot of each pixel in [0, num_slots), or `IGNORED`, shape (B, P).
-        num_slots (int): number of slots R.
-
-    Returns:
-        The sums, shape (B, R, D), and which pixels are usable, shape (B, P).
+    `flat` is the map (B, D, P); `slots` (B, P) is as in `region_means`.
     """
     num_images, dim = flat.shape[:2]
     sums = flat.new_zeros(num_images, num_slots, dim, dtype=at_least_float32(flat))
@@ -118,9 +102,7 @@ def usable_pixels(emb_map: Tensor) -> Tensor:
 def classes_by_image(labels: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
     """Assign the classes of each image to slots, if the number of classes is unknown.
 
-    Args:
-        labels (Tensor): int64 labels, `IGNORED` for ignored pixels, shape (B, P).
-        num_slots (int): number of slots R. An image with more classes uses its R lowest labels.
+    An image with more than R = `num_slots` classes uses its R lowest labels.
 
     Returns:
         The slot of each pixel or `IGNORED`, shape (B, P), and the label of each slot or `IGNORED`,

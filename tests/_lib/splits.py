@@ -7,7 +7,7 @@ from pixcontrast._info_nce.dense import dense_losses
 from pixcontrast._info_nce.derivative import complete
 from pixcontrast._info_nce.merge import merge_denominators, merge_positives
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._labels import mark_ignored
+from pixcontrast._tensors import mark_ignored
 
 CLASSES = 4
 

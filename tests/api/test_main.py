@@ -13,7 +13,6 @@ import torch
 
 import pixcontrast
 from pixcontrast import __main__ as report
-from pixcontrast import _self_check as agreement
 from pixcontrast import _triton
 from pixcontrast._info_nce import dispatch, operators
 from pixcontrast._info_nce.results import Losses
@@ -96,7 +95,7 @@ def replace_kernels(monkeypatch, losses_of):
 def test_interpreted_kernels_are_checked(interpreted, monkeypatch):
     lines = list(report.check_device(CPU))
     assert all(ok for _, ok in lines)
-    assert sum("triton" in line for line, _ in lines) == len(agreement.TOLERANCES)
+    assert sum("triton" in line for line, _ in lines) == len(report.TOLERANCES)
     assert "takes tiled (triton is interpreted here" in report.describe_choice(CPU)
 
 
@@ -126,8 +125,8 @@ def test_a_wrong_backend_fails(interpreted, monkeypatch, capsys, of, error):
 
 def test_a_small_error_of_float32_fails(interpreted, monkeypatch):
     replace_kernels(monkeypatch, wrong_by(gradient=1e-3))
-    assert not agreement.compare_with_reference("triton", CPU, torch.float32).ok
-    assert agreement.compare_with_reference("triton", CPU, torch.bfloat16).ok
+    assert not report.compare_with_reference("triton", CPU, torch.float32).ok
+    assert report.compare_with_reference("triton", CPU, torch.bfloat16).ok
 
 
 def test_a_backend_that_raises_fails(interpreted, monkeypatch):
@@ -135,7 +134,7 @@ def test_a_backend_that_raises_fails(interpreted, monkeypatch):
         raise RuntimeError("out of\nregisters")
 
     replace_kernels(monkeypatch, losses_of)
-    found = agreement.compare_with_reference("triton", CPU, torch.float32)
+    found = report.compare_with_reference("triton", CPU, torch.float32)
     assert not found.ok
     assert found.failure == "RuntimeError: out of registers"
     lines = [line for line, ok in report.check_device(CPU) if not ok]
@@ -154,30 +153,30 @@ def test_the_checks_multiply_exactly_and_leave_the_precision_alone(interpreted, 
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
-        assert agreement.compare_with_reference("triton", CPU, torch.float32).ok
+        assert report.compare_with_reference("triton", CPU, torch.float32).ok
         assert seen == ["highest"]
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("dtype", agreement.TOLERANCES)
+@pytest.mark.parametrize("dtype", report.TOLERANCES)
 def test_the_tolerances_tell_right_from_wrong(dtype):
     """Right forms stay well inside; an anchor that is its own positive is far outside."""
-    tolerance = agreement.TOLERANCES[dtype]
+    tolerance = report.TOLERANCES[dtype]
     for form in ("dense", "tiled"):
-        found = agreement.compare_with_reference(form, CPU, dtype)
+        found = report.compare_with_reference(form, CPU, dtype)
         assert max(found.loss_error, found.gradient_error) < tolerance / 3
-    anchors, anchor_labels, bank, bank_labels = agreement.small_case(dtype)
-    truth = agreement._true_loss_and_gradient(dtype)
-    with_self = agreement.info_nce(
+    anchors, anchor_labels, bank, bank_labels = report.small_case(dtype)
+    truth = report._true_loss_and_gradient(dtype)
+    with_self = report.info_nce(
         anchors, anchor_labels, (anchors, bank), (anchor_labels, bank_labels)
     )
     assert abs(float(with_self / truth[0]) - 1) > 2 * tolerance
 
 
 def test_the_small_case_has_everything():
-    anchors, anchor_labels, bank, bank_labels = agreement.small_case(torch.float32)
+    anchors, anchor_labels, bank, bank_labels = report.small_case(torch.float32)
     assert anchors.shape[1] == bank.shape[1]
     for labels in (anchor_labels, bank_labels):
         assert (labels == 255).any()

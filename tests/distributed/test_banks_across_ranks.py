@@ -8,7 +8,7 @@ import torch
 from pool import Pool
 
 from pixcontrast import MemoryBank
-from pixcontrast._pixels.unit_length import unit_length
+from pixcontrast._tensors import unit_length
 
 STEPS = 50
 

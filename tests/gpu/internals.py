@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from pixcontrast import _triton
+from pixcontrast.__main__ import matmul_precision
 from pixcontrast._info_nce import dense as dense_form
-from pixcontrast._self_check import matmul_precision
 
 __all__ = [
     "configuration_table",

@@ -142,9 +142,9 @@ def test_the_table_is_whole():
 
 
 def test_the_probe_of_auto_compiles():
-    from pixcontrast._triton_probe import probe_kernel
+    from pixcontrast._triton import probe_kernel
 
-    made = compiled(probe_kernel, {"bound": "i32"}, {}, set(), 80, {"num_warps": 4})
+    made = compiled(probe_kernel(), {"number": "i32"}, {}, set(), 80, {"num_warps": 4})
     assert made.shared == made.stack == 0
 
 

@@ -13,7 +13,7 @@ from pixcontrast._info_nce.fused.thresholds import select_thresholds
 from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.random_keys import PairKeys
 from pixcontrast._info_nce.thresholds import thresholds_of_rows
-from pixcontrast._labels import mark_ignored
+from pixcontrast._tensors import mark_ignored
 
 SIDES = [(1, 5), (7, None), (60, 500)]
 STRATEGIES = [("hardest", 0.1), ("semi-hard", 0.1), ("semi-hard", 0.6), ("random", 0.1)]

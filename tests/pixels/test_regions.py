@@ -5,9 +5,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from pixcontrast import MemoryBank, RegionContrastLoss
+from pixcontrast import MemoryBank, RegionContrastLoss, _tensors
 from pixcontrast._pixels import regions as _regions
-from pixcontrast._pixels import unit_length as _unit_length
 from pixcontrast._pixels.regions import region_means, usable_pixels
 
 IGNORED = -1
@@ -127,14 +126,14 @@ def test_means_of_nothing(shape):
 
 
 def test_a_usual_map_takes_the_short_way(monkeypatch):
-    largest = _unit_length.largest_component
+    largest = _tensors._largest_component
 
     def of_means_only(vectors, dim):
         if dim != 2:  # those of pixels
             raise AssertionError("the largest component was asked for")
         return largest(vectors, dim)
 
-    monkeypatch.setattr(_unit_length, "largest_component", of_means_only)
+    monkeypatch.setattr(_tensors, "_largest_component", of_means_only)
     region_means(*scene(), 3)
     emb, slots = scene()
     emb[0, :, 0, 0] = 0

@@ -23,7 +23,7 @@ from pixcontrast._info_nce.fused.kernels.survey import block_index_kernel, surve
 from pixcontrast._info_nce.problem import ContrastTensor, Problem
 from pixcontrast._info_nce.random_keys import PairKeys
 from pixcontrast._info_nce.tiled.similarities import BOUNDED_LOGIT
-from pixcontrast._labels import IGNORED
+from pixcontrast._tensors import IGNORED
 from pixcontrast._triton import interpreted
 
 CHUNK = 1024

@@ -15,7 +15,7 @@ from pixcontrast._info_nce.fused.layout import lay_out
 from pixcontrast._info_nce.fused.passes import Partials, denominator_pass, positives_pass
 from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.results import DenominatorPartial, PositivesPartial
-from pixcontrast._labels import IGNORED
+from pixcontrast._tensors import IGNORED
 
 
 class FusedPasses:

@@ -27,7 +27,7 @@ from pixcontrast._info_nce.results import (
 from pixcontrast._info_nce.sharded.mining import MinedPasses, find_rank_thresholds
 from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds
 from pixcontrast._info_nce.tiled.passes import TiledPasses
-from pixcontrast._labels import IGNORED
+from pixcontrast._tensors import IGNORED
 
 Partial = TypeVar("Partial", DenominatorPartial, PositivesPartial)
 

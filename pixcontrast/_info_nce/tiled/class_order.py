@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.problem import ContrastTensor, Problem
-from pixcontrast._labels import IGNORED
+from pixcontrast._tensors import IGNORED
 
 # Ignored anchors that keep their place need a label that no entry has, not even an ignored one.
 IGNORED_ANCHOR = IGNORED - 1

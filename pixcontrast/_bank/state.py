@@ -1,18 +1,65 @@
-"""Validation of a bank's state before any of it is loaded."""
+"""The state of a bank as a Module: its own buffers, validated checkpoints, and who updates it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixcontrast._bank.ring import BUFFERS, WHOLE, Rings, Shard, slots_below
 from pixcontrast._check import short_dtype
 
 UNIT_TOLERANCE = 2**-7
 """Tolerance of a length. Rounding a unit vector to bfloat16 changes it by at most 2^-9."""
+
+
+class OwnBuffers(nn.Module):
+    """A Module whose buffers are saved, loaded and moved, but not listed by its parent modules.
+
+    DistributedDataParallel broadcasts the buffers of the wrapped module from rank 0 in every step,
+    and a moving average of a model copies them. With a bank, that would cost its whole size each
+    time and overwrite one rank's shard with another's. Both list the buffers of the outer module,
+    which does not include these. `state_dict`, `.to()` and the module itself do include them.
+    """
+
+    _own: tuple[str, ...] = ()
+
+    def register_own_buffer(self, name: str, tensor: Tensor) -> None:
+        setattr(self, name, tensor)
+        self._own = (*self._own, name)
+
+    @contextmanager
+    def _registered(self) -> Iterator[None]:
+        """Register them as ordinary buffers inside the context, as PyTorch's own code expects."""
+        for name in self._own:
+            self._buffers[name] = self.__dict__.pop(name)
+        try:
+            yield
+        finally:
+            for name in self._own:
+                self.__dict__[name] = self._buffers.pop(name)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        with self._registered():
+            return iter(list(super().named_buffers(*args, **kwargs)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OwnBuffers:
+        with self._registered():
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with self._registered():
+            super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with self._registered():
+            super()._load_from_state_dict(*args, **kwargs)
 
 
 def faults_of_state(
@@ -103,3 +150,39 @@ def _faults_of_rings(keys: list[str], rings: Rings, shard: Shard) -> list[str]:
             f" got other values"
         ]
     return []
+
+
+class UpdateGuard:
+    """Checks made before a bank is updated. Code compiled by torch.compile skips them."""
+
+    def __init__(self) -> None:
+        self._updater: weakref.ref[object] | None = None
+        self._warned = False
+
+    def check_outside_backward(self) -> None:
+        """Raise during a backward pass."""
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "MemoryBank: expected an update outside of a backward pass; got one during a "
+                "backward pass (a checkpointed region runs its forward again during backward: call "
+                "the loss outside of it)"
+            )
+
+    def claim(self, updater: object) -> None:
+        """Record which loss updates the bank, and warn once if a second loss does."""
+        if torch.compiler.is_compiling():
+            return
+        current = None if self._updater is None else self._updater()
+        if current is None:
+            self._updater = weakref.ref(updater)
+        elif current is not updater and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "two losses update the same MemoryBank, so that each batch is stored twice; build "
+                "one of them with update_bank=False",
+                stacklevel=6,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A weak reference cannot be copied, and the updater belongs to this process.
+        return {**self.__dict__, "_updater": None}
