@@ -145,7 +145,7 @@ def info_nce(
         negative_sampler=negative_sampler,
         seed=draw_seed(negative_sampler, anchors.device, generator),
     )
-    return reduced_loss(problem, weight, reduction).loss
+    return reduced_loss([problem], weight, reduction).loss
 
 
 def check_backend(backend: object) -> None:

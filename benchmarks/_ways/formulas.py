@@ -80,7 +80,7 @@ def unit_length_loss(
         seed=draw_seed(negative_sampler, anchors.device, None),
         unit_length=True,
     )
-    return reduced_loss(problem, None, "mean").loss
+    return reduced_loss([problem], None, "mean").loss
 
 
 def textbook_loss(problem: Problem) -> Tensor:

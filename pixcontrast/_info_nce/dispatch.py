@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -33,20 +34,27 @@ class Result(NamedTuple):
 
 
 def reduced_loss(
-    problem: Problem, weight: Tensor | None, reduction: Reduction, ranks: Ranks | None = None
+    problems: Sequence[Problem],
+    weight: Tensor | None,
+    reduction: Reduction,
+    ranks: Ranks | None = None,
 ) -> Result:
-    """Compute the loss of a problem.
+    """Compute the loss of anchors.
 
     Args:
-        problem (Problem): the call. With shards, every rank makes it with the same number of
-            anchors.
+        problems (sequence of Problem): one or more calls with the same anchors and labels, except
+            that an anchor may be ignored in all but one. With shards, every rank makes as many
+            calls with the same number of anchors.
         weight (Tensor, optional): (M,) weights of the anchors. None: all weights are 1.
         reduction (str): `"mean"`, `"sum"` or `"none"`.
         ranks (Ranks, optional): the ranks whose anchors the reduction covers. Default: None, this
             process alone.
     """
-    with without_autocast(problem.anchors.device):
-        losses, has_positive, num_shard_entries = _losses(problem)
+    with without_autocast(problems[0].anchors.device):
+        losses, has_positive, num_shard_entries = _losses(problems[0])
+        for problem in problems[1:]:
+            more = _losses(problem)
+            losses, has_positive = losses + more.losses, has_positive | more.has_positive
         loss = reduce_losses(losses, has_positive, weight, reduction, ranks)
     return Result(loss, has_positive, num_shard_entries)
 

@@ -12,21 +12,8 @@ from pixcontrast._bank.ring import QUEUES
 from pixcontrast._info_nce.problem import Shards
 from pixcontrast._loss.batch import Anchors
 from pixcontrast._loss.gather import JointCall, Labelled
-from pixcontrast._pixels.regions import Regions
 from pixcontrast._tensors import IGNORED
 from pixcontrast.bank import MemoryBank
-
-
-class BatchEntries(NamedTuple):
-    """The entries that the batch contributes.
-
-    Attributes:
-        entries: vectors and marked labels, or None if the anchors are the entries.
-        regions: regions of the bank's classes, if they were computed. The bank can reuse them.
-    """
-
-    entries: Labelled | None = None
-    regions: Regions | None = None
 
 
 class ContrastSet(NamedTuple):
@@ -37,14 +24,12 @@ class ContrastSet(NamedTuple):
         batch_labels: labels of all entries from batches, shape (n,), or None if there are none.
         bank_entries: int64 number of valid entries of each queue, on this rank.
         shards: entries of a bank that is spread over ranks, or None.
-        regions: regions of the bank's classes in this batch, if they were computed.
     """
 
     tensors: list[tuple[Tensor | None, Tensor | None]]
     batch_labels: Tensor | None
     bank_entries: tuple[Tensor, ...]
     shards: Shards | None
-    regions: Regions | None
 
 
 def resolve_sources(
@@ -61,6 +46,12 @@ def resolve_sources(
         queues = (choice for choice in choices if choice in QUEUES)
         return ("batch", *(queue for queue in queues if bank is not None and bank.slots(queue)))
     check.check_contrast_with(contrast_with, choices)
+    check.expect(
+        not {"batch", "image"} <= set(contrast_with),
+        "contrast_with",
+        '"batch" or "image", which are the anchors of the batch and those of one image',
+        contrast_with,
+    )
     for queue in contrast_with:
         if queue in QUEUES and bank is None:
             expected = f"bank=MemoryBank(...) with {queue!r}, which is a queue of the bank"
@@ -76,16 +67,16 @@ def resolve_sources(
 def contrast_set(
     sources: Sequence[str],
     anchors: Anchors,
-    batch: BatchEntries,
+    batch_entries: Labelled | None,
     bank: MemoryBank | None,
     joint: JointCall | None,
 ) -> ContrastSet:
     """Collect the entries of each source, in order.
 
     Args:
-        sources (sequence of str): `"batch"`, `"pixels"`, `"regions"`.
+        sources (sequence of str): `"batch"`, `"image"`, `"pixels"`, `"regions"`.
         anchors (Anchors): anchors of this rank, padded if `joint` is given.
-        batch (BatchEntries): entries that the batch of this rank contributes.
+        batch_entries (Labelled, optional): the entries of `"batch"` if they are not the anchors.
         bank (MemoryBank, optional): the bank. Required for its queues.
         joint (JointCall, optional): if given, `"batch"` also contains the entries of other ranks.
     """
@@ -98,14 +89,15 @@ def contrast_set(
             assert bank is not None  # see `resolve_sources`
             (shards if bank.is_spread else contrast).append(bank._labelled(source, IGNORED))
             bank_entries.append(bank.count(source).sum())
-        elif batch.entries is not None:
-            entries = batch.entries if joint is None else joint.all_entries(batch.entries)
-            batch_labels = entries.labels
-            contrast.append(entries)
-        elif joint is None:
+        elif source == "image" or (batch_entries is None and joint is None):
             batch_labels = anchors.labels
             contrast.append((None, None))
+        elif batch_entries is not None:
+            entries = batch_entries if joint is None else joint.all_entries(batch_entries)
+            batch_labels = entries.labels
+            contrast.append(entries)
         else:
+            assert joint is not None
             before, after, batch_labels = joint.other_anchors(anchors)
             contrast += [before, (None, None), after]
     spread = None
@@ -113,4 +105,4 @@ def contrast_set(
         assert bank is not None
         assert bank.ranks is not None
         spread = Shards(bank.ranks, *zip(*shards, strict=True))
-    return ContrastSet(contrast, batch_labels, tuple(bank_entries), spread, batch.regions)
+    return ContrastSet(contrast, batch_labels, tuple(bank_entries), spread)

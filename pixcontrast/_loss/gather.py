@@ -31,15 +31,17 @@ class JointCall:
         ranks (Ranks): the ranks.
         num_anchors (int): number of anchors of each rank, with padding.
         num_entries (int): number of batch entries of each rank, with padding.
+        num_images (int): largest number of images of a rank.
     """
 
     ranks: Ranks
     num_anchors: int
     num_entries: int
+    num_images: int
 
     @classmethod
     def exchange_sizes(
-        cls, ranks: Ranks, call: str, anchors: Tensor, num_entries: int
+        cls, ranks: Ranks, call: str, anchors: Tensor, num_entries: int, num_images: int
     ) -> JointCall:
         """Exchange the sizes of all ranks and take the largest.
 
@@ -49,19 +51,20 @@ class JointCall:
             anchors (Tensor): anchors of this rank, shape (K, D). Their dtype, D and
                 `requires_grad` determine the messages, so they must be the same on every rank.
             num_entries (int): number of entries that the batch of this rank contributes.
+            num_images (int): number of images of this rank.
         """
         kind = f"{anchors.dtype} of {anchors.shape[1]}, gradient {anchors.requires_grad}"
-        sizes = agree(ranks, f"{call}, {kind}", [len(anchors), num_entries])
-        max_anchors, max_entries = (max(column) for column in zip(*sizes, strict=True))
-        return cls(ranks, max_anchors, max_entries)
+        sizes = agree(ranks, f"{call}, {kind}", [len(anchors), num_entries, num_images])
+        return cls(ranks, *(max(column) for column in zip(*sizes, strict=True)))
 
     def pad_anchors(self, anchors: Anchors) -> Anchors:
         """Pad anchors to `num_anchors`."""
-        vectors, labels, weight = anchors
+        vectors, labels, weight, images = anchors
         return Anchors(
             pad(vectors, self.num_anchors),
             pad(labels, self.num_anchors, IGNORED),
             None if weight is None else pad(weight, self.num_anchors),
+            pad(images, self.num_anchors),
         )
 
     def other_anchors(self, anchors: Anchors) -> tuple[Labelled, Labelled, Tensor]:
