@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._bank.new_entries import gather_entries, new_entries
+from pixcontrast._bank.new_entries import (
+    DrawnPixels,
+    Numbers,
+    draw_pixels,
+    entries_of_rows,
+    gather_entries,
+    new_entries,
+)
 from pixcontrast._bank.ring import BUFFERS, QUEUES, WHOLE, Rings, Shard, prepare_write, write_all
 from pixcontrast._bank.state import OwnBuffers, UpdateGuard, faults_of_state
 from pixcontrast._distributed import GroupReference, Ranks, ranks_of
@@ -23,7 +30,8 @@ class MemoryBank(OwnBuffers):
 
     The memory of Wang et al., ICCV 2021, section 3.2. From each image and class present, the bank
     stores one region, the unit-length mean of the unit-length embeddings of that class in that
-    image, and min(`pixels_per_image`, available) random pixels, without replacement. The rings are
+    image (of all, or of `pixels_per_region` at random), and min(`pixels_per_image`, available)
+    random pixels, without replacement. The rings are
     first in, first out: images are written in batch order; a write across the end of a ring wraps;
     a write larger than the ring keeps the newest entries. Only written slots count. Class 0 is a
     class like any other. Pixels whose embedding is not finite, or zero (no component above 1e-30),
@@ -43,6 +51,9 @@ class MemoryBank(OwnBuffers):
             has no region queue. Default: 5000.
         pixels_per_image (int): largest number of pixels stored per image and class, at least 0.
             With 0, the bank has no pixel queue. Default: 10.
+        pixels_per_region (int, optional): number of random pixels, drawn without replacement, whose
+            mean is a region, at least 1 (all pixels if there are fewer). This spares the pass over
+            the whole map. Default: None, the mean of all pixels.
         ignore_index (int): label of ignored pixels. It must not be a class. Default: 255.
         dtype (torch.dtype): dtype of the stored vectors: float32, bfloat16, float16 or float64.
             Default: torch.float32.
@@ -93,6 +104,7 @@ class MemoryBank(OwnBuffers):
         pixel_slots: int = 5000,
         region_slots: int = 5000,
         pixels_per_image: int = 10,
+        pixels_per_region: int | None = None,
         ignore_index: int = 255,
         dtype: torch.dtype = torch.float32,
         sharded: bool = False,
@@ -106,6 +118,9 @@ class MemoryBank(OwnBuffers):
             check.check_integer("region_slots", region_slots, 0),
         ]
         self.pixels_per_image = check.check_integer("pixels_per_image", pixels_per_image, 0)
+        if pixels_per_region is not None:
+            pixels_per_region = check.check_integer("pixels_per_region", pixels_per_region, 1)
+        self.pixels_per_region = pixels_per_region
         self.ignore_index = check.check_ignore_index(ignore_index)
         expected = f"a label that is not a class, negative or at least num_classes = {num_classes}"
         is_class = 0 <= self.ignore_index < self.num_classes
@@ -229,29 +244,27 @@ class MemoryBank(OwnBuffers):
     @torch.no_grad()
     def _add_batch(
         self,
-        emb_map: Tensor,
+        emb: Tensor,
         labels: Tensor,
         regions: Regions | None,
         generator: torch.Generator | None,
+        drawn: DrawnPixels | None = None,
     ) -> None:
         """Store the entries of a map (B, D, *S) with marked labels (B, P).
 
-        `regions` are those of this batch with num_classes slots, if the caller has computed them.
+        With `drawn`, from `_draw_pixels`, `emb` has the embeddings (B·C·E, D) of these pixels in
+        place of the map. `regions` are those of all pixels with num_classes slots, if the caller
+        has computed them; they are required with `drawn` and `pixels_per_region=None`.
         """
         ranks = self.ranks
         is_empty = labels.numel() == 0 and ranks is None
         if is_empty or not (self.region_slots or self.pixel_slots):
             return
-        new = new_entries(
-            emb_map,
-            labels,
-            regions,
-            num_classes=self.num_classes,
-            pixels_per_image=self.pixels_per_image if self.pixel_slots else 0,
-            with_regions=self.region_slots > 0,
-            dtype=self.pixels.dtype,
-            generator=generator,
-        )
+        numbers, dtype = self._numbers(), self.pixels.dtype
+        if drawn is None:
+            new = new_entries(emb, labels, regions, numbers, dtype, generator)
+        else:
+            new = entries_of_rows(emb, drawn, regions, numbers, dtype)
         if ranks is not None:
             new = gather_entries(new, ranks, self._options())
         # Prepare all writes before the first one, so that the bank is never updated in part.
@@ -261,6 +274,17 @@ class MemoryBank(OwnBuffers):
                 for queue, entries in zip(QUEUES, new, strict=True)
                 if entries is not None
             ]
+        )
+
+    def _draw_pixels(self, labels: Tensor, generator: torch.Generator | None) -> DrawnPixels:
+        """Draw the pixels whose embeddings the bank needs, from marked labels (B, P)."""
+        return draw_pixels(labels, self._numbers(), generator)
+
+    def _numbers(self) -> Numbers:
+        return Numbers(
+            classes=self.num_classes,
+            pixels=self.pixels_per_image if self.pixel_slots else 0,
+            region_pixels=self.pixels_per_region if self.region_slots else 0,
         )
 
     def check_fits(self, emb: Tensor) -> None:
@@ -296,6 +320,7 @@ class MemoryBank(OwnBuffers):
         return (
             f"{self.num_classes}, {self.dim}, pixel_slots={self.pixel_slots}, "
             f"region_slots={self.region_slots}, pixels_per_image={self.pixels_per_image}, "
+            f"pixels_per_region={self.pixels_per_region}, "
             f"ignore_index={self.ignore_index}, dtype={self.pixels.dtype}"
         )
 

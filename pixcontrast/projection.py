@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pixcontrast import _check as check
-from pixcontrast._pixels.maps import as_map
 from pixcontrast._tensors import product_is_cast, unit_length
 
 
@@ -17,7 +17,8 @@ class ProjectionHead(nn.Module):
 
     `kind="mlp"` is the projection head of Wang et al., ICCV 2021, section 3.3: two 1×1 convolutions
     with batch normalization and ReLU between them. `kind="linear"` is one convolution. The head is
-    used in training only; inference does not need it.
+    used in training only; inference does not need it. With the `projection=` of a loss, it sees
+    only the sampled pixels, as rows (N, in_channels).
 
     Args:
         in_channels (int): number of feature channels, at least 1.
@@ -25,6 +26,10 @@ class ProjectionHead(nn.Module):
         hidden (int, optional): number of channels between the two convolutions of `"mlp"`, at least
             1. Default: None, which is `in_channels`.
         kind (str): `"mlp"` or `"linear"`. Default: `"mlp"`.
+        norm (str, optional): normalization between the two convolutions of `"mlp"`: `"batch"`, over
+            all pixels of the input; `"layer"`, over the channels of each pixel, which does not
+            depend on the other pixels; or None, without normalization. `"layer"` suits small
+            batches. Not used by `"linear"`. Default: `"batch"`.
 
     Shape:
         - Input: (B, in_channels, *S) with 1 to 3 spatial dimensions, or (N, in_channels).
@@ -48,12 +53,16 @@ class ProjectionHead(nn.Module):
         *,
         hidden: int | None = None,
         kind: Literal["mlp", "linear"] = "mlp",
+        norm: Literal["batch", "layer"] | None = "batch",
     ) -> None:
         super().__init__()
         self.in_channels = in_channels = check.check_integer("in_channels", in_channels, 1)
         self.dim = dim = check.check_integer("dim", dim, 1)
         check.check_choice("kind", kind, ("mlp", "linear"))
         self.kind = kind
+        is_norm = norm is None or (isinstance(norm, str) and norm in NORMS)
+        check.expect(is_norm, "norm", "'batch', 'layer' or None", norm)
+        self.norm = norm
         width = in_channels
         if hidden is not None:
             width = check.check_integer("hidden", hidden, 1)
@@ -63,9 +72,10 @@ class ProjectionHead(nn.Module):
         check.check_addressable("hidden, dim", (width, dim), torch.float64)
         layers: list[nn.Module] = []
         if kind == "mlp":
-            layers += [nn.Conv1d(in_channels, width, 1), nn.BatchNorm1d(width), nn.ReLU()]
+            normalization = nn.Identity() if norm is None else NORMS[norm](width)
+            layers += [_Pointwise(in_channels, width, 1), normalization, nn.ReLU()]
             in_channels = width
-        self.layers = nn.Sequential(*layers, nn.Conv1d(in_channels, dim, 1))
+        self.layers = nn.Sequential(*layers, _Pointwise(in_channels, dim, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         weight = next(self.layers.parameters())
@@ -79,15 +89,31 @@ class ProjectionHead(nn.Module):
                 "convert one of them with .to(...), or run inside torch.autocast",
                 TypeError,
             )
-        feature_map = as_map(features)
-        pixels = feature_map.flatten(2)
-        if pixels.numel() == 0:  # a convolution does not accept an empty input
-            embedding = pixels[:, :1].expand(-1, self.dim, -1)
+        pixels = features if features.ndim == 2 else features.flatten(2)
+        if pixels.numel() == 0:  # normalization does not accept an empty input
+            embedding = pixels[:, :1].expand(-1, self.dim, *pixels.shape[2:])
         else:
             embedding = unit_length(self.layers(pixels))
-        if features.ndim == 2:
-            return embedding[0].T
-        return embedding.view(*embedding.shape[:2], *feature_map.shape[2:])
+        return embedding.view(features.shape[0], self.dim, *features.shape[2:])
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.dim}, kind={self.kind!r}"
+        return f"{self.in_channels}, {self.dim}, kind={self.kind!r}, norm={self.norm!r}"
+
+
+class _Pointwise(nn.Conv1d):
+    """A 1×1 convolution of maps (B, C, P) or rows (N, C). For rows, a matrix product is faster."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if pixels.ndim == 2:
+            return F.linear(pixels, self.weight[:, :, 0], self.bias)
+        return super().forward(pixels)
+
+
+class _LayerNorm(nn.LayerNorm):
+    """Layer normalization over the channels of maps (B, C, P) or rows (N, C)."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels.movedim(1, -1)).movedim(-1, 1)
+
+
+NORMS = {"batch": nn.BatchNorm1d, "layer": _LayerNorm}

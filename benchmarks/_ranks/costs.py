@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 LABEL_BYTES = 8
 COUNT_BYTES = 8
+FLAG_BYTES = 1
 SIZES_BYTES = 32
 """Size of the message that precedes all data: the call, and three integers."""
 MEAN_BYTES = 16
@@ -148,9 +149,9 @@ def new_entries_bytes(step: Step) -> int:
     """Compute the size of new entries: every class of every image, whether present or not."""
     of_group = 0
     if step.region_slots:
-        of_group += step.dim * step.bank_bytes + COUNT_BYTES
+        of_group += step.dim * step.bank_bytes + FLAG_BYTES
     if step.pixel_slots:
-        of_group += step.pixels_per_image * step.dim * step.bank_bytes + COUNT_BYTES
+        of_group += step.pixels_per_image * (step.dim * step.bank_bytes + FLAG_BYTES)
     return step.images * step.num_classes * of_group
 
 

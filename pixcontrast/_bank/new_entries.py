@@ -1,4 +1,8 @@
-"""The entries that a batch adds to a bank: regions and pixels of each class."""
+"""The entries that a batch adds to a bank: regions and pixels of each class.
+
+Which pixels are drawn depends on the labels alone, so that they can be drawn before they have an
+embedding.
+"""
 
 from __future__ import annotations
 
@@ -10,54 +14,124 @@ from torch import Tensor
 from pixcontrast._distributed import Ranks, agree, gather, pad
 from pixcontrast._pixels.groups import DRAW_BITS, sort_pixels
 from pixcontrast._pixels.maps import take_pixels
-from pixcontrast._pixels.regions import Regions, region_means, usable_pixels
+from pixcontrast._pixels.regions import Regions, mean_directions, region_means, usable_pixels
 from pixcontrast._tensors import IGNORED, at_least_float32, unit_length
+
+
+class Numbers(NamedTuple):
+    """How many pixels of each image and class a bank takes in.
+
+    Attributes:
+        classes: number of classes C.
+        pixels: largest number of pixels stored; 0 without a pixel queue.
+        region_pixels: largest number of pixels whose mean is the region; None: all pixels; 0
+            without a region queue.
+    """
+
+    classes: int
+    pixels: int
+    region_pixels: int | None
+
+
+class DrawnPixels(NamedTuple):
+    """Pixels drawn from each image and class, in random order. Both queues use the first of them.
+
+    Attributes:
+        indices: int64 flat index of each pixel in [0, B·P), shape (B·C·E,).
+        valid: whether the pixel exists, shape (B, C, E). If not, its index is that of any pixel.
+    """
+
+    indices: Tensor
+    valid: Tensor
 
 
 class NewEntries(NamedTuple):
     """New entries of each queue, or None if the bank does not have the queue or adds nothing.
 
-    Each is a pair: unit vectors, shape (B, C, E, D), and the number of valid entries among each E,
-    int64 of shape (B, C). No image has more entries of a class than pixels.
+    Each is a pair: unit vectors, shape (B, C, E, D), and which of them are valid, shape (B, C, E).
     """
 
     pixels: tuple[Tensor, Tensor] | None
     regions: tuple[Tensor, Tensor] | None
 
 
+def draw_pixels(labels: Tensor, numbers: Numbers, generator: torch.Generator | None) -> DrawnPixels:
+    """Draw the pixels that both queues need, at random and without replacement.
+
+    Labels (B, P) are int64 below `numbers.classes`, or `IGNORED`.
+    """
+    num_images = labels.shape[0] if labels.shape[1] > 0 else 0
+    num_drawn = min(max(numbers.pixels, numbers.region_pixels or 0), labels.shape[1])
+    if num_images == 0 or num_drawn == 0:
+        nothing = torch.zeros(num_images, numbers.classes, num_drawn, device=labels.device)
+        return DrawnPixels(labels.new_empty(0), nothing.to(torch.bool))
+    num_groups = num_images * numbers.classes
+    first_group = torch.arange(0, num_groups, numbers.classes, device=labels.device)
+    groups = (first_group[:, None] + labels).masked_fill(labels == IGNORED, num_groups)
+    draw = torch.randint(
+        1 << DRAW_BITS, (labels.numel(),), generator=generator, device=labels.device
+    )
+    pixels = sort_pixels(groups.flatten(), num_groups, draw)
+    start = pixels.start_of(torch.arange(num_groups + 1, device=labels.device))
+    index = torch.arange(num_drawn, device=labels.device)
+    valid = index < start.diff()[:, None]
+    # Missing pixels all read the same pixel, which stays in the cache. It is not used.
+    positions = (start[:-1, None] + index).masked_fill(~valid, 0)
+    indices = pixels.order[positions.flatten()]
+    return DrawnPixels(indices, valid.view(num_images, numbers.classes, num_drawn))
+
+
+def entries_of_rows(
+    rows: Tensor,
+    drawn: DrawnPixels,
+    regions: Regions | None,
+    numbers: Numbers,
+    dtype: torch.dtype,
+) -> NewEntries:
+    """Make the entries of both queues from the embeddings (B·C·E, D) of the drawn pixels.
+
+    Pixels whose embedding is zero or not finite do not count. `regions` are those of all pixels,
+    required if `numbers.region_pixels` is None.
+    """
+    unit = unit_length(rows.to(at_least_float32(rows)))
+    usable = unit.abs().amax(dim=1) > 0  # False for NaN
+    valid = drawn.valid & usable.view(drawn.valid.shape)
+    unit = unit.view(*valid.shape, rows.shape[1])
+    new_pixels = new_regions = None
+    if numbers.pixels:
+        new_pixels = (unit[:, :, : numbers.pixels].to(dtype), valid[:, :, : numbers.pixels])
+    if numbers.region_pixels is None:
+        assert regions is not None
+        new_regions = (regions.means[:, :, None].to(dtype), regions.present[:, :, None])
+    elif numbers.region_pixels:
+        of_region = valid[:, :, : numbers.region_pixels, None]
+        sums = torch.where(of_region, unit[:, :, : numbers.region_pixels], 0.0).sum(dim=2)
+        means, present = mean_directions(sums, of_region.sum(dim=(2, 3)))
+        new_regions = (means[:, :, None].to(dtype), present[:, :, None])
+    return NewEntries(new_pixels, new_regions)
+
+
 def new_entries(
     emb_map: Tensor,
     labels: Tensor,
     regions: Regions | None,
-    *,
-    num_classes: int,
-    pixels_per_image: int,
-    with_regions: bool,
+    numbers: Numbers,
     dtype: torch.dtype,
     generator: torch.Generator | None,
 ) -> NewEntries:
-    """Compute the entries that a batch adds, in the bank's dtype.
+    """Compute the entries of a map (B, D, *S), in the bank's dtype.
 
-    Labels (B, P) are below `num_classes`, or `IGNORED`. `regions` are those of this batch with
-    `num_classes` slots, if the caller has computed them. `pixels_per_image` is 0 without a pixel
-    queue.
+    `regions` are those of all pixels with `numbers.classes` slots, if the caller has computed them.
     """
-    if labels.numel() == 0:
-        empty = emb_map.new_empty(0, num_classes, 1, emb_map.shape[1], dtype=dtype)
-        nothing = (empty, labels.new_empty(0, num_classes))
-        return NewEntries(nothing if pixels_per_image else None, nothing if with_regions else None)
-    new_pixels = new_regions = None
-    if with_regions:
-        if regions is None:
-            regions = region_means(emb_map, labels, num_classes)
-        new_regions = (regions.means[:, :, None].to(dtype), regions.present.to(torch.int64))
-    if pixels_per_image:
+    if labels.numel() == 0:  # images without a pixel add nothing
+        emb_map, labels, regions = emb_map[:0], labels[:0], None
+    if not numbers.region_pixels:
+        if numbers.region_pixels is None and regions is None:
+            regions = region_means(emb_map, labels, numbers.classes)
         usable = usable_pixels(emb_map) if regions is None else regions.usable
         labels = labels.masked_fill(~usable, IGNORED)
-        max_pixels = min(pixels_per_image, labels.shape[1])
-        vectors, available = _sample_pixels(emb_map, labels, num_classes, max_pixels, generator)
-        new_pixels = (vectors.to(dtype), available)
-    return NewEntries(new_pixels, new_regions)
+    drawn = draw_pixels(labels, numbers, generator)
+    return entries_of_rows(take_pixels(emb_map, drawn.indices), drawn, regions, numbers, dtype)
 
 
 def gather_entries(new: NewEntries, ranks: Ranks, options: str) -> NewEntries:
@@ -66,49 +140,13 @@ def gather_entries(new: NewEntries, ranks: Ranks, options: str) -> NewEntries:
     Ranks with fewer images, or with fewer pixels per image, pad their entries. `options` are those
     of the bank, which must be the same on every rank.
     """
-    tensors = [tensor for queue in new if queue is not None for tensor in queue]
-    num_pixels = 1 if new.pixels is None else new.pixels[0].shape[2]
-    sizes = agree(ranks, f"MemoryBank.update, {options}", [len(tensors[0]), num_pixels])
+    queues = [queue for queue in new if queue is not None]
+    sizes = agree(ranks, f"MemoryBank.update, {options}", list(queues[0][1].shape[::2]))
     max_images, max_pixels = (max(column) for column in zip(*sizes, strict=True))
     if max_images == 0:
         return NewEntries(None, None)
+    tensors = [pad(tensor, max_images) for queue in queues for tensor in queue]
     if new.pixels is not None:
-        tensors[0] = pad(tensors[0], max_pixels, dim=2)
-    gathered = gather(ranks, [pad(tensor, max_images) for tensor in tensors])
-    of_all = iter([tensor.flatten(0, 1) for tensor in gathered])
+        tensors[:2] = [pad(tensor, max_pixels, dim=2) for tensor in tensors[:2]]
+    of_all = iter([tensor.flatten(0, 1) for tensor in gather(ranks, tensors)])
     return NewEntries(*(None if queue is None else (next(of_all), next(of_all)) for queue in new))
-
-
-def _sample_pixels(
-    emb_map: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    pixels_per_image: int,
-    generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor]:
-    """Draw random pixels of each image and class, without replacement.
-
-    Returns:
-        Unit vectors, shape (B, C, pixels_per_image, D), and how many are valid, shape (B, C).
-    """
-    num_images, dim = labels.shape[0], emb_map.shape[1]
-    num_groups = num_images * num_classes
-    first_group = torch.arange(0, num_groups, num_classes, device=labels.device)
-    groups = (first_group[:, None] + labels).masked_fill(labels == IGNORED, num_groups)
-    draw = torch.randint(
-        1 << DRAW_BITS, (labels.numel(),), generator=generator, device=labels.device
-    )
-    pixels = sort_pixels(groups.flatten(), num_groups, draw)
-
-    start = pixels.start_of(torch.arange(num_groups + 1, device=labels.device))
-    available = start.diff().clamp(max=pixels_per_image)
-    index = torch.arange(pixels_per_image, device=labels.device)
-    positions = start[:-1, None] + index
-    # Missing pixels all read the same pixel, which stays in the cache. It is not used.
-    positions = positions.masked_fill(index >= available[:, None], 0)
-    vectors = take_pixels(emb_map, pixels.order[positions.flatten()])
-    vectors = unit_length(vectors.to(at_least_float32(vectors)))
-    return (
-        vectors.view(num_images, num_classes, pixels_per_image, dim),
-        available.view(num_images, num_classes),
-    )

@@ -62,23 +62,22 @@ class RingWrite(NamedTuple):
     new_counters: tuple[Tensor, Tensor]
 
 
-def prepare_write(
-    rings: Rings, vectors: Tensor, available: Tensor, shard: Shard = WHOLE
-) -> RingWrite:
+def prepare_write(rings: Rings, vectors: Tensor, valid: Tensor, shard: Shard = WHOLE) -> RingWrite:
     """Prepare to append new entries to the ring of each class, images in batch order.
 
-    Of the new entries (B, C, E, D), the first `available` (B, C) of each E are valid. B, E and the
-    number of slots are at least 1. `shard` tells which slots of the whole ring `rings` has.
+    `valid` (B, C, E) tells which of the new entries (B, C, E, D) count. B, E and the number of
+    slots are at least 1. `shard` tells which slots of the whole ring `rings` has.
     """
     num_classes, slots, dim = rings.vectors.shape
     device = rings.vectors.device
     length = slots * shard.size
+    available = valid.sum(dim=2)
     total = available.sum(dim=0)
     earlier = available.cumsum(dim=0) - available
-    index = torch.arange(vectors.shape[2], device=device)
-    order = earlier[..., None] + index  # (B, C, E): index of the entry among those of its class
+    # (B, C, E): index of the entry among those of its class.
+    order = earlier[..., None] + valid.cumsum(dim=2) - 1
     # If there are more entries than positions, write only the newest: each position once.
-    written = (index < available[..., None]) & (order >= total[:, None] - length)
+    written = valid & (order >= total[:, None] - length)
     position = (rings.next_positions[:, None] + order) % length
     if shard.size > 1:
         written &= position % shard.size == shard.rank

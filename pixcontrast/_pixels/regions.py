@@ -47,10 +47,16 @@ def region_means(emb_map: Tensor, slots: Tensor, num_slots: int) -> Regions:
     """
     flat = emb_map.flatten(2)
     sums, usable = (sums_operator if _is_fused(flat) else sums_in_chunks)(flat, slots, num_slots)
-    # If unit vectors cancel out, their sum is rounding error and has no meaningful direction.
     count = _count_slots(slots.masked_fill(~usable, IGNORED), num_slots)
-    present = torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
-    return Regions(unit_length(sums, dim=2), present, usable)
+    return Regions(*mean_directions(sums, count), usable)
+
+
+def mean_directions(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the directions of sums (B, R, D) of unit vectors, and whether they have one.
+
+    `count` (B, R) is the number of vectors. If they cancel out, their sum is rounding error.
+    """
+    return unit_length(sums, dim=2), torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
 
 
 def sums_in_chunks(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,12 @@ OPTIONS = [
         itertools.cycle(
             [
                 {"anchor_sampler": SAMPLERS[0], "preds": "logits"},
-                {"anchor_sampler": SAMPLERS[1], "denominator": "all", "weighted": True},
+                {
+                    "anchor_sampler": SAMPLERS[1],
+                    "denominator": "all",
+                    "weighted": True,
+                    "pixels_per_region": 3,
+                },
                 {"anchor_sampler": SAMPLERS[0], "preds": "classes", "reduction": "none"},
                 {"anchor_sampler": SAMPLERS[1], "normalize": False, "reduction": "sum"},
                 {
@@ -66,10 +71,18 @@ class Step:
         dtype=torch.float32,
         preds=None,
         weighted=False,
+        pixels_per_region=None,
         device="cpu",
         **options,
     ):
-        bank = MemoryBank(CLASSES, 16, pixel_slots=9, region_slots=7, pixels_per_image=4)
+        bank = MemoryBank(
+            CLASSES,
+            16,
+            pixel_slots=9,
+            region_slots=7,
+            pixels_per_image=4,
+            pixels_per_region=pixels_per_region,
+        )
         self.bank = bank.to(device) if with_bank else None
         self.loss = form(bank=self.bank, **options)
         if spatial is None:  # points

@@ -62,7 +62,8 @@ def test_rings_are_first_in_first_out(slots, most, images, num_shards, seed):
         available = torch.randint(0, most + 1, (images, 3), generator=generator)
         for rank, of_shard in enumerate(zip(rings, counts, next_places, strict=True)):
             shard = Shard(rank, num_shards)
-            write_all([prepare_write(Rings(*of_shard), vectors, available, shard)])
+            valid = torch.arange(vectors.shape[2]) < available[..., None]
+            write_all([prepare_write(Rings(*of_shard), vectors, valid, shard)])
         for image in range(images):
             for label in range(3):
                 for entry in vectors[image, label, : available[image, label]]:
@@ -358,7 +359,10 @@ def test_a_sharded_bank_of_one_process_is_a_whole_one():
 
 
 def test_a_bank_says_what_it_is():
-    options = "3, 4, pixel_slots=5, region_slots=2, pixels_per_image=10, ignore_index=255"
+    options = (
+        "3, 4, pixel_slots=5, region_slots=2, pixels_per_image=10, pixels_per_region=None, "
+        "ignore_index=255"
+    )
     for sharded, end in ((False, ""), (True, ", shard 0 of 1")):
         bank = MemoryBank(3, 4, pixel_slots=5, region_slots=2, sharded=sharded)
         assert repr(bank) == f"MemoryBank({options}, dtype=torch.float32{end})"

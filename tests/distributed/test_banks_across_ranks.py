@@ -17,9 +17,10 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.parametrize("region", [None, 3])
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_banks_are_the_same_to_the_bit(pool: Pool, size: int) -> None:
-    answers = pool.run("jobs.fill_banks", size, STEPS, size, size)
+def test_banks_are_the_same_to_the_bit(pool: Pool, size: int, region: int | None) -> None:
+    answers = pool.run("jobs.fill_banks", size, STEPS, size, size, pixels_per_region=region)
     for states in answers[1:]:
         assert all(same(one, other) for one, other in zip(states, answers[0], strict=True))
     last = answers[0][-1]
@@ -43,10 +44,13 @@ def test_regions_are_those_of_one_rank_with_the_whole_batch(pool: Pool, size: in
     torch.testing.assert_close(last["regions"], expected["regions"])
 
 
+@pytest.mark.parametrize("region", [None, 99])
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_shards_hold_every_entry_where_it_lives(pool: Pool, size: int) -> None:
+def test_shards_hold_every_entry_where_it_lives(pool: Pool, size: int, region: int | None) -> None:
     """Against deques: entry number g of a class on rank g mod W, the newest W·slots of them."""
-    answers = pool.run("jobs.fill_banks", size, STEPS, size, size, sharded=True)
+    answers = pool.run(
+        "jobs.fill_banks", size, STEPS, size, size, sharded=True, pixels_per_region=region
+    )
     newest = [deque(maxlen=5 * size) for _ in range(jobs.CLASSES)]
     seen = [0] * jobs.CLASSES
     for step in range(STEPS):
