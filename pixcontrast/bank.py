@@ -11,17 +11,18 @@ from torch import Tensor
 from pixcontrast import _check as check
 from pixcontrast._bank.new_entries import (
     DrawnPixels,
+    NewEntries,
     Numbers,
     draw_pixels,
     entries_of_rows,
     gather_entries,
-    new_entries,
+    in_dtype,
 )
 from pixcontrast._bank.ring import BUFFERS, QUEUES, WHOLE, Rings, Shard, prepare_write, write_all
 from pixcontrast._bank.state import OwnBuffers, UpdateGuard, faults_of_state
 from pixcontrast._distributed import GroupReference, Ranks, ranks_of
-from pixcontrast._pixels.maps import as_map, flat_map
-from pixcontrast._pixels.regions import Regions
+from pixcontrast._pixels.maps import as_map, flat_map, take_pixels
+from pixcontrast._pixels.regions import Embed
 from pixcontrast._tensors import mark_ignored
 
 
@@ -239,46 +240,39 @@ class MemoryBank(OwnBuffers):
         emb_map = as_map(emb)
         flat_labels = flat_map(labels, emb_map.shape[2:])
         marked = mark_ignored(flat_labels, self.ignore_index, self.num_classes)
-        self._add_batch(emb_map, marked, None, generator)
+        drawn = self._draw_pixels(emb_map, marked, None, generator)
+        self._store(self._new_entries(take_pixels(emb_map, drawn.indices), drawn))
 
     @torch.no_grad()
-    def _add_batch(
+    def _draw_pixels(
         self,
-        emb: Tensor,
+        feature_map: Tensor,
         labels: Tensor,
-        regions: Regions | None,
+        embed: Embed | None,
         generator: torch.Generator | None,
-        drawn: DrawnPixels | None = None,
-    ) -> None:
-        """Store the entries of a map (B, D, *S) with marked labels (B, P).
+    ) -> DrawnPixels:
+        """Draw the pixels whose embeddings the bank needs; see `draw_pixels`."""
+        return draw_pixels(feature_map.detach(), labels, embed, self._numbers(), generator)
 
-        With `drawn`, from `_draw_pixels`, `emb` has the embeddings (B·C·E, D) of these pixels in
-        place of the map. `regions` are those of all pixels with num_classes slots, if the caller
-        has computed them; they are required with `drawn` and `pixels_per_region=None`.
-        """
-        ranks = self.ranks
-        is_empty = labels.numel() == 0 and ranks is None
-        if is_empty or not (self.region_slots or self.pixel_slots):
-            return
-        numbers, dtype = self._numbers(), self.pixels.dtype
-        if drawn is None:
-            new = new_entries(emb, labels, regions, numbers, dtype, generator)
-        else:
-            new = entries_of_rows(emb, drawn, regions, numbers, dtype)
-        if ranks is not None:
+    @torch.no_grad()
+    def _new_entries(self, rows: Tensor, drawn: DrawnPixels) -> NewEntries:
+        """Make the bank's new entries from the embeddings of the drawn pixels."""
+        return entries_of_rows(rows, drawn, self._numbers())
+
+    @torch.no_grad()
+    def _store(self, new: NewEntries) -> None:
+        """Store new entries: those of all ranks, if several ranks fill the bank."""
+        new, ranks = in_dtype(new, self.pixels.dtype), self.ranks
+        if ranks is not None and any(queue is not None for queue in new):
             new = gather_entries(new, ranks, self._options())
         # Prepare all writes before the first one, so that the bank is never updated in part.
         write_all(
             [
                 prepare_write(self._rings(queue), *entries, self._shard)
                 for queue, entries in zip(QUEUES, new, strict=True)
-                if entries is not None
+                if entries is not None and entries[1].numel() > 0
             ]
         )
-
-    def _draw_pixels(self, labels: Tensor, generator: torch.Generator | None) -> DrawnPixels:
-        """Draw the pixels whose embeddings the bank needs, from marked labels (B, P)."""
-        return draw_pixels(labels, self._numbers(), generator)
 
     def _numbers(self) -> Numbers:
         return Numbers(
@@ -287,15 +281,15 @@ class MemoryBank(OwnBuffers):
             region_pixels=self.pixels_per_region if self.region_slots else 0,
         )
 
-    def check_fits(self, emb: Tensor) -> None:
+    def check_fits(self, emb: Tensor, name: str = "emb") -> None:
         """Raise if embeddings (B, D, *S) have another D or another device than the bank."""
         found, device = emb.shape[1], self.pixels.device
         if found != self.dim:
             shape = check.shape_of(emb)
-            check.refuse("emb", f"D = {self.dim}, as the bank", f"D = {found} (shape {shape})")
+            check.refuse(name, f"D = {self.dim}, as the bank", f"D = {found} (shape {shape})")
         if emb.device != device:
             fix = f"move the bank, or the loss that holds it, with .to({str(emb.device)!r})"
-            check.refuse("bank", f"the device of emb, {emb.device}", str(device), fix)
+            check.refuse("bank", f"the device of {name}, {emb.device}", str(device), fix)
 
     def check_label_range(self, labels: Tensor) -> None:
         """Raise if a label is neither a class nor `ignore_index`. Reads values."""

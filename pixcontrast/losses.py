@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pixcontrast._bank.new_entries import NewEntries
 from pixcontrast._loss.base import ContrastLoss
 from pixcontrast._loss.batch import Batch
-from pixcontrast._loss.contrast_set import BatchEntries
 from pixcontrast._loss.gather import Labelled
 from pixcontrast._pixels.regions import classes_by_image, region_means
 from pixcontrast._tensors import IGNORED
@@ -37,10 +37,22 @@ class PixelContrastLoss(ContrastLoss):
         bank (MemoryBank, optional): memory of earlier batches. It becomes a submodule.
             Default: None.
         contrast_with (sequence of str, optional): the contrast entries, out of `"batch"` (the
-            sampled anchors, except the anchor itself, with gradient on both sides), `"pixels"` and
-            `"regions"` (the two queues of the bank). `("pixels", "regions")` is the authors' memory
-            variant. Default: None, which is `("batch",)` without a bank, and `"batch"` and all
-            queues with one.
+            sampled anchors, except the anchor itself, with gradient on both sides), `"image"`
+            (those of them in the anchor's own image, the paper's intra-image contrast; not together
+            with `"batch"`, nor with points), `"pixels"` and `"regions"` (the two queues of the
+            bank). `("pixels", "regions")` is the authors' memory variant. Default: None, which is
+            `("batch",)` without a bank, and `"batch"` and all queues with one.
+        projection (Module, optional): module that maps rows (n, C) to embeddings (n, D), for
+            example a `ProjectionHead`. `emb` is then a feature map with C channels: pixels are
+            sampled first, and only they are projected, which takes a small part of the time and
+            memory of projecting the map. The module becomes a submodule of the loss, so its
+            parameters are in `loss.parameters()`. All sampled pixels of a call (anchors, and those
+            that the bank stores, detached) are projected in one call of the module; batch
+            statistics are those of these pixels. Regions of all pixels (a bank with
+            `pixels_per_region=None`, and the regions of `RegionContrastLoss`) are projected a chunk
+            at a time, in eval mode and without a gradient. For a module without batch statistics,
+            loss, gradients and bank are those of `loss(projection(emb))`. Default: None, `emb` has
+            the embeddings.
         denominator (str): `"negatives"` (the paper's) or `"all"` (as in SupCon); see `info_nce`.
             Default: `"negatives"`.
         normalize (bool): if True, scale embeddings to unit length first. A zero vector stays zero,
@@ -67,14 +79,14 @@ class PixelContrastLoss(ContrastLoss):
         `loss(emb, labels, preds=None, *, weight=None, generator=None, return_anchors=False)`
 
         - emb (Tensor): floating point embeddings, shape (B, D, *S) with 1 to 3 spatial dimensions,
-          or points of shape (N, D).
+          or points of shape (N, D). With `projection`, features (B, C, *S) or (N, C).
         - labels (Tensor): integer labels, shape (B, *S_any), resized to S as PyTorch's
           `mode="nearest"` does, or (N,).
         - preds (Tensor, optional): predicted classes, shape (B, *S_any) or (N,), or logits of at
           least 2 classes, shape (B, C, *S_any) or (N, C), resized in the same way. Default: None,
           every pixel counts as correctly predicted.
         - weight (Tensor, optional): weight of each pixel, at least 0, shape (B, *S_any), resized in
-          the same way, or (N,). Default: None, equal weights.
+          the same way, or (N,). A pixel of weight 0 is ignored. Default: None, equal weights.
         - generator (torch.Generator, optional): source of all randomness, on the device of `emb`.
           Default: None, the default generator.
         - return_anchors (bool): if True, return `(loss, AnchorSample)`. Default: False.
@@ -106,25 +118,23 @@ class PixelContrastLoss(ContrastLoss):
 
     Example:
         >>> import torch
-        >>> from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss
+        >>> from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, ProjectionHead
         >>> loss = PixelContrastLoss(
+        ...     projection=ProjectionHead(32, 16),
         ...     anchor_sampler=HardAnchorSampler(max_anchors=64, max_views=8),
-        ...     bank=MemoryBank(3, 16, pixel_slots=50, region_slots=50),
+        ...     bank=MemoryBank(3, 16, pixel_slots=50, region_slots=50, pixels_per_region=20),
         ... )
-        >>> emb = torch.randn(2, 16, 12, 12, requires_grad=True)
+        >>> features = torch.randn(2, 32, 12, 12, requires_grad=True)
         >>> labels = torch.randint(0, 3, (2, 48, 48))
         >>> logits = torch.randn(2, 3, 24, 24)
-        >>> loss(emb, labels, logits).backward()
-        >>> emb.grad.shape
-        torch.Size([2, 16, 12, 12])
+        >>> loss(features, labels, logits).backward()
+        >>> features.grad.shape
+        torch.Size([2, 32, 12, 12])
         >>> loss.stats.groups, loss.stats.anchors  # 3 classes in 2 images, 8 pixels of each
         (tensor(6), tensor(48))
     """
 
-    contrast_choices = ("batch", "pixels", "regions")
-
-    def _batch_entries(self, batch: Batch) -> BatchEntries:
-        return BatchEntries()
+    contrast_choices = ("batch", "image", "pixels", "regions")
 
 
 class RegionContrastLoss(ContrastLoss):
@@ -137,8 +147,9 @@ class RegionContrastLoss(ContrastLoss):
         contrast_with (sequence of str, optional): the contrast entries, out of `"batch"` (the
             regions of this batch, one for each image and class, detached; the anchor's own pixel is
             part of its region) and `"regions"` (the bank's). Without a bank, an image has the
-            regions of its 256 lowest labels. Default: None, which is `("batch",)` without a bank,
-            and both with one.
+            regions of its 256 lowest labels. With a bank that has `pixels_per_region`, a region of
+            this batch is the mean of as many random pixels, as in the bank. Default: None, which is
+            `("batch",)` without a bank, and both with one.
 
     Example:
         >>> import torch
@@ -150,7 +161,13 @@ class RegionContrastLoss(ContrastLoss):
 
     contrast_choices = ("batch", "regions")
 
-    def _batch_entries(self, batch: Batch) -> BatchEntries:
+    def _contrasts_drawn_regions(self) -> bool:
+        bank = self.bank
+        if bank is None or "batch" not in self.contrast_with:
+            return False
+        return bank.region_slots > 0 and bank.pixels_per_region is not None
+
+    def _batch_entries(self, batch: Batch, new_entries: NewEntries | None) -> Labelled:
         labels = batch.labels
         if self.bank is None:
             num_slots = min(labels.shape[1], MAX_CLASSES_PER_IMAGE)
@@ -158,9 +175,10 @@ class RegionContrastLoss(ContrastLoss):
         else:
             num_slots, slots = self.bank.num_classes, labels
             labels_of_slots = torch.arange(num_slots, device=labels.device)[None]
-        regions = region_means(batch.emb_map.detach(), slots, num_slots)
-        region_labels: Tensor = torch.where(regions.present, labels_of_slots, IGNORED)
-        means = regions.means.flatten(0, 1).to(batch.emb_map.dtype)
-        return BatchEntries(
-            Labelled(means, region_labels.flatten()), None if self.bank is None else regions
-        )
+        if new_entries is not None and new_entries.regions is not None:
+            means, present = (tensor[:, :, 0] for tensor in new_entries.regions)
+        else:
+            features, embed = batch.features.detach(), batch.embed_chunk()
+            means, present, _ = region_means(features, slots, num_slots, embed)
+        region_labels: Tensor = torch.where(present, labels_of_slots, IGNORED)
+        return Labelled(means.flatten(0, 1).to(batch.features.dtype), region_labels.flatten())

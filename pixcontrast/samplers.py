@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._pixels.groups import MAX_LABEL, DrawnGroups, draw_groups
+from pixcontrast._pixels.groups import MAX_LABEL, DrawnGroups, draw_groups, source
 from pixcontrast._tensors import mark_ignored, widest_float
 
 
@@ -157,7 +157,7 @@ class HardAnchorSampler(_GroupSampler):
         self, groups: DrawnGroups, taken: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         device, dtype = taken.device, widest_float(taken.device)
-        chance = torch.rand(taken.shape, dtype=dtype, generator=generator, device=device)
+        chance = torch.rand(taken.shape, dtype=dtype, device=device, **source(generator))
         num_hard = (self.hard_fraction * taken + chance).to(torch.int64)
         num_easy = groups.size - groups.num_first
         return num_hard.maximum(taken - num_easy).minimum(groups.num_first)

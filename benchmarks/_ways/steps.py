@@ -223,8 +223,9 @@ class StepCase:
                 sampler = marked(criterion.anchor_sampler, *PARTS[:2])
                 stack.enter_context(patch.object(criterion, "anchor_sampler", sampler))
                 if bank is not None:
-                    update = marked(bank._add_batch, *PARTS[2:4])
-                    stack.enter_context(patch.object(bank, "_add_batch", update))
+                    for name in ("_draw_pixels", "_new_entries", "_store"):
+                        update = marked(getattr(bank, name), *PARTS[2:4])
+                        stack.enter_context(patch.object(bank, name, update))
                 loss = criterion(batch.emb, batch.labels, self.logits)
             mark("anchors and loss")
             torch.autograd.grad(loss, batch.emb)

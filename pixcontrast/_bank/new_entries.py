@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, agree, gather, pad
-from pixcontrast._pixels.groups import DRAW_BITS, sort_pixels
-from pixcontrast._pixels.maps import take_pixels
-from pixcontrast._pixels.regions import Regions, mean_directions, region_means, usable_pixels
+from pixcontrast._pixels.groups import DRAW_BITS, sort_pixels, source
+from pixcontrast._pixels.regions import (
+    Embed,
+    Regions,
+    mean_directions,
+    region_means,
+    usable_pixels,
+)
 from pixcontrast._tensors import IGNORED, at_least_float32, unit_length
 
 
@@ -39,38 +44,60 @@ class DrawnPixels(NamedTuple):
     Attributes:
         indices: int64 flat index of each pixel in [0, B·P), shape (B·C·E,).
         valid: whether the pixel exists, shape (B, C, E). If not, its index is that of any pixel.
+        regions: regions of all pixels, if the bank needs them.
     """
 
     indices: Tensor
     valid: Tensor
+    regions: Regions | None
 
 
 class NewEntries(NamedTuple):
     """New entries of each queue, or None if the bank does not have the queue or adds nothing.
 
-    Each is a pair: unit vectors, shape (B, C, E, D), and which of them are valid, shape (B, C, E).
+    Each is a pair: unit vectors in at least float32, shape (B, C, E, D), and which of them are
+    valid, shape (B, C, E).
     """
 
     pixels: tuple[Tensor, Tensor] | None
     regions: tuple[Tensor, Tensor] | None
 
 
-def draw_pixels(labels: Tensor, numbers: Numbers, generator: torch.Generator | None) -> DrawnPixels:
+def draw_pixels(
+    feature_map: Tensor,
+    labels: Tensor,
+    embed: Embed | None,
+    numbers: Numbers,
+    generator: torch.Generator | None,
+) -> DrawnPixels:
     """Draw the pixels that both queues need, at random and without replacement.
 
-    Labels (B, P) are int64 below `numbers.classes`, or `IGNORED`.
+    Args:
+        feature_map (Tensor): embedding map, or input of `embed`, detached, shape (B, C, *S).
+        labels (Tensor): int64 labels below `numbers.classes`, or `IGNORED`, shape (B, P).
+        embed (callable, optional): computes embeddings from features. None: the features are the
+            embeddings.
+        numbers (Numbers): how many pixels to draw.
+        generator (torch.Generator, optional): source of randomness.
     """
+    if labels.numel() == 0:  # images without a pixel add nothing
+        feature_map, labels = feature_map[:0], labels[:0]
+    regions = None
+    if numbers.region_pixels is None:
+        regions = region_means(feature_map, labels, numbers.classes, embed)
+        labels = labels.masked_fill(~regions.usable, IGNORED)
+    elif numbers.pixels and not numbers.region_pixels and embed is None:
+        labels = labels.masked_fill(~usable_pixels(feature_map), IGNORED)
     num_images = labels.shape[0] if labels.shape[1] > 0 else 0
     num_drawn = min(max(numbers.pixels, numbers.region_pixels or 0), labels.shape[1])
     if num_images == 0 or num_drawn == 0:
         nothing = torch.zeros(num_images, numbers.classes, num_drawn, device=labels.device)
-        return DrawnPixels(labels.new_empty(0), nothing.to(torch.bool))
+        return DrawnPixels(labels.new_empty(0), nothing.to(torch.bool), regions)
     num_groups = num_images * numbers.classes
     first_group = torch.arange(0, num_groups, numbers.classes, device=labels.device)
     groups = (first_group[:, None] + labels).masked_fill(labels == IGNORED, num_groups)
-    draw = torch.randint(
-        1 << DRAW_BITS, (labels.numel(),), generator=generator, device=labels.device
-    )
+    count = (labels.numel(),)
+    draw = torch.randint(1 << DRAW_BITS, count, device=labels.device, **source(generator))
     pixels = sort_pixels(groups.flatten(), num_groups, draw)
     start = pixels.start_of(torch.arange(num_groups + 1, device=labels.device))
     index = torch.arange(num_drawn, device=labels.device)
@@ -78,20 +105,14 @@ def draw_pixels(labels: Tensor, numbers: Numbers, generator: torch.Generator | N
     # Missing pixels all read the same pixel, which stays in the cache. It is not used.
     positions = (start[:-1, None] + index).masked_fill(~valid, 0)
     indices = pixels.order[positions.flatten()]
-    return DrawnPixels(indices, valid.view(num_images, numbers.classes, num_drawn))
+    valid = valid.view(num_images, numbers.classes, num_drawn)
+    return DrawnPixels(indices, valid, regions)
 
 
-def entries_of_rows(
-    rows: Tensor,
-    drawn: DrawnPixels,
-    regions: Regions | None,
-    numbers: Numbers,
-    dtype: torch.dtype,
-) -> NewEntries:
+def entries_of_rows(rows: Tensor, drawn: DrawnPixels, numbers: Numbers) -> NewEntries:
     """Make the entries of both queues from the embeddings (B·C·E, D) of the drawn pixels.
 
-    Pixels whose embedding is zero or not finite do not count. `regions` are those of all pixels,
-    required if `numbers.region_pixels` is None.
+    Pixels whose embedding is zero or not finite do not count.
     """
     unit = unit_length(rows.to(at_least_float32(rows)))
     usable = unit.abs().amax(dim=1) > 0  # False for NaN
@@ -99,39 +120,20 @@ def entries_of_rows(
     unit = unit.view(*valid.shape, rows.shape[1])
     new_pixels = new_regions = None
     if numbers.pixels:
-        new_pixels = (unit[:, :, : numbers.pixels].to(dtype), valid[:, :, : numbers.pixels])
-    if numbers.region_pixels is None:
-        assert regions is not None
-        new_regions = (regions.means[:, :, None].to(dtype), regions.present[:, :, None])
+        new_pixels = (unit[:, :, : numbers.pixels], valid[:, :, : numbers.pixels])
+    if drawn.regions is not None:
+        new_regions = (drawn.regions.means[:, :, None], drawn.regions.present[:, :, None])
     elif numbers.region_pixels:
         of_region = valid[:, :, : numbers.region_pixels, None]
         sums = torch.where(of_region, unit[:, :, : numbers.region_pixels], 0.0).sum(dim=2)
         means, present = mean_directions(sums, of_region.sum(dim=(2, 3)))
-        new_regions = (means[:, :, None].to(dtype), present[:, :, None])
+        new_regions = (means[:, :, None], present[:, :, None])
     return NewEntries(new_pixels, new_regions)
 
 
-def new_entries(
-    emb_map: Tensor,
-    labels: Tensor,
-    regions: Regions | None,
-    numbers: Numbers,
-    dtype: torch.dtype,
-    generator: torch.Generator | None,
-) -> NewEntries:
-    """Compute the entries of a map (B, D, *S), in the bank's dtype.
-
-    `regions` are those of all pixels with `numbers.classes` slots, if the caller has computed them.
-    """
-    if labels.numel() == 0:  # images without a pixel add nothing
-        emb_map, labels, regions = emb_map[:0], labels[:0], None
-    if not numbers.region_pixels:
-        if numbers.region_pixels is None and regions is None:
-            regions = region_means(emb_map, labels, numbers.classes)
-        usable = usable_pixels(emb_map) if regions is None else regions.usable
-        labels = labels.masked_fill(~usable, IGNORED)
-    drawn = draw_pixels(labels, numbers, generator)
-    return entries_of_rows(take_pixels(emb_map, drawn.indices), drawn, regions, numbers, dtype)
+def in_dtype(new: NewEntries, dtype: torch.dtype) -> NewEntries:
+    """Convert the vectors of both queues."""
+    return NewEntries(*(None if queue is None else (queue[0].to(dtype), queue[1]) for queue in new))
 
 
 def gather_entries(new: NewEntries, ranks: Ranks, options: str) -> NewEntries:

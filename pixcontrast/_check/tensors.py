@@ -82,6 +82,16 @@ def check_feature_map(
     expect(features.shape[1] >= 1, name, f"{channels} of at least 1", shape_of(features))
 
 
+def check_projected(value: object, rows: Tensor) -> None:
+    """Accept embeddings (n, D) of feature rows (n, C)."""
+    name = "the output of projection"
+    check_vectors(name, value)
+    assert isinstance(value, Tensor)
+    expected = f"{rows.shape[0]} rows, one for each row of its input"
+    expect(value.shape[0] == rows.shape[0], name, expected, shape_of(value))
+    check_same_device(name, value, "emb", rows)
+
+
 def check_labels(value: object, emb: Tensor) -> None:
     _check_pixel_map("labels", _typed("labels", value, "an integer"), emb)
 

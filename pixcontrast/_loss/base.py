@@ -9,15 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from pixcontrast import _check as check
+from pixcontrast._bank.new_entries import DrawnPixels, NewEntries
 from pixcontrast._bank.ring import QUEUES
 from pixcontrast._distributed import GroupReference, ranks_of
 from pixcontrast._info_nce.dispatch import Result, reduced_loss
 from pixcontrast._info_nce.problem import Denominator, Problem
 from pixcontrast._info_nce.reduction import Reduction
-from pixcontrast._loss.batch import Anchors, Batch, prepare, take_anchors
-from pixcontrast._loss.contrast_set import BatchEntries, ContrastSet, contrast_set, resolve_sources
-from pixcontrast._loss.gather import JointCall
+from pixcontrast._loss.batch import Anchors, Batch, as_anchors
+from pixcontrast._loss.contrast_set import (
+    ContrastSet,
+    contrast_set,
+    resolve_sources,
+    split_by_image,
+)
+from pixcontrast._loss.gather import JointCall, Labelled
 from pixcontrast._loss.stats import MAX_CLASSES, Call, Stats, compute_stats
+from pixcontrast._tensors import IGNORED, mark_ignored
 from pixcontrast._triton import Backend, choose
 from pixcontrast.bank import MemoryBank
 from pixcontrast.functional import DENOMINATORS, REDUCTIONS, check_backend
@@ -30,6 +37,7 @@ class ContrastLoss(nn.Module):
 
     contrast_choices: tuple[str, ...]
     bank: MemoryBank | None
+    projection: nn.Module | None
 
     def __init__(
         self,
@@ -41,6 +49,7 @@ class ContrastLoss(nn.Module):
         negative_sampler: HardNegativeSampler | None = None,
         bank: MemoryBank | None = None,
         contrast_with: Sequence[str] | None = None,
+        projection: nn.Module | None = None,
         denominator: Denominator = "negatives",
         normalize: bool = True,
         reduction: Reduction = "mean",
@@ -71,6 +80,7 @@ class ContrastLoss(nn.Module):
         )
         check.check_instance("negative_sampler", negative_sampler, HardNegativeSampler)
         check.check_instance("bank", bank, MemoryBank)
+        check.check_instance("projection", projection, nn.Module)
         check.check_choice("denominator", denominator, DENOMINATORS)
         check.check_choice("reduction", reduction, REDUCTIONS)
         check.check_flag("normalize", normalize)
@@ -94,6 +104,7 @@ class ContrastLoss(nn.Module):
         self.anchor_sampler = HardAnchorSampler() if anchor_sampler is None else anchor_sampler
         self.negative_sampler = negative_sampler
         self.bank = bank
+        self.projection = projection
         self.contrast_with = resolve_sources(contrast_with, self.contrast_choices, bank)
         self.denominator: Denominator = denominator
         self.normalize = normalize
@@ -151,16 +162,21 @@ class ContrastLoss(nn.Module):
         check.check_flag("return_anchors", return_anchors)
         self._check_call(emb, labels, preds, weight, generator)
         bank_to_update = self._bank_to_update()
-        num_classes = None if self.bank is None else self.bank.num_classes
-        batch = prepare(emb, labels, preds, weight, self.ignore_index, num_classes)
+        batch = self._prepare(emb, labels, preds, weight)
         sample = self.anchor_sampler(
             batch.labels, batch.preds, ignore_index=self.ignore_index, generator=generator
         )
-        anchors = take_anchors(batch, sample, self.ignore_index, normalize=self.normalize)
-        contrast, result = self._contrast(batch, anchors, generator)
+        check.check_vector_labels("anchor_labels", sample.labels, "indices", sample.indices)
+        sampled = mark_ignored(sample.labels, self.ignore_index)
+        seed = draw_seed(self.negative_sampler, sampled.device, generator)
+        drawn = self._draw_for_bank(batch, bank_to_update, generator)
+        vectors, rows = batch.embed(sample.indices, sampled != IGNORED, drawn)
+        new_entries = self._new_entries(rows, drawn)
+        anchors = as_anchors(batch, sample.indices, sampled, vectors, normalize=self.normalize)
+        contrast, result = self._contrast(batch, anchors, new_entries, seed)
         loss = self._reduce(result.loss, len(anchors.labels))
-        if bank_to_update is not None:
-            bank_to_update._add_batch(batch.emb_map, batch.labels, contrast.regions, generator)
+        if bank_to_update is not None and new_entries is not None:
+            bank_to_update._store(new_entries)
         self._call = self._record(batch, sample, anchors, contrast, result)
         return (loss, sample) if return_anchors else loss
 
@@ -172,15 +188,19 @@ class ContrastLoss(nn.Module):
         weight: Tensor | None,
         generator: torch.Generator | None,
     ) -> None:
-        check.check_feature_map("emb", emb, "D")
+        check.check_feature_map("emb", emb, "D" if self.projection is None else "C")
         check.check_labels(labels, emb)
         if preds is not None:
             check.check_predictions(preds, emb)
         if weight is not None:
             check.check_pixel_weight(weight, emb)
         check.check_generator(generator, emb.device)
+        if "image" in self.contrast_with and emb.ndim == 2:
+            expected = '(B, D, *S) with contrast_with=("image",), which points do not have'
+            check.refuse("emb", expected, check.shape_of(emb))
         if self.bank is not None:
-            self.bank.check_fits(emb)
+            if self.projection is None:
+                self.bank.check_fits(emb)
             if check.values_can_be_seen(labels) or self.validate:
                 self.bank.check_label_range(labels)
 
@@ -194,18 +214,54 @@ class ContrastLoss(nn.Module):
         self.bank.guard.claim(self)
         return self.bank
 
+    def _prepare(
+        self, emb: Tensor, labels: Tensor, preds: Tensor | None, weight: Tensor | None
+    ) -> Batch:
+        num_classes = None if self.bank is None else self.bank.num_classes
+        return Batch.of(emb, self.projection, labels, preds, weight, self.ignore_index, num_classes)
+
+    def _draw_for_bank(
+        self, batch: Batch, bank_to_update: MemoryBank | None, generator: torch.Generator | None
+    ) -> DrawnPixels | None:
+        """Draw the pixels of the bank's new entries, if the call needs these entries."""
+        bank = self.bank
+        if bank is None or (bank_to_update is None and not self._contrasts_drawn_regions()):
+            return None
+        return bank._draw_pixels(batch.features, batch.labels, batch.embed_chunk(), generator)
+
+    def _new_entries(self, rows: Tensor, drawn: DrawnPixels | None) -> NewEntries | None:
+        if self.bank is None or drawn is None:
+            return None
+        if self.projection is not None:
+            self.bank.check_fits(rows, "the output of projection")
+        return self.bank._new_entries(rows, drawn)
+
+    def _contrasts_drawn_regions(self) -> bool:
+        """Whether `"batch"` consists of the regions that a bank draws pixels for."""
+        return False
+
+    def _batch_entries(self, batch: Batch, new_entries: NewEntries | None) -> Labelled | None:
+        """Return the entries of `"batch"`, or None if these are the anchors."""
+        return None
+
     def _contrast(
-        self, batch: Batch, anchors: Anchors, generator: torch.Generator | None
+        self,
+        batch: Batch,
+        anchors: Anchors,
+        new_entries: NewEntries | None,
+        seed: Tensor | None,
     ) -> tuple[ContrastSet, Result]:
         """Collect the contrast entries and compute the loss of the anchors against them."""
-        entries = self._batch_entries(batch) if "batch" in self.contrast_with else BatchEntries()
-        joint = self._joint_call(anchors, entries)
+        entries = None
+        if "batch" in self.contrast_with:
+            entries = self._batch_entries(batch, new_entries)
+        num_images = batch.labels.shape[0]
+        joint = self._joint_call(anchors, entries, num_images)
         if joint is not None:
-            anchors = joint.pad_anchors(anchors)
+            anchors, num_images = joint.pad_anchors(anchors), joint.num_images
         gathered = joint if self.gather else None
         contrast = contrast_set(self.contrast_with, anchors, entries, self.bank, gathered)
-        negative_sampler = self.negative_sampler
-        if self.backend == "triton" and negative_sampler is not None and contrast.shards:
+        if self.backend == "triton" and self.negative_sampler is not None and contrast.shards:
             expected = '"auto", "tiled" or "dense" for mining over a sharded bank'
             check.refuse("backend", expected, '"triton", whose kernels cannot do that')
         problem = Problem.of(
@@ -215,19 +271,20 @@ class ContrastLoss(nn.Module):
             form=choose(self.backend, anchors.vectors),
             temperature=self.temperature,
             denominator=self.denominator,
-            negative_sampler=negative_sampler,
-            seed=draw_seed(negative_sampler, anchors.labels.device, generator),
+            negative_sampler=self.negative_sampler,
+            seed=seed,
             unit_length=self.normalize,
             shards=contrast.shards,
         )
+        problems = [problem]
+        if "image" in self.contrast_with:
+            problems = split_by_image(problem, anchors.images, num_images)
         ranks = None if gathered is None else gathered.ranks
-        return contrast, reduced_loss(problem, anchors.weight, self.reduction, ranks)
+        return contrast, reduced_loss(problems, anchors.weight, self.reduction, ranks)
 
-    def _batch_entries(self, batch: Batch) -> BatchEntries:
-        """Return the entries that the batch contributes for `"batch"`."""
-        raise NotImplementedError
-
-    def _joint_call(self, anchors: Anchors, entries: BatchEntries) -> JointCall | None:
+    def _joint_call(
+        self, anchors: Anchors, entries: Labelled | None, num_images: int
+    ) -> JointCall | None:
         """Exchange sizes with the other ranks, if this call needs them; else return None."""
         ranks = ranks_of(self.process_group) if self.gather else None
         bank = self.bank
@@ -239,9 +296,9 @@ class ContrastLoss(nn.Module):
             ranks = bank_ranks
         if ranks is None:
             return None
-        num_entries = 0 if entries.entries is None else len(entries.entries.labels)
+        num_entries = 0 if entries is None else len(entries.labels)
         call = f"{type(self).__name__}, {self._shared_options()}"
-        return JointCall.exchange_sizes(ranks, call, anchors.vectors, num_entries)
+        return JointCall.exchange_sizes(ranks, call, anchors.vectors, num_entries, num_images)
 
     def _reduce(self, loss: Tensor, num_anchors: int) -> Tensor:
         """Remove padding from unreduced losses, and apply the factor of the base temperature."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pixcontrast import _check as check
+from pixcontrast._bank.new_entries import DrawnPixels
 from pixcontrast._pixels.maps import as_map, flat_map, flat_predictions, take_pixels
-from pixcontrast._pixels.regions import Regions, region_means
+from pixcontrast._pixels.regions import Embed
 from pixcontrast._tensors import IGNORED, mark_ignored, unit_length
-from pixcontrast.samplers import AnchorSample
 
 
 class Anchors(NamedTuple):
@@ -71,34 +73,67 @@ class Batch:
         flat_preds = None if preds is None else flat_predictions(preds, size)
         return cls(feature_map, projection, flat_labels, flat_preds, weight)
 
-    def embed(self, anchors: Tensor, others: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed pixels, in one call of the projection.
+    def embed(
+        self, anchors: Tensor, valid: Tensor, drawn: DrawnPixels | None
+    ) -> tuple[Tensor, Tensor]:
+        """Embed the sampled pixels and those that a bank needs, in one call of the projection.
 
         Args:
             anchors (Tensor): flat indices of the anchors, shape (K,).
-            others (Tensor): flat indices of pixels that need no gradient, shape (n,).
-            valid (Tensor): which of all these pixels are valid, shape (K + n,).
+            valid (Tensor): which of the anchors are valid, shape (K,).
+            drawn (DrawnPixels, optional): n pixels that need no gradient; None: n = 0.
 
         Returns:
-            Embeddings of the anchors, shape (K, D), and of the others, detached, shape (n, D). The
-            embeddings of pixels that are not valid are arbitrary.
+            Embeddings of the anchors, shape (K, D), and of the drawn pixels, detached, shape
+            (n, D). The embeddings of pixels that are not valid are arbitrary.
         """
+        num_anchors = len(anchors)
+        indices = anchors
+        if drawn is not None:
+            indices = torch.cat([anchors, drawn.indices])
+            valid = torch.cat([valid, drawn.valid.flatten()])
         if self.projection is not None:
             # Padding would count in batch statistics: repeat valid pixels instead.
-            indices = _replace_invalid(torch.cat([anchors, others]), valid, self.labels.numel())
-            anchors, others = indices.split([len(anchors), len(others)])
-        rows = take_pixels(self.features, anchors)
+            indices = _replace_invalid(indices, valid, self.labels.numel())
+        rows = take_pixels(self.features, indices[:num_anchors])
+        others = rows[:0].detach()
+        if drawn is not None:
+            others = take_pixels(self.features.detach(), indices[num_anchors:])
         if self.projection is None:
-            return rows, take_pixels(self.features.detach(), others)
-        other_rows = take_pixels(self.features.detach(), others)
-        embeddings = self.projection(torch.cat([rows, other_rows]))
-        check.check_projected("projection", embeddings, len(valid))
-        rows, other_rows = embeddings.split([len(anchors), len(others)])
-        return rows, other_rows.detach()
+            return rows, others
+        rows = rows if drawn is None else torch.cat([rows, others])
+        embeddings = self.projection(rows)
+        check.check_projected(embeddings, rows)
+        return embeddings[:num_anchors], embeddings[num_anchors:].detach()
 
-    def region_means(self, slots: Tensor, num_slots: int) -> Regions:
-        """Compute the region of each slot from the embeddings of all pixels, detached."""
-        return region_means(self.features.detach(), slots, num_slots, self.projection)
+    def embed_chunk(self) -> Embed | None:
+        """Return the function that embeds a part (b, C, p) of the features; None: the identity."""
+        projection = self.projection
+        if projection is None:
+            return None
+
+        def embed(features: Tensor) -> Tensor:
+            rows = features.transpose(1, 2).flatten(0, 1)
+            with torch.no_grad(), eval_mode(projection):
+                embeddings: Tensor = projection(rows)
+            check.check_projected(embeddings, rows)
+            shape = (features.shape[0], features.shape[2], embeddings.shape[1])
+            return embeddings.view(shape).transpose(1, 2)
+
+        return embed
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode inside the context, and restore the mode of each submodule."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _replace_invalid(indices: Tensor, valid: Tensor, num_pixels: int) -> Tensor:
@@ -116,14 +151,14 @@ def _replace_invalid(indices: Tensor, valid: Tensor, num_pixels: int) -> Tensor:
 
 
 def as_anchors(
-    batch: Batch, sample: AnchorSample, vectors: Tensor, labels: Tensor, *, normalize: bool
+    batch: Batch, indices: Tensor, labels: Tensor, vectors: Tensor, *, normalize: bool
 ) -> Anchors:
-    """Combine the embeddings and marked labels of the sampled pixels with their weights."""
+    """Combine the sampled pixels (K,), their marked labels and their embeddings (K, D)."""
     # Padding has index 0. Replace that pixel by zeros: its embedding must not matter.
     vectors = torch.where((labels != IGNORED)[:, None], vectors, 0.0)
     return Anchors(
         unit_length(vectors) if normalize else vectors,
         labels,
-        None if batch.weight is None else batch.weight.flatten()[sample.indices],
-        sample.indices // max(batch.labels.shape[1], 1),
+        None if batch.weight is None else batch.weight.flatten()[indices],
+        indices // max(batch.labels.shape[1], 1),
     )

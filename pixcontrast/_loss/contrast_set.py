@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._bank.ring import QUEUES
-from pixcontrast._info_nce.problem import Shards
+from pixcontrast._info_nce.problem import Problem, Shards
 from pixcontrast._loss.batch import Anchors
 from pixcontrast._loss.gather import JointCall, Labelled
 from pixcontrast._tensors import IGNORED
@@ -106,3 +108,14 @@ def contrast_set(
         assert bank.ranks is not None
         spread = Shards(bank.ranks, *zip(*shards, strict=True))
     return ContrastSet(contrast, batch_labels, tuple(bank_entries), spread)
+
+
+def split_by_image(problem: Problem, images: Tensor, num_images: int) -> list[Problem]:
+    """Split a problem into one for each image, in which the anchors of other images are ignored.
+
+    `images` (M,) is the image of each anchor.
+    """
+    return [
+        replace(problem, labels=torch.where(images == image, problem.labels, IGNORED))
+        for image in range(max(num_images, 1))
+    ]

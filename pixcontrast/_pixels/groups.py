@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def draw_groups(
     halves = torch.add(last, image + labels, alpha=2)
     halves = halves.masked_fill(labels == IGNORED, 2 * num_groups).flatten()
     # One draw serves two purposes: the upper bits shuffle pixels, the lower bits select groups.
-    draw = torch.randint(1 << (2 * DRAW_BITS), halves.shape, generator=generator, device=device)
+    draw = torch.randint(1 << (2 * DRAW_BITS), halves.shape, device=device, **source(generator))
     pixels = sort_pixels(halves, 2 * num_groups, draw >> DRAW_BITS)
 
     group = pixels.keys >> (pixels.random_bits + 1)
@@ -102,6 +102,14 @@ def draw_groups(
     num_first = pixels.start_of(half + 1) - start
     size = pixels.start_of(half + 2) - start
     return DrawnGroups(pixels.order, start, size * exists, num_first * exists)
+
+
+def source(generator: torch.Generator | None) -> dict[str, Any]:
+    """Return the keyword arguments that make a random function draw from a generator.
+
+    torch.compile does not support `generator=None` beside a symbolic size.
+    """
+    return {} if generator is None else {"generator": generator}
 
 
 def _starts(group: Tensor, num_groups: int, min_pixels: int) -> Tensor:

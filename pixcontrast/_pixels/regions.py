@@ -7,7 +7,7 @@ Triton runs, a kernel reads the map once; otherwise the map is processed in chun
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,10 @@ from pixcontrast._triton import choose
 # enough for few launches, and few compared with the map.
 _CPU_CHUNK = 1 << 20
 _DEVICE_CHUNK = 1 << 24
+
+
+Embed = Callable[[Tensor], Tensor]
+"""Computes embeddings (b, D, p) from features (b, C, p)."""
 
 
 class Regions(NamedTuple):
@@ -38,15 +42,21 @@ class Regions(NamedTuple):
     usable: Tensor
 
 
-def region_means(emb_map: Tensor, slots: Tensor, num_slots: int) -> Regions:
+def region_means(
+    emb_map: Tensor, slots: Tensor, num_slots: int, embed: Embed | None = None
+) -> Regions:
     """Compute the unit-length mean of the unit-length embeddings of each slot in each image.
 
     The result is deterministic: sums are matrix products, never a scatter of floating point
     numbers. Pixels that are not usable do not count. `slots` (B, P) is the int64 slot of each pixel
-    of `emb_map` (B, D, *S), below `num_slots`, or `IGNORED`.
+    of `emb_map` (B, D, *S), below `num_slots`, or `IGNORED`. With `embed`, `emb_map` is a feature
+    map, and its embedding is computed a chunk at a time.
     """
     flat = emb_map.flatten(2)
-    sums, usable = (sums_operator if _is_fused(flat) else sums_in_chunks)(flat, slots, num_slots)
+    if embed is None and _is_fused(flat):
+        sums, usable = sums_operator(flat, slots, num_slots)
+    else:
+        sums, usable = sums_in_chunks(flat, slots, num_slots, embed)
     count = _count_slots(slots.masked_fill(~usable, IGNORED), num_slots)
     return Regions(*mean_directions(sums, count), usable)
 
@@ -59,16 +69,20 @@ def mean_directions(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return unit_length(sums, dim=2), torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
 
 
-def sums_in_chunks(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+def sums_in_chunks(
+    flat: Tensor, slots: Tensor, num_slots: int, embed: Embed | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the sums (B, R, D) of unit vectors in each slot, and which pixels (B, P) are usable.
 
     `flat` is the map (B, D, P); `slots` (B, P) is as in `region_means`.
     """
-    num_images, dim = flat.shape[:2]
-    sums = flat.new_zeros(num_images, num_slots, dim, dtype=at_least_float32(flat))
+    embed = embed or (lambda vectors: vectors)
+    like = embed(flat[:, :, :0])
+    size = (flat.shape[0], num_slots, like.shape[1])
+    sums = like.new_zeros(size, dtype=at_least_float32(like))
     usable = torch.zeros_like(slots, dtype=torch.bool)
     for images, pixels in _chunks(flat):
-        vectors, factor = unit_factors(flat[images, :, pixels])
+        vectors, factor = unit_factors(embed(flat[images, :, pixels]))
         usable[images, pixels] = factor > 0
         slot = slots[images, pixels]
         members = factor.new_zeros(factor.shape[0], num_slots, factor.shape[1])

@@ -9,6 +9,7 @@ from pixcontrast import (
     HardNegativeSampler,
     MemoryBank,
     PixelContrastLoss,
+    ProjectionHead,
     RandomAnchorSampler,
     RegionContrastLoss,
 )
@@ -57,6 +58,23 @@ OPTIONS = [
         ),
         strict=False,
     )
+] + [
+    {
+        "form": form,
+        "with_bank": with_bank,
+        "negative_sampler": mining,
+        "anchor_sampler": SAMPLERS[0],
+        **more,
+    }
+    for form, with_bank, mining, more in (
+        (PixelContrastLoss, True, None, {"projected": True, "pixels_per_region": 3}),
+        (PixelContrastLoss, True, MININGS[2], {"projected": True, "spatial": None}),
+        (RegionContrastLoss, True, None, {"projected": True}),
+        (RegionContrastLoss, True, None, {"projected": True, "pixels_per_region": 3}),
+        (RegionContrastLoss, False, None, {"projected": True, "spatial": (4, 3, 5)}),
+        (PixelContrastLoss, False, None, {"projected": True, "contrast_with": ("image",)}),
+        (PixelContrastLoss, True, MININGS[1], {"contrast_with": ("image", "pixels", "regions")}),
+    )
 ]
 
 
@@ -72,6 +90,7 @@ class Step:
         preds=None,
         weighted=False,
         pixels_per_region=None,
+        projected=False,
         device="cpu",
         **options,
     ):
@@ -84,12 +103,17 @@ class Step:
             pixels_per_region=pixels_per_region,
         )
         self.bank = bank.to(device) if with_bank else None
-        self.loss = form(bank=self.bank, **options)
+        projection = None
+        if projected:
+            with torch.device(device):
+                projection = ProjectionHead(12, 16)
+        self.loss = form(bank=self.bank, projection=projection, **options)
+        channels = 12 if projected else 16
         if spatial is None:  # points
-            emb, images, labelled = torch.randn(40, 16), (40,), (40,)
+            emb, images, labelled = torch.randn(40, channels), (40,), (40,)
         else:
             images, labelled = (2,), (2, *(2 * size for size in spatial))
-            emb = torch.randn(2, 16, *spatial)
+            emb = torch.randn(2, channels, *spatial)
         self.emb = emb.to(device, dtype).requires_grad_()
         self.labels = torch.randint(-1, CLASSES, labelled).to(device)
         self.preds = None

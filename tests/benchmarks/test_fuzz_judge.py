@@ -1,5 +1,6 @@
 """The judge of the random calls, judged: each rule of it sees what is broken on purpose."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -15,8 +16,7 @@ from pixcontrast import (
     RandomAnchorSampler,
     RegionContrastLoss,
 )
-from pixcontrast._loss import base
-from pixcontrast._loss.batch import take_anchors
+from pixcontrast._loss.batch import Batch
 from pixcontrast.functional import info_nce
 
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -127,8 +127,11 @@ def judged_loss(kind, mixed_in=AsItIs, bank=False, *, call=None, **options):
     return defect_of(Call("loss", loss, {**arguments, **(call or {})}, ()))[1]
 
 
-def anchors_of_flipped_map(batch, *arguments, **options):
-    return take_anchors(batch._replace(emb_map=batch.emb_map.flip(2)), *arguments, **options)
+EMBED = Batch.embed
+
+
+def embed_a_flipped_map(batch, *arguments):
+    return EMBED(replace(batch, features=batch.features.flip(2)), *arguments)
 
 
 KINDS = pytest.mark.parametrize("kind", [PixelContrastLoss, RegionContrastLoss])
@@ -144,7 +147,7 @@ def test_what_a_loss_gets_wrong(kind, bank):
 
     class Moves:
         def forward(self, *arguments, **given):
-            with patch.object(base, "take_anchors", anchors_of_flipped_map):
+            with patch.object(Batch, "embed", embed_a_flipped_map):
                 return super().forward(*arguments, **given)
 
     class Slopes:
