@@ -54,7 +54,8 @@ class MemoryBank(OwnBuffers):
         pixels_per_region (int, optional): number of random pixels, drawn without replacement, whose
             mean is a region, at least 1 (all pixels if there are fewer). This spares the pass over
             the whole map. Default: None, the mean of all pixels.
-        ignore_index (int): label of ignored pixels. It must not be a class. Default: 255.
+        ignore_index (int): label of ignored pixels. If it is a class, the rings of that class stay
+            empty. Default: 255.
         dtype (torch.dtype): dtype of the stored vectors: float32, bfloat16, float16 or float64.
             Default: torch.float32.
         sharded (bool): if True, spread the bank over W ranks: slots are per rank, and each ring is
@@ -122,9 +123,6 @@ class MemoryBank(OwnBuffers):
             pixels_per_region = check.check_integer("pixels_per_region", pixels_per_region, 1)
         self.pixels_per_region = pixels_per_region
         self.ignore_index = check.check_ignore_index(ignore_index)
-        expected = f"a label that is not a class, negative or at least num_classes = {num_classes}"
-        is_class = 0 <= self.ignore_index < self.num_classes
-        check.expect(not is_class, "ignore_index", expected, ignore_index)
         is_floating = isinstance(dtype, torch.dtype) and dtype in check.FLOATING
         expected = "one of " + ", ".join(map(str, check.FLOATING))
         check.expect(is_floating, "dtype", expected, dtype, error=TypeError)
@@ -230,8 +228,8 @@ class MemoryBank(OwnBuffers):
             RuntimeError: during a backward pass, for example from a checkpointed region.
         """
         self.guard.check_outside_backward()
-        check.check_feature_map("emb", emb, "D")
-        check.check_labels(labels, emb)
+        emb = check.check_feature_map("emb", emb, "D")
+        labels = check.check_labels(labels, emb)
         check.check_generator(generator, emb.device)
         self.check_fits(emb)
         if check.values_can_be_seen(labels):

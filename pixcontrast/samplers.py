@@ -58,7 +58,7 @@ class _GroupSampler:
         ignore_index: int = 255,
         generator: torch.Generator | None = None,
     ) -> AnchorSample:
-        _check_arguments(labels, ignore_index, generator)
+        labels = _check_arguments(labels, ignore_index, generator)
         hard = self._is_hard(labels, preds)
         if labels.numel() == 0:
             empty = torch.zeros(0, dtype=torch.int64, device=labels.device)
@@ -146,7 +146,7 @@ class HardAnchorSampler(_GroupSampler):
     def _is_hard(self, labels: Tensor, preds: Tensor | None) -> Tensor | None:
         if preds is None:
             return None
-        check.check_sampler_map("preds", preds)
+        preds = check.check_sampler_map("preds", preds)
         if preds.shape != labels.shape:
             expected = f"the shape of labels, {check.shape_of(labels)}"
             check.refuse("preds", expected, check.shape_of(preds))
@@ -211,11 +211,14 @@ def _take_pixels(
     return groups.order[position].masked_fill(padding, 0), padding
 
 
-def _check_arguments(labels: Tensor, ignore_index: int, generator: torch.Generator | None) -> None:
+def _check_arguments(
+    labels: Tensor, ignore_index: int, generator: torch.Generator | None
+) -> Tensor:
     check.check_ignore_index(ignore_index)
-    check.check_sampler_map("labels", labels)
+    labels = check.check_sampler_map("labels", labels)
     check.check_generator(generator, labels.device)
     if check.values_can_be_seen(labels):
         expected = f"classes up to {MAX_LABEL}, the largest label that the samplers support"
         fix = "number the classes from 0"
         check.check_largest_label(labels, ignore_index, MAX_LABEL, expected, fix)
+    return labels

@@ -149,7 +149,7 @@ class ContrastLoss(nn.Module):
         return_anchors: bool = False,
     ) -> Tensor | tuple[Tensor, AnchorSample]:
         check.check_flag("return_anchors", return_anchors)
-        self._check_call(emb, labels, preds, weight, generator)
+        emb, labels, preds, weight = self._check_call(emb, labels, preds, weight, generator)
         bank_to_update = self._bank_to_update()
         num_classes = None if self.bank is None else self.bank.num_classes
         batch = prepare(emb, labels, preds, weight, self.ignore_index, num_classes)
@@ -171,18 +171,18 @@ class ContrastLoss(nn.Module):
         preds: Tensor | None,
         weight: Tensor | None,
         generator: torch.Generator | None,
-    ) -> None:
-        check.check_feature_map("emb", emb, "D")
-        check.check_labels(labels, emb)
-        if preds is not None:
-            check.check_predictions(preds, emb)
-        if weight is not None:
-            check.check_pixel_weight(weight, emb)
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Return the tensors without subclasses and channel dimensions of one."""
+        emb = check.check_feature_map("emb", emb, "D")
+        labels = check.check_labels(labels, emb)
+        preds = None if preds is None else check.check_predictions(preds, emb)
+        weight = None if weight is None else check.check_pixel_weight(weight, emb)
         check.check_generator(generator, emb.device)
         if self.bank is not None:
             self.bank.check_fits(emb)
             if check.values_can_be_seen(labels) or self.validate:
                 self.bank.check_label_range(labels)
+        return emb, labels, preds, weight
 
     def _bank_to_update(self) -> MemoryBank | None:
         """Return the bank if this call updates it. Raise or warn if the update is not allowed."""

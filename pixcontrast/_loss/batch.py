@@ -54,11 +54,12 @@ def prepare(
     """Bring checked arguments to the size of the embedding, and mark ignored labels."""
     emb_map = as_map(emb)
     size = emb_map.shape[2:]
+    weight = None if weight is None else flat_map(weight, size)
     return Batch(
         emb_map,
-        mark_ignored(flat_map(labels, size), ignore_index, num_classes),
+        mark_ignored(flat_map(labels, size), ignore_index, num_classes, weight),
         None if preds is None else flat_predictions(preds, size),
-        None if weight is None else flat_map(weight, size),
+        weight,
     )
 
 
