@@ -38,12 +38,12 @@ def refuse(
 
 def kind_of(value: object) -> str:
     """Return the type of a value, and its size if it is a collection, or else its value."""
-    name, shape = type(value).__name__, getattr(value, "shape", ())
+    name, shape = type(value).__name__, getattr(value, "shape", None)
     if isinstance(value, Tensor):
         return "a tensor"
     if isinstance(shape, tuple) and len(shape) > 0:
         return f"{name} of shape {shape}"
-    if isinstance(value, Collection) and not isinstance(value, str):
+    if shape is None and isinstance(value, Collection) and not isinstance(value, str):
         return f"{name} of length {len(value)}"
     return f"{name} {shown(value)}"
 
