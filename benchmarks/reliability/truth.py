@@ -12,7 +12,13 @@ from benchmarks.reliability.calls import Call
 from benchmarks.reliability.truth_banks import check_bank, check_writes
 from benchmarks.reliability.truth_equation import check_info_nce, copy_of
 from benchmarks.reliability.truth_losses import check_loss
-from benchmarks.reliability.truth_pixels import WrongError, expect, is_readable, plain, without_channel
+from benchmarks.reliability.truth_pixels import (
+    WrongError,
+    expect,
+    is_readable,
+    plain,
+    without_channel,
+)
 from benchmarks.reliability.truth_samples import check_sample
 from pixcontrast import MemoryBank
 

@@ -83,7 +83,7 @@ class LossStep(NamedTuple):
         return bool(self.options["normalize"])
 
     def flat_labels(self) -> Tensor:
-        """Return the labels (B, P) int64 at the embedding's size; pixels of weight 0 are ignored."""
+        """Return the labels (B, P) at the size of the embedding, ignored where the weight is 0."""
         labels = flat(self.labels, self.emb).to(torch.int64)
         if self.weight is None:
             return labels
