@@ -21,11 +21,16 @@ vector would overflow float32."""
 _SAFE_SQUARES = 1e-20
 
 
-def mark_ignored(labels: Tensor, ignore_index: int, num_classes: int | None = None) -> Tensor:
+def mark_ignored(
+    labels: Tensor,
+    ignore_index: int,
+    num_classes: int | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Convert labels to int64 and replace ignored labels by `IGNORED`, in a new tensor.
 
-    A label is ignored if it is equal to `ignore_index`, negative, or not below `num_classes`.
-    Code behind the public functions only compares labels with `IGNORED`.
+    A label is ignored if it is equal to `ignore_index`, negative, or not below `num_classes`, and
+    where the weight is 0. Code behind the public functions only compares labels with `IGNORED`.
     """
     # Convert first: uint8 cannot represent IGNORED and cannot be compared with -100.
     wide = labels.to(torch.int64)
@@ -33,6 +38,8 @@ def mark_ignored(labels: Tensor, ignore_index: int, num_classes: int | None = No
     ignored |= wide == ignore_index
     if num_classes is not None:
         ignored |= wide >= num_classes
+    if weight is not None:
+        ignored |= weight == 0
     return wide.masked_fill(ignored, IGNORED)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,15 +17,15 @@ from pixcontrast._bank.new_entries import (
     gather_entries,
     in_dtype,
 )
-from pixcontrast._bank.ring import BUFFERS, QUEUES, WHOLE, Rings, Shard, prepare_write, write_all
-from pixcontrast._bank.state import OwnBuffers, UpdateGuard, faults_of_state
+from pixcontrast._bank.ring import QUEUES, WHOLE, Shard, prepare_write, write_all
+from pixcontrast._bank.state import BankBuffers, UpdateGuard
 from pixcontrast._distributed import GroupReference, Ranks, ranks_of
 from pixcontrast._pixels.maps import as_map, flat_map, take_pixels
 from pixcontrast._pixels.regions import Embed
 from pixcontrast._tensors import mark_ignored
 
 
-class MemoryBank(OwnBuffers):
+class MemoryBank(BankBuffers):
     """Two ring buffers for each class: embeddings of single pixels, and of regions.
 
     The memory of Wang et al., ICCV 2021, section 3.2. From each image and class present, the bank
@@ -55,9 +54,14 @@ class MemoryBank(OwnBuffers):
         pixels_per_region (int, optional): number of random pixels, drawn without replacement, whose
             mean is a region, at least 1 (all pixels if there are fewer). This spares the pass over
             the whole map. Default: None, the mean of all pixels.
-        ignore_index (int): label of ignored pixels. It must not be a class. Default: 255.
+        ignore_index (int): label of ignored pixels. If it is a class, the rings of that class stay
+            empty. Default: 255.
         dtype (torch.dtype): dtype of the stored vectors: float32, bfloat16, float16 or float64.
             Default: torch.float32.
+        persistent (bool): if True, `state_dict` has the buffers. A state that no bank has saved,
+            for example of other options or averaged, raises an error when it is loaded; with
+            `strict=False` it is skipped with a warning. False suits moving averages over
+            `state_dict()`. Default: True.
         sharded (bool): if True, spread the bank over W ranks: slots are per rank, and each ring is
             W times as long. Entry g of a class, counted from 0, is stored on rank g mod W. Every
             rank must call a loss with such a bank, in eval mode too. Each rank saves its own shard.
@@ -90,13 +94,6 @@ class MemoryBank(OwnBuffers):
         (tensor([12,  0]), tensor([4, 0]))
     """
 
-    pixels: Tensor
-    regions: Tensor
-    pixel_count: Tensor
-    region_count: Tensor
-    pixel_next: Tensor
-    region_next: Tensor
-
     def __init__(
         self,
         num_classes: int,
@@ -108,10 +105,14 @@ class MemoryBank(OwnBuffers):
         pixels_per_region: int | None = None,
         ignore_index: int = 255,
         dtype: torch.dtype = torch.float32,
+        persistent: bool = True,
         sharded: bool = False,
         process_group: Any = None,
     ) -> None:
-        super().__init__()
+        check.check_flag("persistent", persistent)
+        check.check_flag("sharded", sharded)
+        check.check_process_group(process_group)
+        super().__init__(persistent, _shard_of(ranks_of(process_group) if sharded else None))
         self.num_classes = check.check_integer("num_classes", num_classes, 1)
         self.dim = check.check_integer("dim", dim, 1)
         slots = [
@@ -123,28 +124,18 @@ class MemoryBank(OwnBuffers):
             pixels_per_region = check.check_integer("pixels_per_region", pixels_per_region, 1)
         self.pixels_per_region = pixels_per_region
         self.ignore_index = check.check_ignore_index(ignore_index)
-        expected = f"a label that is not a class, negative or at least num_classes = {num_classes}"
-        is_class = 0 <= self.ignore_index < self.num_classes
-        check.expect(not is_class, "ignore_index", expected, ignore_index)
         is_floating = isinstance(dtype, torch.dtype) and dtype in check.FLOATING
         expected = "one of " + ", ".join(map(str, check.FLOATING))
         check.expect(is_floating, "dtype", expected, dtype, error=TypeError)
-        check.check_flag("sharded", sharded)
-        check.check_process_group(process_group)
         self.sharded = sharded
         self._group = GroupReference(process_group)
-        self._shard = _shard_of(ranks_of(process_group) if sharded else None)
         if not pixels_per_image:
             slots[0] = 0
         for option, size in zip(("pixel_slots", "region_slots"), slots, strict=True):
             sizes = (self.num_classes, max(size, 1), self.dim)
             check.check_addressable(f"num_classes, {option}, dim", sizes, dtype)
         for queue, size in zip(QUEUES, slots, strict=True):
-            name, *counters = BUFFERS[queue]
-            vectors = torch.zeros(self.num_classes, size, self.dim, dtype=dtype)
-            self.register_own_buffer(name, vectors)
-            for counter in counters:
-                self.register_own_buffer(counter, torch.zeros(self.num_classes, dtype=torch.int64))
+            self.register_queue(queue, torch.zeros(self.num_classes, size, self.dim, dtype=dtype))
         if sharded:
             self.register_own_buffer("shard", torch.tensor(self._shard))
         self.guard = UpdateGuard()
@@ -207,10 +198,6 @@ class MemoryBank(OwnBuffers):
         labels = torch.where(written, classes, ignored)
         return vectors.view(-1, self.dim), labels.flatten()
 
-    def _rings(self, queue: str) -> Rings:
-        check.check_choice("queue", queue, QUEUES)
-        return Rings(*(getattr(self, name) for name in BUFFERS[queue]))
-
     @torch.no_grad()
     def update(
         self, emb: Tensor, labels: Tensor, *, generator: torch.Generator | None = None
@@ -231,8 +218,8 @@ class MemoryBank(OwnBuffers):
             RuntimeError: during a backward pass, for example from a checkpointed region.
         """
         self.guard.check_outside_backward()
-        check.check_feature_map("emb", emb, "D")
-        check.check_labels(labels, emb)
+        emb = check.check_feature_map("emb", emb, "D")
+        labels = check.check_labels(labels, emb)
         check.check_generator(generator, emb.device)
         self.check_fits(emb)
         if check.values_can_be_seen(labels):
@@ -297,14 +284,6 @@ class MemoryBank(OwnBuffers):
             f"classes below num_classes = {self.num_classes} or ignore_index = {self.ignore_index}"
         )
         check.check_largest_label(labels, self.ignore_index, self.num_classes - 1, expected)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any) -> None:
-        """Load a state if all of the bank's entries are valid; otherwise load nothing."""
-        prefix, _, _, _, _, error_msgs = args
-        faults = faults_of_state(state_dict, prefix, dict(self.named_buffers()), self._shard)
-        error_msgs.extend(faults)
-        if not faults:
-            super()._load_from_state_dict(state_dict, *args)
 
     def extra_repr(self) -> str:
         shard = f", shard {self._shard.rank} of {self._shard.size}" if self.sharded else ""

@@ -121,7 +121,9 @@ def info_nce(
         >>> print(f"{loss.item():.4f}")  # log(1 + 2 exp(0)): one positive, two negatives
         1.0986
     """
-    tensors = _check_tensors(anchors, anchor_labels, contrast, contrast_labels)
+    anchors = check.check_vectors("anchors", anchors)
+    anchor_labels = check.check_vector_labels("anchor_labels", anchor_labels, "anchors", anchors)
+    tensors = _check_contrast(anchors, contrast, contrast_labels)
     check.check_ignore_index(ignore_index)
     check.check_temperature("temperature", temperature)
     check.check_choice("denominator", denominator, DENOMINATORS)
@@ -129,7 +131,7 @@ def info_nce(
     check.check_instance("negative_sampler", negative_sampler, HardNegativeSampler)
     check.check_generator(generator, anchors.device)
     if weight is not None:
-        check.check_anchor_weight("weight", weight, anchors)
+        weight = check.check_anchor_weight("weight", weight, anchors)
     check.check_choice("backend", backend, BACKENDS)
     form = choose(backend, anchors)
     problem = Problem.of(
@@ -155,18 +157,16 @@ def check_backend(backend: object) -> None:
         check_triton_imports()
 
 
-def _check_tensors(
-    anchors: Tensor, anchor_labels: Tensor, contrast: Contrast, contrast_labels: Contrast
+def _check_contrast(
+    anchors: Tensor, contrast: Contrast, contrast_labels: Contrast
 ) -> list[tuple[Tensor | None, Tensor | None]]:
-    """Check anchors, contrast entries and labels; return the pairs of entries and labels."""
-    check.check_vectors("anchors", anchors)
-    check.check_vector_labels("anchor_labels", anchor_labels, "anchors", anchors)
-    pairs = _pairs(contrast, contrast_labels)
-    for name, entries, labels in pairs:
+    """Check the contrast entries and their labels, and return the pairs of both."""
+    checked: list[tuple[Tensor | None, Tensor | None]] = []
+    for name, entries, labels in _pairs(contrast, contrast_labels):
         labels_name = name.replace("contrast", "contrast_labels", 1)
         if entries is not None:
-            check.check_vectors(name, entries)
-            check.check_vector_labels(labels_name, labels, name, entries)
+            entries = check.check_vectors(name, entries)
+            labels = check.check_vector_labels(labels_name, labels, name, entries)
             check.check_same_width(name, entries, "anchors", anchors)
             check.check_same_device(name, entries, "anchors", anchors)
         elif labels is not None:
@@ -174,7 +174,8 @@ def _check_tensors(
                 f"{labels_name}: expected None beside the anchors themselves ({name} is None), "
                 f"whose labels are anchor_labels; got labels"
             )
-    return [(entries, labels) for _, entries, labels in pairs]
+        checked.append((entries, labels))
+    return checked
 
 
 def _pairs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -31,7 +31,8 @@ class HardNegativeSampler:
     - `"random"`: the same numbers drawn at random, without replacement, from all.
 
     Args:
-        strategy (str): `"hardest"`, `"semi-hard"` or `"random"`. Default: `"semi-hard"`.
+        strategy (str): `"hardest"`, `"semi-hard"` or `"random"`, also by position. Default:
+            `"semi-hard"`.
         ratio (float): fraction of the available entries that `"semi-hard"` draws from, in (0, 1].
             Default: 0.1.
         num_negatives (int, optional): number of negatives for each anchor, at least 1. None: all
@@ -53,7 +54,7 @@ class HardNegativeSampler:
         torch.Size([])
     """
 
-    strategy: Strategy = "semi-hard"
+    strategy: Strategy = field(default="semi-hard", kw_only=False)
     ratio: float = 0.1
     num_negatives: int | None = 2048
     num_positives: int | None = 1024

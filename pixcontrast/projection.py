@@ -79,7 +79,8 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         weight = next(self.layers.parameters())
-        check.check_feature_map("features", features, str(self.in_channels), self.in_channels)
+        channels = self.in_channels
+        features = check.check_feature_map("features", features, str(channels), channels)
         check.check_same_device("features", features, "the head", weight)
         if features.dtype != weight.dtype and not product_is_cast(features):
             check.refuse(

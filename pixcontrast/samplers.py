@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._pixels.groups import MAX_LABEL, DrawnGroups, draw_groups, source
-from pixcontrast._tensors import mark_ignored, widest_float
+from pixcontrast._pixels.groups import DRAW_BITS, MAX_LABEL, DrawnGroups, draw_groups, source
+from pixcontrast._tensors import IGNORED, mark_ignored, widest_float
 
 
 class AnchorSample(NamedTuple):
@@ -45,10 +45,14 @@ class _GroupSampler:
     max_anchors: int
     max_views: int
     min_pixels: int
+    max_per_class: int | None
 
     def __post_init__(self) -> None:
         for name in ("max_anchors", "max_views", "min_pixels"):
             object.__setattr__(self, name, check.check_integer(name, getattr(self, name), 1))
+        if self.max_per_class is not None:
+            most = check.check_integer("max_per_class", self.max_per_class, 1)
+            object.__setattr__(self, "max_per_class", most)
 
     def __call__(
         self,
@@ -58,7 +62,7 @@ class _GroupSampler:
         ignore_index: int = 255,
         generator: torch.Generator | None = None,
     ) -> AnchorSample:
-        _check_arguments(labels, ignore_index, generator)
+        labels = _check_arguments(labels, ignore_index, generator)
         hard = self._is_hard(labels, preds)
         if labels.numel() == 0:
             empty = torch.zeros(0, dtype=torch.int64, device=labels.device)
@@ -68,6 +72,9 @@ class _GroupSampler:
         num_groups = (groups.size > 0).sum()
         views = (self.max_anchors // num_groups.clamp(min=1)).clamp(1, self.max_views)
         taken = torch.minimum(groups.size, views)
+        if self.max_per_class is not None:
+            share = _share_of_class(groups, marked, self.max_per_class, generator)
+            taken = torch.minimum(taken, share)
         taken_hard = self._num_hard(groups, taken, generator)
         num_anchors = min(self.max_anchors, labels.numel())
         indices, padding = _take_pixels(groups, taken, taken_hard, num_anchors)
@@ -95,8 +102,9 @@ class HardAnchorSampler(_GroupSampler):
     of them from its mispredicted (hard) pixels and the rest from the correct (easy) ones. If one
     kind has too few pixels, the other kind fills up. If hard_fraction × views is not an integer, it
     is randomly rounded up or down, so that the fraction is met on average. If there are more groups
-    than `max_anchors`, a random `max_anchors` of the groups give one pixel each. The sampler is an
-    immutable object without state.
+    than `max_anchors`, a random `max_anchors` of the groups give one pixel each. With
+    `max_per_class`, the groups of a class in all images share that number evenly, the remainder at
+    random. The sampler is an immutable object without state.
 
     Args:
         max_anchors (int): largest number of anchors of a batch, at least 1. Default: 1024.
@@ -104,6 +112,8 @@ class HardAnchorSampler(_GroupSampler):
             of an embedding map is a good start. Default: 100.
         hard_fraction (float): fraction of hard pixels, in [0, 1]. Default: 0.5.
         min_pixels (int): smallest size of a group that gives anchors, at least 1. Default: 1.
+        max_per_class (int, optional): largest number of anchors of one class over the batch, at
+            least 1. Default: None, no such limit.
 
     Call:
         `sampler(labels, preds=None, *, ignore_index=255, generator=None) -> AnchorSample`
@@ -136,6 +146,7 @@ class HardAnchorSampler(_GroupSampler):
     max_views: int = 100
     hard_fraction: float = 0.5
     min_pixels: int = 1
+    max_per_class: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,7 +157,7 @@ class HardAnchorSampler(_GroupSampler):
     def _is_hard(self, labels: Tensor, preds: Tensor | None) -> Tensor | None:
         if preds is None:
             return None
-        check.check_sampler_map("preds", preds)
+        preds = check.check_sampler_map("preds", preds)
         if preds.shape != labels.shape:
             expected = f"the shape of labels, {check.shape_of(labels)}"
             check.refuse("preds", expected, check.shape_of(preds))
@@ -172,6 +183,8 @@ class RandomAnchorSampler(_GroupSampler):
         max_views (int): largest number of anchors of a group (one class in one image), at least 1.
             Default: 100.
         min_pixels (int): smallest size of a group that gives anchors, at least 1. Default: 1.
+        max_per_class (int, optional): largest number of anchors of one class over the batch, at
+            least 1. Default: None, no such limit.
 
     Call:
         As `HardAnchorSampler`; `preds` is not used.
@@ -190,6 +203,24 @@ class RandomAnchorSampler(_GroupSampler):
     max_anchors: int = 1024
     max_views: int = 100
     min_pixels: int = 1
+    max_per_class: int | None = None
+
+
+def _share_of_class(
+    groups: DrawnGroups, labels: Tensor, max_per_class: int, generator: torch.Generator | None
+) -> Tensor:
+    """Return the largest number of pixels of each group (A,), if those of a class share a number.
+
+    Each group gets an equal share; the remainder goes to a random choice of the groups of a class.
+    """
+    label = labels.flatten()[groups.order[groups.start]]
+    label = label.masked_fill(groups.size == 0, IGNORED)
+    draw = torch.randint(1 << DRAW_BITS, label.shape, device=label.device, **source(generator))
+    keys, order = ((label << DRAW_BITS) + draw).sort(stable=True)
+    first, end = (torch.searchsorted(keys, (label + i) << DRAW_BITS) for i in (0, 1))
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    num_groups = end - first
+    return max_per_class // num_groups + (rank - first < max_per_class % num_groups)
 
 
 def _take_pixels(
@@ -211,11 +242,14 @@ def _take_pixels(
     return groups.order[position].masked_fill(padding, 0), padding
 
 
-def _check_arguments(labels: Tensor, ignore_index: int, generator: torch.Generator | None) -> None:
+def _check_arguments(
+    labels: Tensor, ignore_index: int, generator: torch.Generator | None
+) -> Tensor:
     check.check_ignore_index(ignore_index)
-    check.check_sampler_map("labels", labels)
+    labels = check.check_sampler_map("labels", labels)
     check.check_generator(generator, labels.device)
     if check.values_can_be_seen(labels):
         expected = f"classes up to {MAX_LABEL}, the largest label that the samplers support"
         fix = "number the classes from 0"
         check.check_largest_label(labels, ignore_index, MAX_LABEL, expected, fix)
+    return labels

@@ -12,7 +12,13 @@ from benchmarks.reliability.calls import Call
 from benchmarks.reliability.truth_banks import check_bank, check_writes
 from benchmarks.reliability.truth_equation import check_info_nce, copy_of
 from benchmarks.reliability.truth_losses import check_loss
-from benchmarks.reliability.truth_pixels import WrongError, expect, is_readable, plain
+from benchmarks.reliability.truth_pixels import (
+    WrongError,
+    expect,
+    is_readable,
+    plain,
+    without_channel,
+)
 from benchmarks.reliability.truth_samples import check_sample
 from pixcontrast import MemoryBank
 
@@ -57,7 +63,9 @@ def _judge(
     elif call.target == "sampler":
         check_sample(call.function, given["labels"], given["preds"], given["ignore_index"], result)
     elif call.target == "bank.update" and is_readable(given["emb"], given["labels"]):
-        check_writes(known["bank"], known["state"], plain(given["emb"]), plain(given["labels"]))
+        emb = plain(given["emb"])
+        labels = without_channel(plain(given["labels"]), emb)
+        check_writes(known["bank"], known["state"], emb, labels)
     elif call.target == "head":
         _check_embedding(given["features"], result)
 

@@ -27,6 +27,7 @@ from benchmarks.reliability.truth_pixels import (
     plain,
     regions_of,
     same_bits,
+    without_channel,
 )
 from benchmarks.reliability.truth_samples import check_sample
 from pixcontrast import AnchorSample, RegionContrastLoss
@@ -82,8 +83,11 @@ class LossStep(NamedTuple):
         return bool(self.options["normalize"])
 
     def flat_labels(self) -> Tensor:
-        """Return the labels at the resolution of the embedding, (B, P) int64."""
-        return flat(self.labels, self.emb).to(torch.int64)
+        """Return the labels (B, P) at the size of the embedding, ignored where the weight is 0."""
+        labels = flat(self.labels, self.emb).to(torch.int64)
+        if self.weight is None:
+            return labels
+        return labels.masked_fill(flat(self.weight, self.emb) == 0, self.ignore)
 
     def flat_preds(self) -> Tensor | None:
         """Return the predicted classes at that resolution."""
@@ -109,11 +113,12 @@ def check_loss(
     if not is_readable(given["emb"], given["labels"], given["preds"], given["weight"]):
         return
     loss, sample, made = _with_anchors(module, given, known, result)
-    emb, labels, preds, weight = (
-        None if given[name] is None else plain(given[name])
-        for name in ("emb", "labels", "preds", "weight")
+    emb = plain(given["emb"])
+    labels, preds, weight = (
+        None if given[name] is None else without_channel(plain(given[name]), emb)
+        for name in ("labels", "preds", "weight")
     )
-    assert emb is not None and labels is not None  # noqa: PT018  required arguments
+    assert labels is not None
     step = LossStep(
         type(made),
         {name: getattr(made, name) for name in OPTIONS},
@@ -132,8 +137,9 @@ def check_loss(
             verdict = judge(equation, step.loss.double() / step.factor, {})
             check_gradient(step, verdict, step.factor)
     if made.bank is not None:
+        labels = step.flat_labels().view(emb.shape[:1] + emb.shape[2:])
         if not (made.training and made.update_bank):
-            labels = torch.full_like(labels, -1 if labels.dtype.is_signed else step.ignore)
+            labels = torch.full_like(labels, -1)
         check_writes(made.bank, known["state"], emb, labels)
 
 

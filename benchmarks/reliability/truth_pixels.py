@@ -27,6 +27,12 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.detach().as_subclass(Tensor).resolve_neg()
 
 
+def without_channel(pixel_map: Tensor, emb: Tensor) -> Tensor:
+    """Remove a channel dimension of one; logits have several classes."""
+    has_channel = pixel_map.ndim == emb.ndim and pixel_map.shape[1] == 1
+    return pixel_map.squeeze(1) if has_channel else pixel_map
+
+
 def is_readable(*values: Any) -> bool:
     """Return whether the values of all tensors can be read."""
     return all(v.device.type == "cpu" for v in values if isinstance(v, Tensor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -11,27 +12,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixcontrast._bank.ring import BUFFERS, WHOLE, Rings, Shard, slots_below
-from pixcontrast._check import short_dtype
+from pixcontrast import _check as check
+from pixcontrast._bank.ring import BUFFERS, QUEUES, WHOLE, Rings, Shard, slots_below
 
 UNIT_TOLERANCE = 2**-7
 """Tolerance of a length. Rounding a unit vector to bfloat16 changes it by at most 2^-9."""
 
+_NOT_SAVED = (
+    "(no bank has saved this; if it is a moving average over state_dict(), build the bank with "
+    "persistent=False)"
+)
 
-class OwnBuffers(nn.Module):
-    """A Module whose buffers are saved, loaded and moved, but not listed by its parent modules.
+
+class BankBuffers(nn.Module):
+    """The buffers of a bank: saved, loaded and moved, but not listed by its parent modules.
 
     DistributedDataParallel broadcasts the buffers of the wrapped module from rank 0 in every step,
-    and a moving average of a model copies them. With a bank, that would cost its whole size each
-    time and overwrite one rank's shard with another's. Both list the buffers of the outer module,
-    which does not include these. `state_dict`, `.to()` and the module itself do include them.
+    and a moving average over `buffers()` copies them. With a bank, that would cost its whole size
+    each time and overwrite one rank's shard with another's. Both list the buffers of the outer
+    module, which does not include these. `.to()`, the bank itself and, if they are persistent,
+    `state_dict` do include them.
     """
 
-    _own: tuple[str, ...] = ()
+    pixels: Tensor
+    regions: Tensor
+    pixel_count: Tensor
+    region_count: Tensor
+    pixel_next: Tensor
+    region_next: Tensor
+
+    def __init__(self, persistent: bool, shard: Shard) -> None:
+        super().__init__()
+        self.persistent = persistent
+        self._shard = shard
+        self._own: tuple[str, ...] = ()
 
     def register_own_buffer(self, name: str, tensor: Tensor) -> None:
         setattr(self, name, tensor)
         self._own = (*self._own, name)
+        if not self.persistent:
+            self._non_persistent_buffers_set.add(name)
+
+    def register_queue(self, queue: str, vectors: Tensor) -> None:
+        """Register vectors (C, slots, D) and counters of a queue."""
+        name, *counters = BUFFERS[queue]
+        self.register_own_buffer(name, vectors)
+        for counter in counters:
+            self.register_own_buffer(counter, torch.zeros(len(vectors), dtype=torch.int64))
+
+    def _rings(self, queue: str) -> Rings:
+        check.check_choice("queue", queue, QUEUES)
+        return Rings(*(getattr(self, name) for name in BUFFERS[queue]))
 
     @contextmanager
     def _registered(self) -> Iterator[None]:
@@ -48,7 +79,7 @@ class OwnBuffers(nn.Module):
         with self._registered():
             return iter(list(super().named_buffers(*args, **kwargs)))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OwnBuffers:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BankBuffers:
         with self._registered():
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -57,9 +88,30 @@ class OwnBuffers(nn.Module):
         with self._registered():
             super()._save_to_state_dict(*args, **kwargs)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        with self._registered():
-            super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any) -> None:
+        """Load a state if all of the bank's entries are valid; otherwise load nothing."""
+        prefix, _, _, missing_keys, _, error_msgs = args
+        buffers = dict(self.named_buffers()) if self.persistent else {}
+        faults = faults_of_state(state_dict, prefix, buffers, self._shard)
+        if not faults:
+            with self._registered():
+                super()._load_from_state_dict(state_dict, *args)
+        elif _is_strict():
+            error_msgs.extend([*faults, "(strict=False leaves the bank as it is)"])
+        else:
+            missing_keys.extend(prefix + name for name in buffers)
+            message = "MemoryBank: not loaded, the bank stays as it is: " + "; ".join(faults)
+            warnings.warn(message, stacklevel=2)
+
+
+def _is_strict() -> bool:
+    """Return the `strict` of the `load_state_dict` that is running, which PyTorch does not pass."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        if frame.f_code is nn.Module.load_state_dict.__code__:
+            return bool(frame.f_locals["strict"])
+        frame = frame.f_back
+    return True
 
 
 def faults_of_state(
@@ -106,7 +158,7 @@ def _faults_of_shard(state: Mapping[str, Any], prefix: str, expected: Shard) -> 
 def _fault(state: Mapping[str, Any], key: str, buffer: Tensor) -> str | None:
     """Return what is wrong with one entry, apart from its values."""
     if key not in state:
-        return f"{key}: expected an entry of the bank's state; it is missing"
+        return f"{key}: expected all entries of the bank's state, or none; this one is missing"
     value = state[key]
     if not isinstance(value, Tensor):
         return f"{key}: expected a tensor; got a {type(value).__name__}"
@@ -123,7 +175,9 @@ def _fault(state: Mapping[str, Any], key: str, buffer: Tensor) -> str | None:
         kind, fits = "floating", value.is_floating_point()
     else:
         kind, fits = "int64", value.dtype == buffer.dtype
-    return None if fits else f"{key}: expected a {kind} tensor; got {short_dtype(value.dtype)}"
+    return (
+        None if fits else f"{key}: expected a {kind} tensor; got {check.short_dtype(value.dtype)}"
+    )
 
 
 def _faults_of_rings(keys: list[str], rings: Rings, shard: Shard) -> list[str]:
@@ -132,14 +186,14 @@ def _faults_of_rings(keys: list[str], rings: Rings, shard: Shard) -> list[str]:
     slots = vectors.shape[1]
     length = max(slots * shard.size, 1)
     if not bool(((count >= 0) & (count <= slots)).all()):
-        return [f"{keys[1]}: expected counts from 0 to {slots}; got {count.tolist()}"]
+        return [f"{keys[1]}: expected counts from 0 to {slots}; got {count.tolist()} {_NOT_SAVED}"]
     # A ring that is not full is written in the order of its slots.
     follows = (count == slots) | (count == slots_below(next_position, shard))
     follows &= (next_position >= 0) & (next_position < length)
     if not bool(follows.all()):
         return [
             f"{keys[2]}: expected the slot after the last one written, below {length}; "
-            f"got {next_position.tolist()} with counts of {count.tolist()}"
+            f"got {next_position.tolist()} with counts of {count.tolist()} {_NOT_SAVED}"
         ]
     norms = torch.linalg.vector_norm(vectors.to(torch.float64), dim=2)
     written = torch.arange(slots, device=count.device) < count[:, None]
@@ -147,7 +201,7 @@ def _faults_of_rings(keys: list[str], rings: Rings, shard: Shard) -> list[str]:
     if not bool((is_unit | (~written & (norms == 0))).all()):
         return [
             f"{keys[0]}: expected vectors of unit length in written slots, and zeros in the others;"
-            f" got other values"
+            f" got other values {_NOT_SAVED}"
         ]
     return []
 

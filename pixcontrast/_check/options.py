@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -37,8 +37,15 @@ def refuse(
 
 
 def kind_of(value: object) -> str:
-    """Return type and value, or "a tensor"."""
-    return "a tensor" if isinstance(value, Tensor) else f"{type(value).__name__} {shown(value)}"
+    """Return the type of a value, and its size if it is a collection, or else its value."""
+    name, shape = type(value).__name__, getattr(value, "shape", None)
+    if isinstance(value, Tensor):
+        return "a tensor"
+    if isinstance(shape, tuple) and len(shape) > 0:
+        return f"{name} of shape {shape}"
+    if shape is None and isinstance(value, Collection) and not isinstance(value, str):
+        return f"{name} of length {len(value)}"
+    return f"{name} {shown(value)}"
 
 
 def shown(value: object) -> str:
@@ -71,6 +78,8 @@ def check_integer(name: str, value: object, at_least: int = -(1 << 63)) -> int:
 
 
 def check_ignore_index(value: object) -> int:
+    fix = "to ignore negative labels only, pass -1"
+    expect(value is not None, "ignore_index", "an int", value, fix, TypeError)
     return check_integer("ignore_index", value)
 
 

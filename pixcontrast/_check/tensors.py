@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,38 +11,46 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from pixcontrast._check.options import FLOATING, check_instance, expect, kind_of, refuse
 
-INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 DTYPES = {
     "a floating": FLOATING,
-    "an integer": INTEGER,
-    "a floating or integer": FLOATING + INTEGER,
+    "an integer": SIGNED + UNSIGNED,
+    "an integer or bool": (*SIGNED, *UNSIGNED, torch.bool),
+    "a floating, integer or bool": (*FLOATING, *SIGNED, *UNSIGNED, torch.bool),
 }
+# These dtypes lack most operations. A number above 2 ** 63 becomes negative.
+CONVERTED = {torch.bool: torch.uint8, torch.uint16: torch.int32}
+CONVERTED |= {torch.uint32: torch.int64, torch.uint64: torch.int64}
 
 
-def check_vectors(name: str, value: object) -> None:
+def check_vectors(name: str, value: object) -> Tensor:
     """Accept a floating point tensor of shape (rows, D) with D at least 1."""
     vectors = _typed(name, value, "a floating")
     expect(vectors.ndim == 2, name, "2 dimensions, (rows, D)", shape_of(vectors))
     expect(vectors.shape[1] >= 1, name, "D of at least 1", shape_of(vectors))
+    return vectors
 
 
-def check_vector_labels(name: str, value: object, vectors_name: str, vectors: Tensor) -> None:
+def check_vector_labels(name: str, value: object, vectors_name: str, vectors: Tensor) -> Tensor:
     """Accept an integer tensor of shape (rows,) for vectors of shape (rows, D)."""
     labels = _typed(name, value, "an integer")
     if labels.shape != vectors.shape[:1]:
         expected = f"shape ({vectors.shape[0]},), one label for each row of {vectors_name}"
         refuse(name, expected, shape_of(labels))
     check_same_device(name, labels, vectors_name, vectors)
+    return labels
 
 
-def check_anchor_weight(name: str, value: object, anchors: Tensor) -> None:
+def check_anchor_weight(name: str, value: object, anchors: Tensor) -> Tensor:
     """Accept a weight of shape (M,) for anchors of shape (M, D)."""
-    weight = _typed(name, value, "a floating or integer")
+    weight = _typed(name, value, "a floating, integer or bool")
     if weight.shape != anchors.shape[:1]:
         expected = f"shape ({anchors.shape[0]},), one weight for each anchor"
         refuse(name, expected, shape_of(weight))
     check_same_device(name, weight, "anchors", anchors)
     _check_weight_values(name, weight)
+    return weight
 
 
 def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
@@ -70,7 +79,7 @@ def check_generator(generator: object, device: torch.device) -> None:
 
 def check_feature_map(
     name: str, value: object, channels: str, num_channels: int | None = None
-) -> None:
+) -> Tensor:
     """Accept a floating point tensor of shape (B, channels, *S) or (N, channels).
 
     `channels` names the dimension in messages; `num_channels` is its size, or None for any but 0.
@@ -80,52 +89,66 @@ def check_feature_map(
     expected = f"(B, {channels}, *S) with 1 to 3 spatial dimensions, or (N, {channels})"
     expect(valid and 2 <= features.ndim <= 5, name, expected, shape_of(features))
     expect(features.shape[1] >= 1, name, f"{channels} of at least 1", shape_of(features))
+    return features
 
 
-def check_projected(value: object, rows: Tensor) -> None:
+def check_projected(value: object, rows: Tensor) -> Tensor:
     """Accept embeddings (n, D) of feature rows (n, C)."""
     name = "the output of projection"
-    check_vectors(name, value)
-    assert isinstance(value, Tensor)
+    embeddings = check_vectors(name, value)
     expected = f"{rows.shape[0]} rows, one for each row of its input"
-    expect(value.shape[0] == rows.shape[0], name, expected, shape_of(value))
-    check_same_device(name, value, "emb", rows)
+    expect(embeddings.shape[0] == rows.shape[0], name, expected, shape_of(embeddings))
+    check_same_device(name, embeddings, "emb", rows)
+    return embeddings
 
 
-def check_labels(value: object, emb: Tensor) -> None:
-    _check_pixel_map("labels", _typed("labels", value, "an integer"), emb)
+def check_labels(value: object, emb: Tensor) -> Tensor:
+    """Accept labels (B, *S_any) or (B, 1, *S_any), and return them as (B, *S_any)."""
+    fix = ""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        is_one_hot = value.ndim == emb.ndim and value.shape[1] > 1
+        fix = f"the fix is labels.{'argmax(1)' if is_one_hot else 'long()'}"
+    labels = _pixel_map("labels", _typed("labels", value, "an integer or bool", fix), emb)
+    size = labels.shape[1:]
+    if emb.ndim > 2 and size == emb.shape[1:-1] and size != emb.shape[2:]:
+        got = f"{shape_of(emb)}, which fits labels {shape_of(labels)} with channels last"
+        refuse("emb", "(B, D, *S), channels first", got, "the fix is emb.movedim(-1, 1)")
+    return labels
 
 
-def check_pixel_weight(value: object, emb: Tensor) -> None:
-    weight = _typed("weight", value, "a floating or integer")
-    _check_pixel_map("weight", weight, emb)
+def check_pixel_weight(value: object, emb: Tensor) -> Tensor:
+    """Accept weights (B, *S_any) or (B, 1, *S_any), and return them as (B, *S_any)."""
+    weight = _pixel_map("weight", _typed("weight", value, "a floating, integer or bool"), emb)
     _check_weight_values("weight", weight)
+    return weight
 
 
-def check_predictions(value: object, emb: Tensor) -> None:
-    """Accept integer classes (B, *S_any) or floating point logits (B, C, *S_any), C at least 2."""
-    if not isinstance(value, Tensor):
-        refuse("preds", "a tensor or None", kind_of(value), error=TypeError)
-    _check_strided("preds", value)
-    if not value.is_floating_point():
-        _check_pixel_map("preds", _typed("preds", value, "an integer"), emb)
-        return
-    if value.ndim != emb.ndim:
+def check_predictions(value: object, emb: Tensor) -> Tensor:
+    """Accept classes (B, *S_any) or (B, 1, *S_any), or logits (B, C, *S_any), C at least 2.
+
+    Return classes (B, *S_any), or the logits.
+    """
+    preds = _typed("preds", value, "a floating, integer or bool")
+    if not preds.is_floating_point():
+        return _pixel_map("preds", preds, emb)
+    if preds.ndim != emb.ndim:
         expected = f"integer classes {_map_shape(emb)} or floating logits with a class dimension"
-        got = f"{value.dtype} of shape {shape_of(value)}"
-        refuse("preds", f"{expected} after the first", got, error=TypeError)
-    logits = _typed("preds", value, "a floating")
+        got = f"{preds.dtype} of shape {shape_of(preds)}"
+        fix = "for the probability of one class pass preds > 0.5"
+        refuse("preds", f"{expected} after the first", got, fix, TypeError)
     fix = "argmax over one class is always 0; for one logit per pixel pass "
     fix += "(logit > 0).long().squeeze(1)"
-    expect(logits.shape[1] >= 2, "preds", "logits of at least 2 classes", shape_of(value), fix)
-    _check_pixel_map("preds", logits.select(1, 0), emb)
+    expect(preds.shape[1] >= 2, "preds", "logits of at least 2 classes", shape_of(preds), fix)
+    _pixel_map("preds", preds.select(1, 0), emb)
+    return preds
 
 
-def check_sampler_map(name: str, value: object) -> None:
+def check_sampler_map(name: str, value: object) -> Tensor:
     """Accept an integer tensor of shape (B, P)."""
-    pixel_map = _typed(name, value, "an integer")
+    pixel_map = _typed(name, value, "an integer or bool")
     fix = f"for a map with more dimensions pass {name}.flatten(1)"
     expect(pixel_map.ndim == 2, name, "2 dimensions, (B, P)", shape_of(pixel_map), fix)
+    return pixel_map
 
 
 def check_largest_label(
@@ -158,12 +181,29 @@ def short_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_pixel_map(name: str, value: Tensor, emb: Tensor) -> None:
-    """Accept (B, *S_any) for an embedding (B, D, *S), and (N,) for points (N, D)."""
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor without its subclass, such as MONAI's MetaTensor or torchvision's Mask.
+
+    A subclass that implements operators itself, such as FakeTensor, is returned unchanged.
+    """
+    kind = type(tensor)
+    if kind is Tensor or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return tensor
+    with torch._C.DisableTorchFunctionSubclass():  # torch.compile cannot trace as_subclass
+        same: Tensor = tensor.view(tensor.shape)
+        return same
+
+
+def _pixel_map(name: str, value: Tensor, emb: Tensor) -> Tensor:
+    """Accept (B, *S_any) for an embedding (B, D, *S), and (N,) for points (N, D).
+
+    A channel dimension of one is removed.
+    """
     if value.ndim == emb.ndim and value.shape[1] == 1:
-        refuse(name, _map_shape(emb), shape_of(value), f"the fix is {name}.squeeze(1)")
+        value = value.squeeze(1)
     if value.ndim != emb.ndim - 1:
-        refuse(name, f"{_map_shape(emb)} for emb {shape_of(emb)}", shape_of(value))
+        fix = f"for one-hot {name} pass {name}.argmax(1)" if value.ndim == emb.ndim else ""
+        refuse(name, f"{_map_shape(emb)} for emb {shape_of(emb)}", shape_of(value), fix)
     if value.shape[0] != emb.shape[0]:
         unit = "points" if emb.ndim == 2 else "images"
         expected = f"the same number of {unit} as emb, {emb.shape[0]}"
@@ -171,6 +211,7 @@ def _check_pixel_map(name: str, value: Tensor, emb: Tensor) -> None:
     is_missing = value.numel() == 0 and emb.numel() > 0
     expect(not is_missing, name, "at least one pixel per image", shape_of(value))
     check_same_device(name, value, "emb", emb)
+    return value
 
 
 def _map_shape(emb: Tensor) -> str:
@@ -186,19 +227,28 @@ def _check_weight_values(name: str, weight: Tensor) -> None:
         refuse(name, "finite weights of at least 0", values)
 
 
-def _typed(name: str, value: Any, kind: str) -> Tensor:
-    """Accept a dense tensor with one of the dtypes of this kind."""
+def _typed(name: str, value: Any, kind: str, fix: str = "") -> Tensor:
+    """Accept a dense tensor with a dtype of this kind. Return it without its subclass.
+
+    Dtypes that lack operations are converted. Sparse and nested tensors lack most operations.
+    """
     if not isinstance(value, Tensor):
-        refuse(name, f"{kind} tensor", kind_of(value), error=TypeError)
+        refuse(name, f"{kind} tensor", kind_of(value), _tensor_of(name, value), TypeError)
     if value.dtype not in DTYPES[kind]:
         names = ", ".join(map(short_dtype, DTYPES[kind]))
-        refuse(name, f"{kind} tensor ({names})", short_dtype(value.dtype), error=TypeError)
-    _check_strided(name, value)
-    return value
-
-
-def _check_strided(name: str, value: Tensor) -> None:
-    """Refuse sparse and nested tensors, which lack most operations."""
+        refuse(name, f"{kind} tensor ({names})", short_dtype(value.dtype), fix, TypeError)
     if value.layout != torch.strided:
         layout = str(value.layout).removeprefix("torch.")
         refuse(name, "a dense tensor", f"the layout {layout}", error=TypeError)
+    tensor = plain(value)
+    return tensor.to(CONVERTED[tensor.dtype]) if tensor.dtype in CONVERTED else tensor
+
+
+def _tensor_of(name: str, value: object) -> str:
+    """Return how the caller gets a tensor from a value of another type."""
+    if isinstance(value, Mapping):
+        return f"pass one of its tensors, for example {name}['out']"
+    if isinstance(value, Sequence) and any(isinstance(element, Tensor) for element in value):
+        return "make a call for each of its tensors, and add up the losses"
+    is_array = hasattr(value, "__array__") or isinstance(value, list | tuple)
+    return f"the fix is torch.as_tensor({name})" if is_array else ""

@@ -160,14 +160,16 @@ class ContrastLoss(nn.Module):
         return_anchors: bool = False,
     ) -> Tensor | tuple[Tensor, AnchorSample]:
         check.check_flag("return_anchors", return_anchors)
-        self._check_call(emb, labels, preds, weight, generator)
+        emb, labels, preds, weight = self._check_call(emb, labels, preds, weight, generator)
         bank_to_update = self._bank_to_update()
         batch = self._prepare(emb, labels, preds, weight)
         sample = self.anchor_sampler(
             batch.labels, batch.preds, ignore_index=self.ignore_index, generator=generator
         )
-        check.check_vector_labels("anchor_labels", sample.labels, "indices", sample.indices)
-        sampled = mark_ignored(sample.labels, self.ignore_index)
+        sampled = check.check_vector_labels(
+            "anchor_labels", sample.labels, "the sampled indices", sample.indices
+        )
+        sampled = mark_ignored(sampled, self.ignore_index)
         seed = draw_seed(self.negative_sampler, sampled.device, generator)
         drawn = self._draw_for_bank(batch, bank_to_update, generator)
         vectors, rows = batch.embed(sample.indices, sampled != IGNORED, drawn)
@@ -187,13 +189,12 @@ class ContrastLoss(nn.Module):
         preds: Tensor | None,
         weight: Tensor | None,
         generator: torch.Generator | None,
-    ) -> None:
-        check.check_feature_map("emb", emb, "D" if self.projection is None else "C")
-        check.check_labels(labels, emb)
-        if preds is not None:
-            check.check_predictions(preds, emb)
-        if weight is not None:
-            check.check_pixel_weight(weight, emb)
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Return the tensors without subclasses and channel dimensions of one."""
+        emb = check.check_feature_map("emb", emb, "D" if self.projection is None else "C")
+        labels = check.check_labels(labels, emb)
+        preds = None if preds is None else check.check_predictions(preds, emb)
+        weight = None if weight is None else check.check_pixel_weight(weight, emb)
         check.check_generator(generator, emb.device)
         if "image" in self.contrast_with and emb.ndim == 2:
             expected = '(B, D, *S) with contrast_with=("image",), which points do not have'
@@ -203,6 +204,7 @@ class ContrastLoss(nn.Module):
                 self.bank.check_fits(emb)
             if check.values_can_be_seen(labels) or self.validate:
                 self.bank.check_label_range(labels)
+        return emb, labels, preds, weight
 
     def _bank_to_update(self) -> MemoryBank | None:
         """Return the bank if this call updates it. Raise or warn if the update is not allowed."""

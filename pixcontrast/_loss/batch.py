@@ -66,10 +66,8 @@ class Batch:
         """Bring checked arguments to the size of the features, and mark ignored labels."""
         feature_map = as_map(features)
         size = feature_map.shape[2:]
-        flat_labels = mark_ignored(flat_map(labels, size), ignore_index, num_classes)
-        if weight is not None:
-            weight = flat_map(weight, size)
-            flat_labels = flat_labels.masked_fill(weight == 0, IGNORED)
+        weight = None if weight is None else flat_map(weight, size)
+        flat_labels = mark_ignored(flat_map(labels, size), ignore_index, num_classes, weight)
         flat_preds = None if preds is None else flat_predictions(preds, size)
         return cls(feature_map, projection, flat_labels, flat_preds, weight)
 
@@ -102,8 +100,7 @@ class Batch:
         if self.projection is None:
             return rows, others
         rows = rows if drawn is None else torch.cat([rows, others])
-        embeddings = self.projection(rows)
-        check.check_projected(embeddings, rows)
+        embeddings = check.check_projected(self.projection(rows), rows)
         return embeddings[:num_anchors], embeddings[num_anchors:].detach()
 
     def embed_chunk(self) -> Embed | None:
@@ -115,8 +112,7 @@ class Batch:
         def embed(features: Tensor) -> Tensor:
             rows = features.transpose(1, 2).flatten(0, 1)
             with torch.no_grad(), eval_mode(projection):
-                embeddings: Tensor = projection(rows)
-            check.check_projected(embeddings, rows)
+                embeddings = check.check_projected(projection(rows), rows)
             shape = (features.shape[0], features.shape[2], embeddings.shape[1])
             return embeddings.view(shape).transpose(1, 2)
 

@@ -23,6 +23,7 @@ EMB = torch.randn(2, 4, 6, 5)
 LABELS = torch.zeros(2, 6, 5, dtype=torch.int64)
 ANCHORS = torch.randn(3, 4)
 THREE = torch.zeros(3, dtype=torch.int64)
+ONE_HOT = torch.nn.functional.one_hot(LABELS, 3).movedim(-1, 1)
 META = torch.device("meta")
 
 
@@ -107,7 +108,6 @@ CASES = {
     "emb without width": (lambda: call(EMB[:, :0], LABELS), ValueError, ["emb", "at least 1", "(2, 0, 6, 5)"]),
     "labels of floats": (lambda: call(EMB, LABELS.float()), TypeError, ["labels", "int64", "float32"]),
     "labels of too few dimensions": (lambda: call(EMB, LABELS[0]), ValueError, ["labels", "(B, H, W)", "(6, 5)"]),
-    "labels with a channel": (lambda: call(EMB, LABELS[:, None]), ValueError, ["labels", "(2, 1, 6, 5)", "labels.squeeze(1)"]),
     "labels of one-hot": (lambda: call(EMB, LABELS[:, None].repeat(1, 3, 1, 1)), ValueError, ["labels", "(B, H, W)", "(2, 3, 6, 5)"]),
     "labels of fewer images": (lambda: call(EMB, LABELS[:1]), ValueError, ["labels", "2", "1"]),
     "labels of no pixels": (lambda: call(EMB, LABELS[..., :0]), ValueError, ["labels", "at least one pixel", "(2, 6, 0)"]),
@@ -117,7 +117,6 @@ CASES = {
     "logits of eight bits": (lambda: call(EMB, LABELS, EMB.to(torch.float8_e4m3fn)), TypeError, ["preds", "float32", "float8_e4m3fn"]),
     "logits of one class of points": (lambda: call(ANCHORS, THREE, ANCHORS[:, :1]), ValueError, ["preds", "(3, 1)"]),
     "classes as floats": (lambda: call(EMB, LABELS, LABELS.float()), TypeError, ["preds", "integer classes", "float32"]),
-    "classes with a channel": (lambda: call(EMB, LABELS, LABELS[:, None]), ValueError, ["preds", "preds.squeeze(1)"]),
     "predictions of fewer images": (lambda: call(EMB, LABELS, EMB[:1]), ValueError, ["preds", "2", "1"]),
     "predictions are a list": (lambda: call(EMB, LABELS, [1]), TypeError, ["preds", "tensor", "list"]),
     "predictions on another device": (lambda: call(EMB, LABELS, EMB.to(META)), ValueError, ["preds", "cpu", "meta"]),
@@ -130,10 +129,27 @@ CASES = {
     "labels beyond the bank": (lambda: call(EMB, LABELS + 3, loss=PixelContrastLoss(bank=bank())), ValueError, ["labels", "num_classes = 3", "3"]),
     "labels beyond the bank, regions": (lambda: call(EMB, LABELS + 9, loss=RegionContrastLoss(bank=bank())), ValueError, ["labels", "num_classes = 3", "9"]),
     "labels beyond the sort": (lambda: call(EMB, LABELS + 2**24), ValueError, ["labels", "16777215", "16777216"]),
+    # formats that loaders give: the fix, and never the contents
+    "float labels": (lambda: call(EMB, LABELS.float()), TypeError, ["labels", "float32", "labels.long()"]),
+    "float labels with a channel": (lambda: call(EMB, LABELS[:, None].float()), TypeError, ["labels", "labels.long()"]),
+    "one-hot of integers": (lambda: call(EMB, ONE_HOT), ValueError, ["labels", "(2, 3, 6, 5)", "labels.argmax(1)"]),
+    "one-hot of floats": (lambda: call(EMB, ONE_HOT.float()), TypeError, ["labels", "float32", "labels.argmax(1)"]),
+    "one-hot classes": (lambda: call(EMB, LABELS, ONE_HOT), ValueError, ["preds", "preds.argmax(1)"]),
+    "labels in an array": (lambda: call(EMB, LABELS.numpy()), TypeError, ["labels", "ndarray of shape (2, 6, 5)", "torch.as_tensor(labels)"]),
+    "labels in a list": (lambda: call(EMB, LABELS.tolist()), TypeError, ["labels", "list of length 2", "torch.as_tensor(labels)"]),
+    "a probability a pixel": (lambda: call(EMB, LABELS, torch.rand(2, 6, 5)), TypeError, ["preds", "integer classes", "preds > 0.5"]),
+    "predictions in a dict": (lambda: call(EMB, LABELS, {"out": EMB}), TypeError, ["preds", "dict of length 1", "preds['out']"]),
+    "maps in a list": (lambda: call([EMB, EMB], LABELS), TypeError, ["emb", "list of length 2", "a call for each"]),
+    "weights in an array": (lambda: call(EMB, LABELS, weight=np.ones((2, 6, 5))), TypeError, ["weight", "torch.as_tensor(weight)"]),
+    "nothing ignored": (lambda: PixelContrastLoss(ignore_index=None), TypeError, ["ignore_index", "NoneType", "-1"]),
+    "channels last": (lambda: call(EMB.movedim(1, -1), LABELS), ValueError, ["emb", "channels first", "(2, 6, 5, 4)", "emb.movedim(-1, 1)"]),
+    "channels last of tokens": (lambda: call(torch.randn(2, 30, 4), LABELS.flatten(1)), ValueError, ["emb", "(2, 30, 4)", "emb.movedim(-1, 1)"]),
+    "channels last, with a channel": (lambda: call(EMB.movedim(1, -1), LABELS[:, None]), ValueError, ["emb", "emb.movedim(-1, 1)"]),
+    "update, channels last": (lambda: bank(dim=6).update(EMB.movedim(1, -1), LABELS), ValueError, ["emb", "emb.movedim(-1, 1)"]),
+    "two channels of weights": (lambda: call(EMB, LABELS, weight=torch.ones(2, 2, 6, 5)), ValueError, ["weight", "(2, 2, 6, 5)"]),
     # updates of a bank
     "update of another width": (lambda: bank(dim=5).update(EMB, LABELS), ValueError, ["emb", "D = 5", "D = 4"]),
     "update of other labels": (lambda: bank().update(EMB, LABELS + 4), ValueError, ["labels", "num_classes = 3", "4"]),
-    "update of a channel": (lambda: bank().update(EMB, LABELS[:, None]), ValueError, ["labels", "labels.squeeze(1)"]),
     "update of integers": (lambda: bank().update(LABELS[:, None], LABELS), TypeError, ["emb", "int64"]),
     "update by a seed": (lambda: bank().update(EMB, LABELS, generator=1), TypeError, ["generator", "int"]),
     # questions to a bank
@@ -170,7 +186,6 @@ CASES = {
     "process_group of a loss": (lambda: PixelContrastLoss(process_group=3), TypeError, ["process_group", "None for the whole world", "int 3"]),
     "a flag that is none": (lambda: PixelContrastLoss(normalize=1), TypeError, ["normalize", "True or False", "1"]),
     "ignored of loss and bank": (lambda: PixelContrastLoss(bank=bank(ignore_index=-1)), ValueError, ["ignore_index", "-1", "255"]),
-    "ignored is a class": (lambda: bank(ignore_index=2), ValueError, ["ignore_index", "num_classes = 3", "2"]),
     "ignored by a bank": (lambda: bank(ignore_index=1.5), TypeError, ["ignore_index", "int", "1.5"]),
     "no class": (lambda: bank(num_classes=0), ValueError, ["num_classes", "at least 1", "0"]),
     "no width": (lambda: bank(dim=0), ValueError, ["dim", "at least 1", "0"]),

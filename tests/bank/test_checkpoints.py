@@ -1,6 +1,7 @@
 """A checkpoint that was cut short or tampered with is refused, and nothing of it is loaded."""
 
 import ast
+import copy
 import io
 from pathlib import Path
 
@@ -66,10 +67,17 @@ CASES = {
 def test_refused_before_anything_is_changed(tamper, words, strict, assign):
     bank = MemoryBank(3, 2, pixel_slots=4, region_slots=3, pixels_per_image=2)
     state = {name: value.clone() for name, value in filled().state_dict().items()}
-    with pytest.raises(RuntimeError) as caught:
-        bank.load_state_dict(tamper(state), strict=strict, assign=assign)
+    if strict:
+        with pytest.raises(RuntimeError) as caught:
+            bank.load_state_dict(tamper(state), strict=strict, assign=assign)
+        said = str(caught.value)
+    else:
+        with pytest.warns(UserWarning, match="not loaded, the bank stays as it is") as warned:
+            found = bank.load_state_dict(tamper(state), strict=strict, assign=assign)
+        said = str(warned[0].message)
+        assert set(found.missing_keys) == set(bank.state_dict())
     for word in words:
-        assert word in str(caught.value)
+        assert word in said
     assert all(not buffer.any() for buffer in bank.buffers())
 
 
@@ -94,8 +102,11 @@ def test_a_shard_of_others_is_refused(shard, words):
         bank = filled(sharded=sharded)
         before = {name: value.clone() for name, value in bank.state_dict().items()}
         state = {**MemoryBank(3, 2, pixel_slots=4, region_slots=3).state_dict(), "shard": shard}
-        with pytest.raises(RuntimeError, match=f"shard: expected that of rank 0 of 1; {words}"):
-            bank.load_state_dict(state, strict=sharded)
+        match = f"shard: expected that of rank 0 of 1; {words}"
+        with pytest.raises(RuntimeError, match=match):
+            bank.load_state_dict(state)
+        with pytest.warns(UserWarning, match=match):
+            bank.load_state_dict(state, strict=False)
         assert all(torch.equal(value, before[name]) for name, value in bank.state_dict().items())
 
 
@@ -137,6 +148,82 @@ def test_a_bank_on_the_meta_device_may_be_assigned_to():
         bank.to("meta")
     bank.load_state_dict(filled().state_dict(), assign=True)
     assert bank.pixel_count.tolist() == [4, 4, 0]
+
+
+class Net(torch.nn.Module):
+    """A model that holds a bank, as users save it."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 2, 1)
+        options = {"pixel_slots": 4, "region_slots": 3, "pixels_per_image": 2, **options}
+        self.contrast = PixelContrastLoss(bank=MemoryBank(3, 2, **options))
+
+    def step(self):
+        emb = self.layer(torch.randn(2, 3, 6, 6))
+        self.contrast(emb, torch.randint(0, 3, (2, 6, 6))).backward()
+        return self
+
+
+def averaged(net, average):
+    """What timm's ModelEmaV2, YOLO's ModelEMA and ignite do in each step."""
+    with torch.no_grad():
+        pairs = zip(average.state_dict().values(), net.state_dict().values(), strict=True)
+        for old, new in pairs:
+            old.copy_(0.9 * old + 0.1 * new)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_average_over_the_state_is_no_bank(strict):
+    net = Net().step()
+    average = copy.deepcopy(net).eval()
+    for _ in range(3):
+        averaged(net.step(), average)
+    fresh = Net()
+    before = {name: value.clone() for name, value in fresh.contrast.bank.state_dict().items()}
+    if strict:
+        with pytest.raises(RuntimeError, match=r"persistent=False"):
+            fresh.load_state_dict(average.state_dict())
+    else:
+        with pytest.warns(UserWarning, match="persistent=False"):
+            fresh.load_state_dict(average.state_dict(), strict=False)
+        assert torch.equal(fresh.layer.weight, average.layer.weight)
+    for name, value in fresh.contrast.bank.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_without_persistence_the_bank_is_in_no_state():
+    net = Net(persistent=False).step()
+    average = copy.deepcopy(net)
+    kept = [buffer.clone() for buffer in average.contrast.bank.buffers()]
+    assert set(net.state_dict()) == {"layer.weight", "layer.bias"}
+    averaged(net.step(), average)
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(average.contrast.bank.buffers(), kept, strict=True)
+    )
+    fresh = Net(persistent=False)
+    assert fresh.load_state_dict(average.state_dict()) == ([], [])
+    assert not any(buffer.any() for buffer in fresh.contrast.bank.buffers())
+    assert {buffer.device.type for buffer in net.to("meta").contrast.bank.buffers()} == {"meta"}
+    with pytest.raises(TypeError, match="persistent"):
+        MemoryBank(3, 2, persistent=1)
+
+
+@pytest.mark.parametrize("options", [{"pixel_slots": 8}, {"region_slots": 0}, {"sharded": True}])
+def test_a_bank_of_other_options(options):
+    """Everything else of the model is loaded, and the bank stays as it is."""
+    saved, target = Net().step().state_dict(), Net(**options).step()
+    bank = {name: value.clone() for name, value in target.contrast.bank.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"(?s)bank\..*strict=False leaves the bank as it is"):
+        target.load_state_dict(saved)
+    for state in (saved, {k: v for k, v in saved.items() if "regions" not in k}):
+        with pytest.warns(UserWarning, match=r"contrast\.bank\."):
+            found = target.load_state_dict(state, strict=False)
+        assert set(found.missing_keys) == {f"contrast.bank.{name}" for name in bank}
+        assert torch.equal(target.layer.weight, saved["layer.weight"])
+        for name, value in target.contrast.bank.state_dict().items():
+            assert torch.equal(value, bank[name])
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])

@@ -153,3 +153,9 @@ def test_the_cache_is_the_largest_there_is(tmp_path):
     (tmp_path / "index3" / "size").write_text("unknown")
     assert similarities.largest_size(tmp_path) == similarities.ASSUMED_CACHE
     assert similarities.last_level_cache() > 0
+
+
+def test_the_strategy_by_position():
+    assert HardNegativeSampler("hardest") == HardNegativeSampler(strategy="hardest")
+    with pytest.raises(TypeError):
+        HardNegativeSampler("hardest", 0.5)
