@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.reliability.truth_pixels import directions, expect, flat, pixels_of, regions_of
-from pixcontrast import MemoryBank
+from benchmarks.reliability.plain import expect, flat, regions_of, rounding_of
 
 Batch = tuple[Tensor, Tensor]
 """An embedding and its labels, as `bank.update` takes them."""
@@ -29,63 +28,59 @@ class Candidates(NamedTuple):
     off: float
 
 
-def check_bank(bank: MemoryBank) -> None:
+def check_bank(state: State) -> None:
     """Check what holds for every bank: the range of its counts, and unit length."""
-    for queue in ("pixels", "regions"):
-        count, held = bank.count(queue), getattr(bank, queue)
-        in_range = bool(((count >= 0) & (count <= bank.slots(queue))).all())
+    for queue in ("pixel", "region"):
+        count, held = state[f"{queue}_count"], state[f"{queue}s"]
+        in_range = bool(((count >= 0) & (count <= held.shape[1])).all())
         expect(in_range, "a count of the bank is out of its range")
         written = held[torch.arange(held.shape[1]) < count[:, None]].double()
         unit = bool(((written.norm(dim=1) - 1).abs() < 2**-7).all())
         expect(unit, "a vector of the bank is not of unit length")
 
 
-def check_writes(bank: MemoryBank, before: State, emb: Tensor, labels: Tensor) -> None:
-    """Compare a bank after an update with what the batch should have written."""
-    check_rings(bank, bank.state_dict(), before, [(emb, labels)])
-
-
 def check_rings(
-    bank: MemoryBank,
-    after: State,
     before: State,
+    after: State,
     batches: Iterable[Batch],
+    ignore: int,
+    pixels_per_image: int,
     shard: tuple[int, int] = (0, 1),
 ) -> None:
     """Compare two states of a bank, or of one shard (rank, size) of it.
 
     Args:
-        bank: its options apply; its content does not.
-        batches: those of all ranks, in rank order.
+        batches: those of all ranks, in rank order, of which the bank takes its entries.
+        ignore, pixels_per_image: options of the bank.
     """
-    new: dict[str, dict[int, list[Candidates]]] = {
-        "pixel": defaultdict(list),
-        "region": defaultdict(list),
-    }
+    num_classes = len(before["pixels"])
+    new: dict[tuple[str, int], list[Candidates]] = defaultdict(list)
     for emb, labels in batches:
-        _add_pixels(new["pixel"], bank, emb, labels)
-        _add_regions(new["region"], bank, emb, labels)
-    for queue, of_classes in new.items():
-        slots = bank.slots(f"{queue}s")
-        for label in range(bank.num_classes if slots else 0):
-            if all(candidates.off < torch.inf for candidates in of_classes[label]):
+        off = (emb.shape[1] + 8) * rounding_of(emb.dtype)
+        for one in regions_of(emb, flat(labels, emb), ignore):
+            if len(one.pixels):
+                number = min(pixels_per_image, len(one.pixels))
+                new["pixel", one.label].append(Candidates(one.pixels, number, off))
+            if one.mean is not None:
+                new["region", one.label].append(Candidates(one.mean[None], 1, one.off))
+            elif one.off == torch.inf:
+                new["region", one.label].append(Candidates(torch.zeros(0), 0, one.off))
+    for queue in ("pixel", "region"):
+        for label in range(num_classes if before[f"{queue}s"].shape[1] else 0):
+            candidates = new[queue, label]
+            if all(one.off < torch.inf for one in candidates):
                 was, now = (
                     {name: state[f"{queue}{name}"][label] for name in ("s", "_count", "_next")}
                     for state in (before, after)
                 )
-                _check_ring(was, now, of_classes[label], slots, shard, f" ({queue}s)")
+                _check_ring(was, now, candidates, shard, f" ({queue}s)")
 
 
 def _check_ring(
-    before: State,
-    after: State,
-    new: list[Candidates],
-    slots: int,
-    shard: tuple[int, int],
-    which: str,
+    before: State, after: State, new: list[Candidates], shard: tuple[int, int], which: str
 ) -> None:
     rank, size = shard
-    following, count = int(before["_next"]), int(before["_count"])
+    slots, following, count = len(before["s"]), int(before["_next"]), int(before["_count"])
     writer: dict[int, int] = {}
     for index, candidates in enumerate(new):
         for _ in range(candidates.number):
@@ -123,27 +118,3 @@ def _are_among(found: Tensor, candidates: Candidates) -> bool:
         return False
 
     return all(match(vector, set()) for vector in range(len(found)))
-
-
-def _add_pixels(
-    new: dict[int, list[Candidates]], bank: MemoryBank, emb: Tensor, labels: Tensor
-) -> None:
-    unit, usable = directions(pixels_of(emb))
-    eps = torch.finfo(torch.promote_types(emb.dtype, torch.float32)).eps
-    off = (unit.shape[2] + 8) * eps
-    for image, own in enumerate(flat(labels, emb).to(torch.int64)):
-        for label in range(bank.num_classes):
-            members = unit[image][(own == label) & usable[image]]
-            if len(members) and label != bank.ignore_index:
-                number = min(bank.pixels_per_image, len(members))
-                new[label].append(Candidates(members, number, off))
-
-
-def _add_regions(
-    new: dict[int, list[Candidates]], bank: MemoryBank, emb: Tensor, labels: Tensor
-) -> None:
-    for region in regions_of(emb, flat(labels, emb), bank.ignore_index):
-        if region.mean is not None:
-            new[region.label].append(Candidates(region.mean[None], 1, region.off))
-        elif region.off == torch.inf:
-            new[region.label].append(Candidates(torch.zeros(0), 0, region.off))

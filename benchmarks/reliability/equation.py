@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.reliability.truth_mining import Pairs, sure_rows
-from benchmarks.reliability.truth_pixels import expect, is_readable, is_valid, plain
+from benchmarks.reliability.perform import copy_of
+from benchmarks.reliability.plain import expect, is_valid
 from pixcontrast import HardNegativeSampler
 from pixcontrast.functional import info_nce
 
-OPTIONS = ("temperature", "denominator", "weight", "reduction", "ignore_index")
 
-
-class Equation(NamedTuple):
+@dataclass(frozen=True)
+class Equation:
     """A call of the equation.
 
     Attributes:
         anchors, labels, contrast, contrast_labels: as `info_nce` takes them, in lists.
-        options: those of `OPTIONS`.
+        temperature, denominator, weight, reduction, ignore: its options.
         mining: the negative sampler, or None for all entries.
-        draw: the generator before a selection is drawn; None if it is not known.
+        draw: state of the generator before a selection is drawn; None if it is not known.
         off: allowed error of the length of an entry or an anchor.
     """
 
@@ -32,26 +32,30 @@ class Equation(NamedTuple):
     labels: Tensor
     contrast: list[Tensor | None]
     contrast_labels: list[Tensor | None]
-    options: Mapping[str, Any]
+    temperature: float
+    denominator: Any
+    weight: Tensor | None
+    reduction: Any
+    ignore: int
     mining: HardNegativeSampler | None = None
-    draw: torch.Generator | None = None
+    draw: Tensor | None = None
     off: float = 0.0
 
-    @property
-    def ignore(self) -> int:
-        """The label to ignore."""
-        ignore: int = self.options["ignore_index"]
-        return ignore
-
     def rounded(self) -> list[Tensor | None]:
-        """Return the entries as operands: rounded to the anchors' dtype, where they saturate."""
-        return [None if c is None else rounded_to(c, self.anchors.dtype) for c in self.contrast]
+        """Return the entries in float64 as operands: rounded to the anchors' dtype, saturated."""
+        limit = torch.finfo(self.anchors.dtype).max
+        narrowed = (
+            c.clamp(-limit, limit) if c is not None and torch.finfo(c.dtype).max > limit else c
+            for c in self.contrast
+        )
+        return [None if c is None else c.to(self.anchors.dtype).double() for c in narrowed]
 
-    def pairs(self) -> Pairs:
-        """Compute all pairs in float64; ignored vectors count as zero."""
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (M, N) similarities in float64, and which pairs are positive and negative."""
         own = self.labels.to(torch.int64)
         anchors = _zero_ignored(self.anchors.double(), own, self.ignore)
-        entries, classes, is_self = [], [], []
+        entries, classes = [anchors[:0]], [own[:0]]
+        is_self = [torch.zeros(len(own), 0, dtype=torch.bool)]
         for vectors, labels in zip(self.rounded(), self.contrast_labels, strict=True):
             of_anchors = vectors is None or labels is None
             vectors = self.anchors.double() if vectors is None else vectors
@@ -59,28 +63,26 @@ class Equation(NamedTuple):
             entries.append(_zero_ignored(vectors, columns, self.ignore))
             classes.append(columns)
             is_self.append(torch.eye(len(own), len(columns), dtype=torch.bool) & of_anchors)
-        if not entries:
-            nothing = torch.zeros(len(own), 0)
-            return Pairs(nothing.double(), nothing.bool(), nothing.bool())
-        similarities = anchors @ torch.cat(entries).T / float(self.options["temperature"])
         columns = torch.cat(classes)
         valid = is_valid(own, self.ignore)[:, None] & is_valid(columns, self.ignore)
         same = own[:, None] == columns
-        return Pairs(similarities, valid & same & ~torch.cat(is_self, dim=1), valid & ~same)
+        similarities = anchors @ torch.cat(entries).T / self.temperature
+        return similarities, valid & same & ~torch.cat(is_self, dim=1), valid & ~same
 
     def in_double(self, anchors: Tensor, contrast: list[Tensor | None], **changes: Any) -> Tensor:
         """Evaluate the textbook formula on float64 tensors."""
-        options = {**self.options, "negative_sampler": self.mining, **changes}
-        generator = None if self.draw is None else copy_of(self.draw)
-        return info_nce(
-            anchors,
-            self.labels,
-            contrast,
-            self.contrast_labels,
-            generator=generator,
-            backend="dense",
-            **options,
-        )
+        options = {
+            "temperature": self.temperature,
+            "denominator": self.denominator,
+            "weight": self.weight,
+            "reduction": self.reduction,
+            "ignore_index": self.ignore,
+            "negative_sampler": self.mining,
+            "generator": None if self.draw is None else copy_of(self.draw),
+            "backend": "dense",
+        }
+        tensors = (anchors, self.labels, contrast, self.contrast_labels)
+        return info_nce(*tensors, **{**options, **changes})
 
 
 class Verdict(NamedTuple):
@@ -99,52 +101,24 @@ class Verdict(NamedTuple):
     of_a_mean: float = math.inf
 
 
-def check_info_nce(
-    given: Mapping[str, Any],
-    known: Mapping[str, Any],
-    loss: Tensor,
-    gradients: Mapping[str, Tensor],
-) -> None:
-    """Check the result of a call of `info_nce`."""
-    anchors, labels = given["anchors"], given["anchor_labels"]
-    shape = torch.Size(labels.shape if given["reduction"] == "none" else ())
-    expect(loss.shape == shape, f"the loss has the shape {tuple(loss.shape)}")
-    if not is_readable(anchors):
-        return
-    contrast, contrast_labels = given["contrast"], given["contrast_labels"]
-    if contrast is None or isinstance(contrast, Tensor):
-        contrast, contrast_labels = [contrast], [contrast_labels]
-        gradients = {"contrast[0]" if n == "contrast" else n: g for n, g in gradients.items()}
-    equation = Equation(
-        plain(anchors),
-        labels,
-        [None if c is None else plain(c) for c in contrast],
-        [None] * len(contrast) if contrast_labels is None else list(contrast_labels),
-        {name: given[name] for name in OPTIONS},
-        given["negative_sampler"],
-        known.get("draw"),
-    )
-    judge(equation, plain(loss), gradients)
-
-
 def judge(equation: Equation, loss: Tensor, gradients: Mapping[str, Tensor]) -> Verdict:
     """Compare loss and gradients with float64, within the bounds of docs/numerics.md.
 
     Raises:
         WrongError: for NaN from finite similarities, and for an error that rounding cannot explain.
     """
-    anchors, labels, contrast, contrast_labels, options, mining, draw, off = equation
-    ignore, tau = equation.ignore, float(options["temperature"])
-    rounded = equation.rounded()
-    valid = [anchors.double()[is_valid(labels, ignore)]]
-    for entries, own in zip(rounded, contrast_labels, strict=True):
-        if entries is not None and own is not None:
-            valid.append(entries[is_valid(own, ignore)])
+    anchors, tau, rounded = equation.anchors, equation.temperature, equation.rounded()
+    operands = [(anchors.double(), equation.labels)]
+    operands += [
+        (entries, own)
+        for entries, own in zip(rounded, equation.contrast_labels, strict=True)
+        if entries is not None and own is not None
+    ]
+    valid = [vectors[is_valid(own, equation.ignore)] for vectors, own in operands]
     if not all(bool(torch.isfinite(part).all()) for part in valid):
         return Verdict()
     longest, *lengths = (float(p.norm(dim=1).max()) if len(p) else 0.0 for p in valid)
-    wide = max(lengths, default=0.0)
-    wide = max(wide, longest) if any(c is None for c in contrast) else wide
+    wide = max([0.0, *lengths, *(longest for c in rounded if c is None)])
     compute = torch.finfo(torch.float64 if anchors.dtype == torch.float64 else torch.float32)
     size = longest * wide * max(1.0, 1.0 / tau)
     if not size < compute.max / 8 or not 1.0 / tau < compute.max:
@@ -153,48 +127,45 @@ def judge(equation: Equation, loss: Tensor, gradients: Mapping[str, Tensor]) -> 
     steep = max(longest, wide, 1.0) / tau * max(len(anchors), 1)
     if steep < compute.max / 1e3:
         expect(not any(bool(g.isnan().any()) for g in gradients.values()), "the gradient is NaN")
-    if max(longest, wide) > 1e6:
-        return Verdict()
-    weight = options["weight"]
-    heaviest = 1.0
-    if weight is not None and weight.numel():
-        heaviest = float(weight.detach().double().max())
-    if heaviest > 1e6 or heaviest < 1e-6 or (mining is not None and draw is None):
+    weight, mining = equation.weight, equation.mining
+    heaviest = 1.0 if weight is None or not weight.numel() else float(weight.double().max())
+    in_range = max(longest, wide) <= 1e6 and 1e-6 <= heaviest <= 1e6
+    if not in_range or (mining is not None and equation.draw is None):
         return Verdict()
 
     # docs/numerics.md: rounding of the similarities, and of sums over so many terms.
     similarity = longest * wide / tau
-    num_terms = sum(len(anchors) if c is None else len(c) for c in contrast) + len(anchors) + 20
-    delta = (anchors.shape[1] + 8) * compute.eps * similarity + off * max(longest, wide) / tau
+    num_terms = sum(len(anchors) if c is None else len(c) for c in rounded) + len(anchors) + 20
+    delta = (anchors.shape[1] + 8) * compute.eps * similarity
+    delta += equation.off * max(longest, wide) / tau
     # A product below the smallest normal number may be flushed to zero.
     delta += (anchors.shape[1] + 8) * compute.smallest_normal * max(1.0, 1.0 / tau)
     each = 4 * (delta + num_terms * compute.eps * (1 + similarity + math.log(num_terms)))
     sure = torch.ones(len(anchors), dtype=torch.bool)
     if mining is not None:
-        sure = sure_rows(mining, equation.pairs(), delta)
-        if not bool(sure.all()) and (options["reduction"] != "none" or not bool(sure.any())):
+        sure = _sure_rows(mining, equation, delta)
+        if not bool(sure.all()) and (equation.reduction != "none" or not bool(sure.any())):
             return Verdict()
     leaves: dict[str, Tensor] = {"anchors": anchors.double().clone().requires_grad_()}
     for index, entries in enumerate(rounded):
         # A saturated entry has another slope.
         if entries is not None and _largest(entries) < torch.finfo(anchors.dtype).max:
             leaves[f"contrast[{index}]"] = entries.clone().requires_grad_()
-    operands = [leaves.get(f"contrast[{index}]", one) for index, one in enumerate(rounded)]
-    expected = equation.in_double(leaves["anchors"], operands)
-    count = len(anchors) * max(1.0, heaviest) if options["reduction"] != "mean" else 1.0
+    found = [leaves.get(f"contrast[{index}]", one) for index, one in enumerate(rounded)]
+    expected = equation.in_double(leaves["anchors"], found)
+    count = len(anchors) * max(1.0, heaviest) if equation.reduction != "mean" else 1.0
     difference = loss.double() - expected.detach()
-    error = _largest(difference[sure] if options["reduction"] == "none" else difference)
+    error = _largest(difference[sure] if equation.reduction == "none" else difference)
     close = error <= each * count + compute.tiny
     expect(close, f"the loss is off by {error:.2e}, more than {each * count:.2e}")
     if delta > 0.05 or not bool(sure.all()) or not expected.requires_grad:
         return Verdict(compared=True, of_a_mean=each)
     slope = max(longest, wide) / tau * count * (len(anchors) if count > 1 else 1)
-    dtypes = {f"contrast[{i}]": c.dtype for i, c in enumerate(contrast) if c is not None}
-    dtypes["anchors"] = anchors.dtype
     true = torch.autograd.grad(expected.sum(), list(leaves.values()), materialize_grads=True)
     limits = {}
+    dtypes = {f"contrast[{i}]": c.dtype for i, c in enumerate(equation.contrast) if c is not None}
     for name, gradient in zip(leaves, true, strict=True):
-        info = torch.finfo(dtypes[name])
+        info = torch.finfo(dtypes.get(name, anchors.dtype))
         limit = slope * 2 * each + 4 * info.eps * _largest(gradient) + 4 * info.smallest_normal
         limits[name] = limit
         if name in gradients:
@@ -204,19 +175,31 @@ def judge(equation: Equation, loss: Tensor, gradients: Mapping[str, Tensor]) -> 
     return Verdict(True, true[0], limits["anchors"], each)
 
 
-def copy_of(generator: torch.Generator) -> torch.Generator:
-    """Copy a generator with its state."""
-    copied = torch.Generator()
-    copied.set_state(generator.get_state())
-    return copied
+def _sure_rows(mining: HardNegativeSampler, equation: Equation, delta: float) -> Tensor:
+    """Return (M,) whether similarities with errors up to `delta` select the same entries.
 
-
-def rounded_to(entries: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round entries to a dtype, where they saturate; returns float64."""
-    limit = torch.finfo(dtype).max
-    if torch.finfo(entries.dtype).max > limit:
-        entries = entries.clamp(-limit, limit)
-    return entries.to(dtype).double()
+    A random selection does not depend on similarities. Otherwise the last selected entry and the
+    first rejected one must differ by more than both errors, because near ties may fall either way.
+    """
+    similarities, positive, negative = equation.pairs()
+    sure = torch.ones(len(similarities), dtype=torch.bool)
+    sides = (
+        (similarities, negative, mining.num_negatives),
+        (-similarities, positive, mining.num_positives),
+    )
+    for hardness, candidate, count in sides if mining.strategy != "random" else ():
+        if count is None or candidate.shape[1] == 0:
+            continue
+        available = candidate.sum(dim=1)
+        taken = torch.full_like(available, min(count, candidate.shape[1]))
+        if mining.strategy == "semi-hard":
+            taken = (mining.ratio * available.double() - 1e-6).ceil().clamp(min=1).to(torch.int64)
+        ordered = hardness.masked_fill(~candidate, -torch.inf).sort(dim=1, descending=True).values
+        ordered = torch.nn.functional.pad(ordered, (0, 1), value=-torch.inf)
+        last, following = (ordered.gather(1, index[:, None])[:, 0] for index in (taken - 1, taken))
+        # Two errors of delta, and one more for the rounding of float64.
+        sure &= (taken >= available) | (last - following > 3 * delta)
+    return sure
 
 
 def _zero_ignored(vectors: Tensor, labels: Tensor, ignore: int) -> Tensor:
