@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
 from statistics import fmean, median
+from typing import NamedTuple
 
 from benchmarks._tables.pairs import Compared, compare
-from benchmarks._tables.text import TextTable, signed
+from benchmarks._tables.text import TextTable, number, signed
 from benchmarks._training.protocol import Row, Table
 from benchmarks._training.runs import Run, Runs
 
@@ -18,8 +17,7 @@ MOMENTS = (0, 4, 9)
 READINGS = ("positive_similarity", "negative_similarity", "hard_share", "bank_occupancy")
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A row compared with the first one over the seeds that both have run; NaN without data.
 
     Attributes:
@@ -39,84 +37,74 @@ class Line:
 
 def lines_of(table: Table, runs: Runs) -> list[Line]:
     """Compare every row with the first one, using the runs that are finished."""
-    return [_compare_row(table, row, runs) for row in table.rows]
+    first, lines = _runs_of(table, table.rows[0], runs), []
+    for row in table.rows:
+        own = _runs_of(table, row, runs)
+        ious = [
+            [100 * of[seed]["measured"]["mean_iou"] for seed in first if seed in own]
+            for of in (first, own)
+        ]
+        compared = Compared(math.nan, math.nan, math.nan, math.nan)
+        if ious[0]:
+            compared = compare(*ious)
+        elif own:
+            mean = fmean(100 * run["measured"]["mean_iou"] for run in own.values())
+            compared = compared._replace(contrast=mean)
+        differences = [after - before for before, after in zip(*ious, strict=True)]
+        ratios = [ratio for run in own.values() for ratio in run["ratios"]]
+        ratios = [ratio for ratio in ratios if math.isfinite(ratio)] or [math.nan]
+        seconds = [run["seconds"] for run in own.values()] or [math.nan]
+        lines.append(Line(row.name, compared, differences, median(ratios), median(seconds)))
+    return lines
 
 
 def ablation_table(table: Table, runs: Runs) -> TextTable:
     """Tabulate the differences of a table."""
-    return TextTable(HEADINGS, [_cells(line) for line in lines_of(table, runs)])
+    rows = []
+    for line in lines_of(table, runs):
+        compared, pairs = line.compared, len(line.differences)
+        if math.isnan(compared.contrast):
+            rows.append([line.name, "not run", *[""] * (len(HEADINGS) - 2)])
+            continue
+        is_first = not any(line.differences)
+        positive = sum(difference > 0 for difference in line.differences)
+        cells = [
+            f"{compared.contrast:.2f}",
+            "" if is_first else signed(compared.difference, compared.standard_error),
+            "" if is_first else f"{positive} of {pairs}",
+            str(pairs),
+            "" if math.isnan(line.ratio) else f"{line.ratio:.2f}",
+            f"{line.seconds:.0f}",
+        ]
+        rows.append([line.name, *cells])
+    return TextTable(HEADINGS, rows)
 
 
 def readings_table(table: Table, runs: Runs) -> TextTable:
     """Tabulate the statistics during training: means over seeds at three moments of the run."""
-    rows: list[list[str]] = []
+    rows = []
     for row, line in zip(table.rows, lines_of(table, runs), strict=True):
-        own = _runs_of(table, row, runs)
-        if not own or not own[0].ratios:
+        own = list(_runs_of(table, row, runs).values())
+        if not own or not own[0]["ratios"]:
             continue
-        series = [[run.ratios for run in own], *(_series(own, name) for name in READINGS)]
+        cells = [_over_time([run["ratios"] for run in own])]
+        for name in READINGS:
+            # Runs of older versions of the loss lack some statistics.
+            stats = [run["stats"] for run in own if run["stats"] and name in run["stats"][0]]
+            cells.append(_over_time([[moment[name] for moment in one] for one in stats]))
         difference = signed(line.compared.difference, line.compared.standard_error)
-        rows.append([row.name, difference, *map(_over_time, series)])
+        rows.append([row.name, difference, *cells])
     names = (name.replace("_", " ") for name in READINGS)
     return TextTable(("", "difference", "gradient ratio", *names), rows)
 
 
-def _runs_of(table: Table, row: Row, runs: Runs) -> list[Run]:
-    keys = [table.key(row, seed) for seed in table.seeds]
-    return [runs[key] for key in keys if key in runs]
-
-
-def _compare_row(table: Table, row: Row, runs: Runs) -> Line:
-    ious: tuple[list[float], list[float]] = ([], [])
-    for seed in table.seeds:
-        keys = table.key(table.rows[0], seed), table.key(row, seed)
-        if all(key in runs for key in keys):
-            for values, key in zip(ious, keys, strict=True):
-                values.append(100 * runs[key].measured.mean_iou)
-    own = _runs_of(table, row, runs)
-    compared = Compared(math.nan, math.nan, math.nan, math.nan)
-    if ious[0]:
-        compared = compare(*ious)
-    elif own:
-        mean = fmean(100 * run.measured.mean_iou for run in own)
-        compared = compared._replace(contrast=mean)
-    ratios = [ratio for run in own for ratio in run.ratios if math.isfinite(ratio)]
-    return Line(
-        name=row.name,
-        compared=compared,
-        differences=[after - before for before, after in zip(*ious, strict=True)],
-        ratio=median(ratios) if ratios else math.nan,
-        seconds=median(run.seconds for run in own) if own else math.nan,
-    )
-
-
-def _cells(line: Line) -> list[str]:
-    compared, pairs = line.compared, len(line.differences)
-    if math.isnan(compared.contrast):
-        return [line.name, "not run", *[""] * (len(HEADINGS) - 2)]
-    is_first = not any(line.differences)
-    positive = sum(difference > 0 for difference in line.differences)
-    return [
-        line.name,
-        f"{compared.contrast:.2f}",
-        "" if is_first else signed(compared.difference, compared.standard_error),
-        "" if is_first else f"{positive} of {pairs}",
-        str(pairs),
-        "" if math.isnan(line.ratio) else f"{line.ratio:.2f}",
-        f"{line.seconds:.0f}",
-    ]
-
-
-def _series(runs: Iterable[Run], name: str) -> list[list[float]]:
-    """Collect a statistic of each run; runs of older versions of the loss do not have it."""
-    having = [run for run in runs if run.stats and name in run.stats[0]]
-    return [[stats[name] for stats in run.stats] for run in having]
+def _runs_of(table: Table, row: Row, runs: Runs) -> dict[int, Run]:
+    """Return the finished runs of a row by seed."""
+    keys = {seed: table.key(row, seed) for seed in table.seeds}
+    return {seed: runs[key] for seed, key in keys.items() if key in runs}
 
 
 def _over_time(series: list[list[float]]) -> str:
-    if not series:
-        return ""
-    means = [fmean(values[moment] for values in series) for moment in MOMENTS]
-    if not any(means):
-        return ""
-    return ", ".join("–" if math.isnan(mean) else f"{mean:.2f}" for mean in means)
+    """Format the means of a statistic at the three moments; nothing where it is always 0."""
+    means = [fmean(values[moment] for values in series) for moment in MOMENTS] if series else []
+    return ", ".join(number(mean) for mean in means) if any(means) else ""

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks._tables.text import TextTable, signed
+from benchmarks._tables.text import TextTable, number, signed
 from benchmarks._training.data import SegmentationData
-from benchmarks._training.measures import Measured
 from benchmarks._training.recipe import Recipe
 from benchmarks._training.runs import Run, without_nan
 
 Record = dict[str, Any]
+Pairs = dict[int, tuple[Run, Run]]
+"""The runs without and with contrast of each seed."""
 HEADINGS = ("", "cross entropy", "with contrast", "difference")
 
 
@@ -42,31 +43,59 @@ def compare(plain: Sequence[float], contrast: Sequence[float]) -> Compared:
 def make_record(
     data: SegmentationData,
     recipe: Recipe,
-    pairs: Sequence[tuple[Run, Run]],
+    pairs: Pairs,
     environment: dict[str, object],
     seconds: float,
 ) -> Record:
     """Collect everything measured, ready for JSON, with None for NaN."""
-    record = {
-        "data": {
-            "name": data.name,
-            "train_images": len(data.train),
-            "train_fingerprint": data.train.fingerprint(),
-            "heldout_images": len(data.heldout),
-            "heldout_fingerprint": data.heldout.fingerprint(),
-            "heldout_is": data.heldout_is,
-            "class_names": data.class_names,
-        },
-        "recipe": asdict(recipe),
-        "environment": environment,
-        "seconds": seconds,
-        "summary": _summarize(pairs, data.num_classes),
-        "pairs": [
-            {"seed": plain.key.seed, "plain": _arm(plain), "contrast": _arm(contrast)}
-            for plain, contrast in pairs
+
+    def compared(figure: Callable[[Record], float]) -> dict[str, float]:
+        plain, contrast = (
+            [figure(pair[arm]["measured"]) for pair in pairs.values()] for arm in (0, 1)
+        )
+        return compare(plain, contrast)._asdict()
+
+    summary: Record = {
+        "mean_iou": compared(lambda measured: measured["mean_iou"]),
+        "class_iou": [
+            compared(lambda measured, index=index: measured["class_iou"][index])  # type: ignore[misc]
+            for index in range(data.num_classes)
         ],
     }
-    return {key: without_nan(value) for key, value in record.items()}
+    for part in ("trunk", "projection"):
+        for of in ("within", "between"):
+            summary[f"{part}_{of}"] = compared(lambda m, part=part, of=of: m[part][of])  # type: ignore[misc]
+    ratios = [ratio for _, run in pairs.values() for ratio in run["ratios"]]
+    ratios = [ratio for ratio in ratios if math.isfinite(ratio)] or [math.nan]
+    summary["ratio_median"] = median(ratios)
+    summary["ratio_lowest"], summary["ratio_highest"] = min(ratios), max(ratios)
+    kept = ("seconds", "measured", "ratio_steps", "ratios")
+    record: Record = without_nan(
+        {
+            "data": {
+                "name": data.name,
+                "train_images": len(data.train),
+                "train_fingerprint": data.train.fingerprint(),
+                "heldout_images": len(data.heldout),
+                "heldout_fingerprint": data.heldout.fingerprint(),
+                "heldout_is": data.heldout_is,
+                "class_names": data.class_names,
+            },
+            "recipe": asdict(recipe),
+            "environment": environment,
+            "seconds": seconds,
+            "summary": summary,
+            "pairs": [
+                {
+                    "seed": seed,
+                    "plain": {name: plain[name] for name in kept},
+                    "contrast": {name: contrast[name] for name in kept},
+                }
+                for seed, (plain, contrast) in pairs.items()
+            ],
+        }
+    )
+    return record
 
 
 def pairs_table(record: Record) -> TextTable:
@@ -79,7 +108,7 @@ def pairs_table(record: Record) -> TextTable:
         for pairs_of, words in (("within", "within a class"), ("between", "between classes")):
             label = f"similarity, {part}, {words}"
             rows.append(_cells(label, summary[f"{part}_{pairs_of}"], 1, 3))
-    ratios = [_number(summary[f"ratio_{which}"], 2) for which in ("lowest", "median", "highest")]
+    ratios = [number(summary[f"ratio_{which}"]) for which in ("lowest", "median", "highest")]
     rows.append(["gradient ratio at the trunk: lowest, median, highest", "", ", ".join(ratios), ""])
     return TextTable(HEADINGS, rows)
 
@@ -97,39 +126,6 @@ def scores_table(records: dict[str, Record]) -> TextTable:
     return TextTable((*HEADINGS, "by seed"), rows)
 
 
-def _summarize(pairs: Sequence[tuple[Run, Run]], num_classes: int) -> Record:
-    """Average over seeds. The two runs of a pair share their seed, so differences are compared."""
-
-    def compared(figure: Callable[[Measured], float]) -> dict[str, float]:
-        plain, contrast = ([figure(pair[arm].measured) for pair in pairs] for arm in (0, 1))
-        return compare(plain, contrast)._asdict()
-
-    ratios = [ratio for _, run in pairs for ratio in run.ratios if math.isfinite(ratio)]
-    return {
-        "mean_iou": compared(lambda measured: measured.mean_iou),
-        "class_iou": [
-            compared(lambda measured, index=index: measured.class_iou[index])  # type: ignore[misc]
-            for index in range(num_classes)
-        ],
-        "trunk_within": compared(lambda measured: measured.trunk.within),
-        "trunk_between": compared(lambda measured: measured.trunk.between),
-        "projection_within": compared(lambda measured: measured.projection.within),
-        "projection_between": compared(lambda measured: measured.projection.between),
-        "ratio_median": median(ratios) if ratios else math.nan,
-        "ratio_lowest": min(ratios, default=math.nan),
-        "ratio_highest": max(ratios, default=math.nan),
-    }
-
-
-def _arm(run: Run) -> Record:
-    return {
-        "seconds": run.seconds,
-        "measured": asdict(run.measured),
-        "ratio_steps": run.ratio_steps,
-        "ratios": run.ratios,
-    }
-
-
 def _cells(label: str, compared: dict[str, float | None], scale: float, digits: int) -> list[str]:
     plain, contrast, difference, error = (
         math.nan if (value := compared[name]) is None else scale * value
@@ -137,9 +133,5 @@ def _cells(label: str, compared: dict[str, float | None], scale: float, digits: 
     )
     if math.isnan(difference):
         return [label, "–", "–", ""]
-    cells = [_number(value, digits) for value in (plain, contrast)]
+    cells = [number(value, digits) for value in (plain, contrast)]
     return [label, *cells, signed(difference, error, digits)]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"

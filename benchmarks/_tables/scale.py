@@ -5,21 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from benchmarks._ranks import costs
 from benchmarks._ranks.cases import CASES, H200, seconds_at_least
-from benchmarks._ranks.costs import (
-    Step,
-    bank_bytes,
-    bank_flops,
-    batch_flops,
-    entries,
-    exponentials,
-    label_bytes,
-    messages,
-    new_entries_bytes,
-    read_bytes,
-    received_bytes,
-    slots,
-)
 from benchmarks._tables.text import TextTable
 
 Record = dict[str, Any]
@@ -28,29 +15,25 @@ Columns = dict[str, Callable[[Any], str]]
 
 SENT = ("Cityscapes, sharded", "COCO-Stuff, every image", "10⁹ entries", "10⁹ entries, D = 64")
 """The cases whose messages are listed."""
-
+PARTS = ("products", "exponentials", "reading", "messages")
 SIZES: Columns = {
     "W": lambda step: str(step.ranks),
     "B": lambda step: str(step.images),
     "K": lambda step: f"{step.anchors:,}",
     "D": lambda step: str(step.dim),
-    "slots a rank": lambda step: f"{slots(step):,}",
-    "entries N": lambda step: f"{entries(step):,}",
-    "bank a rank": lambda step: scaled(bank_bytes(step), "B"),
-    "its labels": lambda step: scaled(label_bytes(step), "B"),
+    "slots a rank": lambda step: f"{costs.slots(step):,}",
+    "entries N": lambda step: f"{costs.entries(step):,}",
+    "bank a rank": lambda step: scaled(costs.bank_bytes(step), "B"),
+    "its labels": lambda step: scaled(costs.label_bytes(step), "B"),
 }
 WORK: Columns = {
-    "against the bank": lambda step: scaled(bank_flops(step), "flop"),
-    "against the batch": lambda step: scaled(batch_flops(step), "flop"),
-    "exponentials": lambda step: scaled(exponentials(step), ""),
-    "read of the bank": lambda step: scaled(read_bytes(step), "B"),
-    "new entries sent": lambda step: scaled(new_entries_bytes(step), "B"),
-    "received in all": lambda step: scaled(received_bytes(step), "B"),
+    "against the bank": lambda step: scaled(costs.bank_flops(step), "flop"),
+    "against the batch": lambda step: scaled(costs.batch_flops(step), "flop"),
+    "exponentials": lambda step: scaled(costs.exponentials(step), ""),
+    "read of the bank": lambda step: scaled(costs.read_bytes(step), "B"),
+    "new entries sent": lambda step: scaled(costs.new_entries_bytes(step), "B"),
+    "received in all": lambda step: scaled(costs.received_bytes(step), "B"),
 }
-RANKS: Columns = {"W": lambda row: str(row["ranks"])}
-BANK: Columns = {"bank": lambda row: "sharded" if row["sharded"] else "whole"}
-GATHER: Columns = {"gather": lambda row: "yes" if row["gather"] else "no"}
-SLOTS: Columns = {"slots a rank": lambda row: f"{row['slots']:,}"}
 
 
 def scale_table(name: str, record: Record) -> TextTable:
@@ -58,29 +41,21 @@ def scale_table(name: str, record: Record) -> TextTable:
     return TABLES[name](record)
 
 
-def _tabulate(rows: Iterable[Any], columns: Columns) -> TextTable:
-    cells = [[cell(row) for cell in columns.values()] for row in rows]
-    return TextTable(tuple(columns), cells)
-
-
 def _cases(first: str, columns: Columns) -> TextTable:
     """Tabulate computed figures, one row for each case."""
-    names, (headings, rows) = list(CASES), _tabulate(CASES.values(), columns)
-    return TextTable(
-        (first, *headings), [[name, *row] for name, row in zip(names, rows, strict=True)]
-    )
+    rows = [[name, *(cell(step) for cell in columns.values())] for name, step in CASES.items()]
+    return TextTable((first, *columns), rows)
 
 
 def _bounds(record: Record) -> TextTable:
-    def milliseconds(part: str) -> Callable[[Step], str]:
+    def milliseconds(part: str) -> Callable[[costs.Step], str]:
         return lambda step: f"{1000 * seconds_at_least(step, H200)[part]:,.2f}"
 
-    parts = ("products", "exponentials", "reading", "messages")
-    return _cases("ms, at the least", {part: milliseconds(part) for part in parts})
+    return _cases("ms, at the least", {part: milliseconds(part) for part in PARTS})
 
 
 def _sent(record: Record) -> TextTable:
-    lists = [messages(CASES[name]) for name in SENT]
+    lists = [costs.messages(CASES[name]) for name in SENT]
     rows = [
         [of_all[0].what, of_all[0].collective, *(scaled(one.parcel, "B") for one in of_all)]
         for of_all in zip(*lists, strict=True)
@@ -88,85 +63,104 @@ def _sent(record: Record) -> TextTable:
     return TextTable(("to each other rank", "collective", *SENT), rows)
 
 
+def _tabulate(rows: Iterable[Record], columns: dict[str, str]) -> TextTable:
+    """Tabulate measured figures; a column is a heading and the format of its cells."""
+    named = [
+        row
+        | {"which": "sharded" if row.get("sharded") else "whole"}
+        | {"gathers": "yes" if row.get("gather") else "no"}
+        for row in rows
+    ]
+    cells = [[cell.format(**row) for cell in columns.values()] for row in named]
+    return TextTable(tuple(columns), cells)
+
+
 def _machine(record: Record) -> TextTable:
-    columns: Columns = {
-        "date": lambda row: row["date"][:10],
-        "torch": lambda row: row["torch"],
-        "processors": lambda row: str(row["processors"]),
-        "load at the start": lambda row: ", ".join(
-            f"{load:.1f}" for load in row["load_average_at_start"]
-        ),
+    found = record["environment"]
+    load = ", ".join(f"{load:.1f}" for load in found["load_average_at_start"])
+    columns = {
+        "date": "{date:.10}",
+        "torch": "{torch}",
+        "processors": "{processors}",
+        "load at the start": load,
     }
-    return _tabulate([record["environment"]], columns)
+    return _tabulate([found], columns)
 
 
 def _shards(record: Record) -> TextTable:
     """Compare times of the loss with a whole and with a sharded bank."""
-    found = {(row["ranks"], row["entries"], row["sharded"]): row for row in record["times"]}
-    columns: Columns = {
-        **RANKS,
-        "entries": lambda row: f"{row['entries']:,}",
-        "sharded ÷ whole": lambda row: f"{row['to_whole']:.2f}",
-        "spread, sharded": lambda row: f"{row['spread']:.2f}",
-        "spread, whole": lambda row: f"{found[row['ranks'], row['entries'], False]['spread']:.2f}",
+    whole = {(r["ranks"], r["entries"]): r["spread"] for r in record["times"] if not r["sharded"]}
+    columns = {
+        "W": "{ranks}",
+        "entries": "{entries:,}",
+        "sharded ÷ whole": "{to_whole:.2f}",
+        "spread, sharded": "{spread:.2f}",
+        "spread, whole": "{of_whole:.2f}",
     }
-    return _tabulate([row for row in record["times"] if row["sharded"]], columns)
+    sharded = [row for row in record["times"] if row["sharded"]]
+    return _tabulate([r | {"of_whole": whole[r["ranks"], r["entries"]]} for r in sharded], columns)
 
 
 def _linear(record: Record) -> TextTable:
     """Show how times grow with the number of entries."""
-    groups: dict[tuple[int, bool], list[Record]] = {}
+    groups: dict[tuple[int, bool], Record] = {}
+    smallest = record["times"][0]["entries"]
+    columns = {"W": "{ranks}", "bank": "{which}"}
     for row in record["times"]:
-        groups.setdefault((row["ranks"], row["sharded"]), []).append(row)
-    first = next(iter(groups.values()))
-    columns: Columns = {name: lambda group, cell=cell: cell(group[0])  # type: ignore[misc]
-                        for name, cell in {**RANKS, **BANK}.items()}  # fmt: skip
-    for index, row in enumerate(first):
-        name = f"{row['entries'] / first[0]['entries']:.0f} × the entries"
-        columns[name] = lambda group, index=index: f"{group[index]['to_smallest']:.2f}"  # type: ignore[misc]
+        heading = f"{row['entries'] / smallest:.0f} × the entries"
+        columns[heading] = f"{{{heading}:.2f}}"
+        group = groups.setdefault((row["ranks"], row["sharded"]), dict(row))
+        group[heading] = row["to_smallest"]
     return _tabulate(groups.values(), columns)
 
 
 def _flops(record: Record) -> TextTable:
-    def counted(row: Record) -> str:
-        ratios = sorted(count / (row["bank"] + row["batch"]) for count in row["counted"])
-        return "–".join(f"{ratio:.2f}" for ratio in dict.fromkeys((ratios[0], ratios[-1])))
-
-    columns: Columns = {
-        **RANKS, **BANK, **GATHER,
-        "flops computed": lambda row: f"{row['bank'] + row['batch']:,}",
-        "counted ÷ computed": counted,
-    }  # fmt: skip
-    return _tabulate(record["flops"], columns)
+    rows = []
+    for row in record["flops"]:
+        computed = row["bank"] + row["batch"]
+        ratios = sorted(count / computed for count in row["counted"])
+        ends = "–".join(f"{ratio:.2f}" for ratio in dict.fromkeys((ratios[0], ratios[-1])))
+        rows.append(row | {"computed": computed, "ends": ends})
+    columns = {
+        "W": "{ranks}",
+        "bank": "{which}",
+        "gather": "{gathers}",
+        "flops computed": "{computed:,}",
+        "counted ÷ computed": "{ends}",
+    }
+    return _tabulate(rows, columns)
 
 
 def _counted(record: Record) -> TextTable:
-    def sizes(kind: str) -> Callable[[Record], str]:
-        return lambda row: "; ".join(f"{n:,}" for name, n in row["computed"] if name == kind) or "–"
-
-    columns: Columns = {
-        **RANKS, **BANK, **GATHER,
-        "all-gather, bytes": sizes("all-gather"),
-        "all-to-all, bytes": sizes("all-to-all"),
-        "counted so": lambda row: "yes" if row["as_computed"] else "no",
-    }  # fmt: skip
-    return _tabulate(record["messages"], columns)
+    kinds = ("all-gather", "all-to-all")
+    rows = []
+    for row in record["messages"]:
+        sizes = {
+            kind: "; ".join(f"{size:,}" for name, size in row["computed"] if name == kind) or "–"
+            for kind in kinds
+        }
+        rows.append(row | sizes | {"so": "yes" if row["as_computed"] else "no"})
+    columns = {"W": "{ranks}", "bank": "{which}", "gather": "{gathers}"}
+    columns |= {f"{kind}, bytes": f"{{{kind}}}" for kind in kinds}
+    return _tabulate(rows, {**columns, "counted so": "{so}"})
 
 
 def _banks(record: Record) -> TextTable:
-    columns: Columns = {
-        **RANKS, **BANK, **SLOTS,
-        "entries in all": lambda row: f"{row['held']:,}",
-        "computed, MB a rank": lambda row: f"{row['computed_mb']:.2f}",
-        "tensors": lambda row: f"{row['tensors_mb']:.2f}",
-        "resident": lambda row: f"{row['resident_mb']:.2f}",
-    }  # fmt: skip
+    columns = {
+        "W": "{ranks}",
+        "bank": "{which}",
+        "slots a rank": "{slots:,}",
+        "entries in all": "{held:,}",
+        "computed, MB a rank": "{computed_mb:.2f}",
+        "tensors": "{tensors_mb:.2f}",
+        "resident": "{resident_mb:.2f}",
+    }
     return _tabulate(record["banks"], columns)
 
 
 def _losses(record: Record) -> TextTable:
-    extra: Columns = {"extra MB a rank": lambda row: f"{row['extra_mb']:.1f}"}
-    return _tabulate(record["losses"], {**RANKS, **BANK, **SLOTS, **extra})
+    columns = {"W": "{ranks}", "bank": "{which}", "slots a rank": "{slots:,}"}
+    return _tabulate(record["losses"], {**columns, "extra MB a rank": "{extra_mb:.1f}"})
 
 
 TABLES: dict[str, Callable[[Record], TextTable]] = {

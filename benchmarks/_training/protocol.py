@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks._training.recipe import RECIPES, Recipe
-from benchmarks._training.runs import Key, key_of
+from benchmarks._training.runs import Key
 
 TUNING_SEEDS = (0, 1, 2, 3, 4)
 FRESH_SEEDS = (100, 101, 102, 103, 104, 105, 106, 107)
@@ -37,13 +37,18 @@ class Table:
     split: str = "tuning"
     data: str = "camvid"
 
-    def recipe(self, row: Row) -> Recipe:
-        """Return the recipe of a row."""
-        return _canonical(replace(self.base, **row.changes))
-
     def key(self, row: Row, seed: int) -> Key:
-        """Return the key of a row's run."""
-        return key_of(self.data, self.split, self.recipe(row), seed)
+        """Return the key of a row's run.
+
+        Equivalent recipes are written in one form, so that one run serves every table that has it.
+        """
+        recipe = replace(self.base, **row.changes, seeds=1)
+        if not recipe.has_contrast:
+            recipe = replace(recipe, weight=0.0, bank=0, warmup=0.0, fade=0.0)
+        elif recipe.sources is None:
+            sources = ("batch", "pixels", "regions") if recipe.bank > 0 else ("batch",)
+            recipe = replace(recipe, sources=sources)
+        return Key(self.data, self.split, recipe, seed)
 
     def keys(self) -> Iterator[Key]:
         """Yield the keys of all runs, seed by seed, so that unfinished tables have pairs."""
@@ -56,16 +61,6 @@ class Table:
         return next(row.name for row in self.rows if self.key(row, key.seed) == key)
 
 
-def _canonical(recipe: Recipe) -> Recipe:
-    """Write equivalent recipes in one form, so that one run serves every table that has it."""
-    if not recipe.has_contrast:
-        return replace(recipe, weight=0.0, bank=0, warmup=0.0, fade=0.0)
-    if recipe.sources is None:
-        return replace(recipe, sources=ALL_SOURCES if recipe.bank > 0 else ALL_SOURCES[:1])
-    return recipe
-
-
-ALL_SOURCES = ("batch", "pixels", "regions")
 STEPS = 500
 SGD = replace(RECIPES["camvid"], steps=STEPS)
 BANK: dict[str, Any] = {"bank": 100, "pixels_per_image": 2}
