@@ -298,9 +298,8 @@ MAKERS = {
     "info_nce": _info_nce,
     "loss": _loss,
     "bank.update": _bank,
-    "checkpoint": _bank,
     "sampler": _sampler,
     "head": _head,
 }
-RANK_TARGETS = (*["loss"] * 4, "bank.update", "checkpoint")
-TARGETS = (*["info_nce"] * 4, *RANK_TARGETS, *["sampler"] * 2, "bank.update", "head")
+RANK_TARGETS = (*["loss"] * 4, "bank.update")
+TARGETS = (*["info_nce"] * 4, *RANK_TARGETS, "bank.update", "sampler", "head")

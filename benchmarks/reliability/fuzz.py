@@ -18,6 +18,7 @@ import faulthandler
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,41 +68,48 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(numbers: range, backend: str | None = None, device: str = "cpu") -> dict[str, Any]:
     """Make the calls of some numbers; returns how many ended in which way, and the defects."""
-    ended: Counter[str] = Counter()
-    defects: dict[str, str] = {}
-    for number in numbers:
-        if number % WATCHED == 0 or number == numbers.start:
-            # Ends a hang outside of Python, with a traceback.
-            faulthandler.dump_traceback_later(4 * SECONDS, exit=True)
-        call = placed(make_call(number), backend, device)
-        if call is None:
-            continue
-        # Triton's interpreter uses NumPy, which would warn of expected infinities.
-        with np.errstate(all="ignore" if backend == "triton" else "warn"):
-            how, wrong = defect_of(call)
-        ended.update((how, "calls"))
-        if wrong is not None:
-            defects[str(number)] = f"{call}: {wrong}"
-    faulthandler.cancel_dump_traceback_later()
-    return {"ended": dict(ended), "defects": defects}
+
+    def outcomes() -> Iterator[tuple[int, str, str | None]]:
+        for number in numbers:
+            if number % WATCHED == 0 or number == numbers.start:
+                # Ends a hang outside of Python, with a traceback.
+                faulthandler.dump_traceback_later(4 * SECONDS, exit=True)
+            call = placed(make_call(number), backend, device)
+            if call is not None:
+                # Triton's interpreter uses NumPy, which would warn of expected infinities.
+                with np.errstate(all="ignore" if backend == "triton" else "warn"):
+                    how, wrong = defect_of(call)
+                yield number, how, None if wrong is None else f"{call}: {wrong}"
+        faulthandler.cancel_dump_traceback_later()
+
+    return _counted(outcomes())
 
 
 def run_ranks(numbers: range, size: int) -> dict[str, Any]:
     """Make the calls of some numbers on `size` ranks; returns counts and defects."""
+
+    def outcomes() -> Iterator[tuple[int, str, str | None]]:
+        ranks = Ranks(size, COLLECTIVE)
+        try:
+            for number in numbers:
+                how, wrong, broken = outcome(ranks, number)
+                yield number, how, wrong
+                if broken:
+                    ranks.close()
+                    ranks = Ranks(size, COLLECTIVE)
+        finally:
+            ranks.close()
+
+    return _counted(outcomes())
+
+
+def _counted(outcomes: Iterator[tuple[int, str, str | None]]) -> dict[str, Any]:
     ended: Counter[str] = Counter()
     defects: dict[str, str] = {}
-    ranks = Ranks(size, COLLECTIVE)
-    try:
-        for number in numbers:
-            how, wrong, broken = outcome(ranks, number)
-            ended.update((how, "calls"))
-            if wrong is not None:
-                defects[str(number)] = wrong
-            if broken:
-                ranks.close()
-                ranks = Ranks(size, COLLECTIVE)
-    finally:
-        ranks.close()
+    for number, how, wrong in outcomes:
+        ended.update((how, "calls"))
+        if wrong is not None:
+            defects[str(number)] = wrong
     return {"ended": dict(ended), "defects": defects}
 
 

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from benchmarks.reliability.calls import Arguments, Call
 from benchmarks.reliability.equation import Equation, judge
-from benchmarks.reliability.losses import check_losses
+from benchmarks.reliability.losses import check_losses, check_sample
 from benchmarks.reliability.perform import Answer, answer_of, plain
 from benchmarks.reliability.plain import WrongError, expect, is_readable, same_bits
-from benchmarks.reliability.rings import check_bank, check_rings
-from benchmarks.reliability.samples import check_sample
 
 
 def defect_of(call: Call) -> tuple[str, str | None]:
@@ -41,22 +39,18 @@ def wrong_with(calls: Sequence[Call], answers: Sequence[Answer]) -> str | None:
 
 def _judge(calls: Sequence[Call], answers: Sequence[Answer]) -> None:
     call, answer, given = calls[0], answers[0], calls[0].given["call"]
-    if answer.get("before"):
-        for one in answers:
-            check_bank(one["after"])
     if call.target == "info_nce":
         _check_info_nce(given, answer)
-    readable = all(is_readable(*one.given["call"].values()) for one in calls)
-    if call.target == "head":
+    elif call.target == "head":
         _check_embedding(call, answer["embedding"])
-    elif call.target == "sampler" and readable:
-        labels, preds = (given[name] for name in ("labels", "preds"))
-        check_sample(answer["sampler"], labels, preds, given["ignore_index"], answer["sample"])
-    elif readable and call.target != "info_nce":
+    elif all(is_readable(*one.given["call"].values()) for one in calls):
+        if call.target == "sampler":
+            labels, ignore = given["labels"], given["ignore_index"]
+            check_sample(answer["sampler"], labels, ignore, answer["sample"])
         if call.target == "loss":
             check_losses(calls, answers)
-        if answer["before"]:
-            _check_banks(calls, answers)
+        if answer.get("before"):
+            _check_banks(answers)
 
 
 def _check_info_nce(given: Arguments, answer: Answer) -> None:
@@ -94,24 +88,15 @@ def _check_embedding(call: Call, embedding: Tensor) -> None:
         expect(not (moderate and bool(embedding.isnan().any())), "the embedding is NaN")
 
 
-def _check_banks(calls: Sequence[Call], answers: Sequence[Answer]) -> None:
-    """Check that every rank holds the same bank, or its shard of the entries of all ranks."""
-    call, options = calls[0], calls[0].given["bank"]
-    updates = call.target != "loss" or (call.training and answers[0]["options"]["update_bank"])
-    batches = [
-        (plain(own.given["call"]["emb"]), plain(own.given["call"]["labels"]))
-        for own in (calls if updates else ())
-    ]
-    for rank, answer in enumerate(answers):
-        sharded = "shard" in answer["before"]
-        shard = (rank, len(calls)) if sharded else (0, 1)
-        states = answer["before"], answer["after"]
-        check_rings(*states, batches, options["ignore_index"], options["pixels_per_image"], shard)
-        same = sharded or same_bits(answer["after"], answers[0]["after"])
+def _check_banks(answers: Sequence[Answer]) -> None:
+    """Check what holds for every bank: the range of its counts, unit length, equality on ranks."""
+    for state in (answer["after"] for answer in answers):
+        for queue in ("pixel", "region"):
+            count, held = state[f"{queue}_count"], state[f"{queue}s"]
+            in_range = bool(((count >= 0) & (count <= held.shape[1])).all())
+            expect(in_range, "a count of the bank is out of its range")
+            written = held[torch.arange(held.shape[1]) < count[:, None]].double()
+            unit = bool(((written.norm(dim=1) - 1).abs() < 2**-7).all())
+            expect(unit, "a vector of the bank is not of unit length")
+        same = "shard" in state or same_bits(state, answers[0]["after"])
         expect(same, "the banks of two ranks are different")
-        if call.target == "checkpoint":
-            expect(answer["refused"], "the shard of another rank was loaded")
-            loaded = same_bits(answer["loaded"], answer["before"])
-            expect(loaded, "a loaded state differs from the saved one")
-            goes_on = same_bits(answer["again"], answer["after"])
-            expect(goes_on, "a bank that was loaded does not go on as the one that was saved")

@@ -25,7 +25,6 @@ from benchmarks.reliability.plain import (
     rounding_of,
     same_bits,
 )
-from benchmarks.reliability.samples import check_sample
 from pixcontrast import AnchorSample, RegionContrastLoss
 
 
@@ -118,7 +117,7 @@ def check_losses(calls: Sequence[Call], answers: Sequence[Answer]) -> None:
 
 def _check_sampling(step: Step) -> None:
     """Check sample and anchors."""
-    check_sample(step.options["anchor_sampler"], step.labels, step.preds, step.ignore, step.sample)
+    check_sample(step.options["anchor_sampler"], step.labels, step.ignore, step.sample)
     if step.is_finite and not step.options["normalize"]:
         expect(torch.equal(step.anchors.double(), step.vectors), "the anchors are other pixels")
     elif step.is_finite:
@@ -128,6 +127,17 @@ def _check_sampling(step: Step) -> None:
         allowed += info.smallest_normal
         close = bool(((step.anchors.double() - true).abs() <= allowed).all())
         expect(close, "the anchors are not of unit length, or other pixels")
+
+
+def check_sample(sampler: Any, labels: Tensor, ignore: int, sample: AnchorSample) -> None:
+    """Check the number of anchors, that they are distinct, and that they have their labels."""
+    size, taken = min(sampler.max_anchors, labels.numel()), sample.labels != ignore
+    indices = sample.indices[taken]
+    whole = len(sample.indices) == size and len(set(indices.tolist())) == len(indices)
+    expect(whole, "the sample has another size, or a pixel twice")
+    found = labels.flatten()[indices].to(torch.int64)
+    same = torch.equal(found, sample.labels[taken].to(torch.int64)) and bool((found >= 0).all())
+    expect(same, "a sampled pixel has another label")
 
 
 def _check_together(steps: Sequence[Step], sharded: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import resource
 import signal
@@ -92,11 +91,10 @@ def perform(call: Call, group: Any) -> Answer:
     before = _state(bank)
     if call.target != "loss":
         assert bank is not None  # every other target has one
-        loaded = {} if call.target == "bank.update" else _load_copy(call, given["bank"], before)
         bank.update(**arguments)
         for method in (bank.entries, bank.count, bank.slots):
             method(**given["queue"])
-        return {"before": before, "after": _state(bank), **loaded}
+        return {"before": before, "after": _state(bank)}
 
     kind = HardAnchorSampler if "hard_fraction" in given.get("sampler", ()) else RandomAnchorSampler
     sampler = kind(**given["sampler"]) if "sampler" in given else None
@@ -261,28 +259,6 @@ def _leaves(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
 def _state(bank: MemoryBank | None) -> dict[str, Tensor]:
     state = {} if bank is None else bank.state_dict()
     return {name: plain(value).clone() for name, value in state.items()}
-
-
-def _load_copy(call: Call, options: Arguments, state: dict[str, Tensor]) -> Answer:
-    """Load a checkpoint into a second bank and update it; try to load another rank's shard."""
-    again = MemoryBank(**options)
-    again.load_state_dict(copy.deepcopy(state))
-    loaded, refused = _state(again), True
-    if "shard" in state:
-        other = copy.deepcopy(state)
-        rank, size = other["shard"].tolist()
-        other["shard"][0] = (rank + 1) % size
-        try:
-            again.load_state_dict(other)
-            refused = False
-        except RuntimeError as error:
-            refused = "shard: expected that of rank" in str(error)
-    arguments, default = dict(call.given["call"]), torch.default_generator.get_state()
-    if isinstance(arguments["generator"], torch.Generator):
-        arguments["generator"] = copy_of(arguments["generator"].get_state())
-    again.update(**arguments)
-    torch.default_generator.set_state(default)
-    return {"loaded": loaded, "again": _state(again), "refused": refused}
 
 
 def _moved(value: Any, device: str) -> Any:

@@ -81,7 +81,6 @@ class Region(NamedTuple):
 
     Attributes:
         image, label: identify the region.
-        pixels: (n, D) directions of its usable pixels.
         mean: their mean direction (D,); None if they cancel out or none is usable.
         off: allowed error of a mean in float32 (float64 for float64). Infinite if rounding decides
             whether the region has a mean.
@@ -89,7 +88,6 @@ class Region(NamedTuple):
 
     image: int
     label: int
-    pixels: Tensor
     mean: Tensor | None
     off: float
 
@@ -110,7 +108,7 @@ def regions_of(emb: Tensor, labels: Tensor, ignore: int) -> Iterator[Region]:
                 mean, off = total / length, 2 * error / length + per_vector
             elif length > 1e-6 * count - error:
                 off = torch.inf
-            yield Region(image, label, members, mean, off)
+            yield Region(image, label, mean, off)
 
 
 def rounding_of(dtype: torch.dtype) -> float:

@@ -77,22 +77,6 @@ def bank(calls: list[Call], answers: list[dict[str, Any]]) -> None:
         answers[1]["after"]["regions"] *= -1
 
 
-def shards(calls: list[Call], answers: list[dict[str, Any]]) -> None:
-    if "shard" in answers[0].get("after", {}):
-        states = [answer["after"] for answer in answers]
-        answers[0]["after"], answers[1]["after"] = states[1], states[0]
-
-
-def loaded(calls: list[Call], answers: list[dict[str, Any]]) -> None:
-    if "again" in answers[0]:
-        answers[0]["again"]["pixel_next"] += 1
-
-
-def refused(calls: list[Call], answers: list[dict[str, Any]]) -> None:
-    if "refused" in answers[0]:
-        answers[0]["refused"] = False
-
-
 def one_rank_alone(calls: list[Call], answers: list[dict[str, Any]]) -> None:
     answers[1] = {"ended": "refused", "wrong": None}
 
@@ -110,9 +94,6 @@ def an_error(calls: list[Call], answers: list[dict[str, Any]]) -> None:
         (anchors, "the anchors are", 20),
         (sample, "sample", 20),
         (bank, "bank", 10),
-        (shards, "bank", 5),
-        (loaded, "does not go on", 3),
-        (refused, "another rank was loaded", 3),
         (one_rank_alone, "different ways", 25),
         (an_error, "IndexError", 100),
     ],
