@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks._ranks import costs
@@ -10,48 +10,131 @@ from benchmarks._ranks.cases import CASES, H200, seconds_at_least
 from benchmarks._tables.text import TextTable
 
 Record = dict[str, Any]
-Columns = dict[str, Callable[[Any], str]]
-"""Headings, each with the function that formats a cell of the column."""
 
 SENT = ("Cityscapes, sharded", "COCO-Stuff, every image", "10⁹ entries", "10⁹ entries, D = 64")
 """The cases whose messages are listed."""
-PARTS = ("products", "exponentials", "reading", "messages")
-SIZES: Columns = {
-    "W": lambda step: str(step.ranks),
-    "B": lambda step: str(step.images),
-    "K": lambda step: f"{step.anchors:,}",
-    "D": lambda step: str(step.dim),
-    "slots a rank": lambda step: f"{costs.slots(step):,}",
-    "entries N": lambda step: f"{costs.entries(step):,}",
-    "bank a rank": lambda step: scaled(costs.bank_bytes(step), "B"),
-    "its labels": lambda step: scaled(costs.label_bytes(step), "B"),
+BOUNDS = ("products", "exponentials", "reading", "messages")
+COMPUTED: dict[str, dict[str, Callable[[costs.Step], str]]] = {
+    "sizes": {
+        "W": lambda step: str(step.ranks),
+        "B": lambda step: str(step.images),
+        "K": lambda step: f"{step.anchors:,}",
+        "D": lambda step: str(step.dim),
+        "slots a rank": lambda step: f"{costs.slots(step):,}",
+        "entries N": lambda step: f"{costs.entries(step):,}",
+        "bank a rank": lambda step: scaled(costs.bank_bytes(step), "B"),
+        "its labels": lambda step: scaled(costs.label_bytes(step), "B"),
+    },
+    "work": {
+        "against the bank": lambda step: scaled(costs.bank_flops(step), "flop"),
+        "against the batch": lambda step: scaled(costs.batch_flops(step), "flop"),
+        "exponentials": lambda step: scaled(costs.exponentials(step), ""),
+        "read of the bank": lambda step: scaled(costs.read_bytes(step), "B"),
+        "new entries sent": lambda step: scaled(costs.new_entries_bytes(step), "B"),
+        "received in all": lambda step: scaled(costs.received_bytes(step), "B"),
+    },
 }
-WORK: Columns = {
-    "against the bank": lambda step: scaled(costs.bank_flops(step), "flop"),
-    "against the batch": lambda step: scaled(costs.batch_flops(step), "flop"),
-    "exponentials": lambda step: scaled(costs.exponentials(step), ""),
-    "read of the bank": lambda step: scaled(costs.read_bytes(step), "B"),
-    "new entries sent": lambda step: scaled(costs.new_entries_bytes(step), "B"),
-    "received in all": lambda step: scaled(costs.received_bytes(step), "B"),
+"""Headings of a table with a row for each case, and the functions that format their cells."""
+W = {"W": "{ranks}"}
+BANK = {**W, "bank": "{which}"}
+MEASURED: dict[str, tuple[str, dict[str, str]]] = {
+    "shards": (
+        "times",
+        {
+            **W,
+            "entries": "{entries:,}",
+            "sharded ÷ whole": "{to_whole:.2f}",
+            "spread, sharded": "{spread:.2f}",
+            "spread, whole": "{spread_of_whole:.2f}",
+        },
+    ),
+    "flops": (
+        "flops",
+        {
+            **BANK,
+            "gather": "{gathers}",
+            "flops computed": "{sum:,}",
+            "counted ÷ computed": "{ratios}",
+        },
+    ),
+    "counted": (
+        "messages",
+        {
+            **BANK,
+            "gather": "{gathers}",
+            "all-gather, bytes": "{all-gather}",
+            "all-to-all, bytes": "{all-to-all}",
+            "counted so": "{so}",
+        },
+    ),
+    "banks": (
+        "banks",
+        {
+            **BANK,
+            "slots a rank": "{slots:,}",
+            "entries in all": "{held:,}",
+            "computed, MB a rank": "{computed_mb:.2f}",
+            "tensors": "{tensors_mb:.2f}",
+            "resident": "{resident_mb:.2f}",
+        },
+    ),
+    "losses": (
+        "losses",
+        {**BANK, "slots a rank": "{slots:,}", "extra MB a rank": "{extra_mb:.1f}"},
+    ),
 }
+"""The rows of the record that a table has, its headings, and the formats of their cells."""
 
 
 def scale_table(name: str, record: Record) -> TextTable:
     """Make a table by name from the record of `benchmarks.ranks`."""
-    return TABLES[name](record)
+    if name in COMPUTED:
+        cells = [
+            [case, *(cell(step) for cell in COMPUTED[name].values())]
+            for case, step in CASES.items()
+        ]
+        return TextTable(("", *COMPUTED[name]), cells)
+    if name in MEASURED:
+        key, columns = MEASURED[name]
+        rows = [_described(row) for row in record[key]]
+        if name == "shards":
+            whole = {
+                (row["ranks"], row["entries"]): row["spread"] for row in rows if not row["sharded"]
+            }
+            rows = [
+                row | {"spread_of_whole": whole[row["ranks"], row["entries"]]}
+                for row in rows
+                if row["sharded"]
+            ]
+        return TextTable(
+            tuple(columns), [[cell.format(**row) for cell in columns.values()] for row in rows]
+        )
+    return {"bounds": _bounds, "sent": _sent, "machine": _machine, "linear": _linear}[name](record)
 
 
-def _cases(first: str, columns: Columns) -> TextTable:
-    """Tabulate computed figures, one row for each case."""
-    rows = [[name, *(cell(step) for cell in columns.values())] for name, step in CASES.items()]
-    return TextTable((first, *columns), rows)
+def _described(row: Record) -> Record:
+    """Add what the cells need to a measured row."""
+    described = row | {
+        "which": "sharded" if row["sharded"] else "whole",
+        "gathers": "yes" if row.get("gather") else "no",
+    }
+    if "counted" in row:
+        described["sum"] = row["bank"] + row["batch"]
+        ratios = sorted(count / described["sum"] for count in row["counted"])
+        ends = dict.fromkeys((ratios[0], ratios[-1]))
+        described["ratios"] = "–".join(f"{ratio:.2f}" for ratio in ends)
+    if "as_computed" in row:
+        for kind in ("all-gather", "all-to-all"):
+            sizes = [f"{size:,}" for name, size in row["computed"] if name == kind]
+            described[kind] = "; ".join(sizes) or "–"
+        described["so"] = "yes" if row["as_computed"] else "no"
+    return described
 
 
 def _bounds(record: Record) -> TextTable:
-    def milliseconds(part: str) -> Callable[[costs.Step], str]:
-        return lambda step: f"{1000 * seconds_at_least(step, H200)[part]:,.2f}"
-
-    return _cases("ms, at the least", {part: milliseconds(part) for part in PARTS})
+    seconds = {name: seconds_at_least(step, H200) for name, step in CASES.items()}
+    rows = [[name, *(f"{1000 * of[part]:,.2f}" for part in BOUNDS)] for name, of in seconds.items()]
+    return TextTable(("ms, at the least", *BOUNDS), rows)
 
 
 def _sent(record: Record) -> TextTable:
@@ -63,119 +146,22 @@ def _sent(record: Record) -> TextTable:
     return TextTable(("to each other rank", "collective", *SENT), rows)
 
 
-def _tabulate(rows: Iterable[Record], columns: dict[str, str]) -> TextTable:
-    """Tabulate measured figures; a column is a heading and the format of its cells."""
-    named = [
-        row
-        | {"which": "sharded" if row.get("sharded") else "whole"}
-        | {"gathers": "yes" if row.get("gather") else "no"}
-        for row in rows
-    ]
-    cells = [[cell.format(**row) for cell in columns.values()] for row in named]
-    return TextTable(tuple(columns), cells)
-
-
 def _machine(record: Record) -> TextTable:
     found = record["environment"]
     load = ", ".join(f"{load:.1f}" for load in found["load_average_at_start"])
-    columns = {
-        "date": "{date:.10}",
-        "torch": "{torch}",
-        "processors": "{processors}",
-        "load at the start": load,
-    }
-    return _tabulate([found], columns)
-
-
-def _shards(record: Record) -> TextTable:
-    """Compare times of the loss with a whole and with a sharded bank."""
-    whole = {(r["ranks"], r["entries"]): r["spread"] for r in record["times"] if not r["sharded"]}
-    columns = {
-        "W": "{ranks}",
-        "entries": "{entries:,}",
-        "sharded ÷ whole": "{to_whole:.2f}",
-        "spread, sharded": "{spread:.2f}",
-        "spread, whole": "{of_whole:.2f}",
-    }
-    sharded = [row for row in record["times"] if row["sharded"]]
-    return _tabulate([r | {"of_whole": whole[r["ranks"], r["entries"]]} for r in sharded], columns)
+    cells = [found["date"][:10], found["torch"], str(found["processors"]), load]
+    return TextTable(("date", "torch", "processors", "load at the start"), [cells])
 
 
 def _linear(record: Record) -> TextTable:
     """Show how times grow with the number of entries."""
-    groups: dict[tuple[int, bool], Record] = {}
     smallest = record["times"][0]["entries"]
-    columns = {"W": "{ranks}", "bank": "{which}"}
-    for row in record["times"]:
-        heading = f"{row['entries'] / smallest:.0f} × the entries"
-        columns[heading] = f"{{{heading}:.2f}}"
-        group = groups.setdefault((row["ranks"], row["sharded"]), dict(row))
-        group[heading] = row["to_smallest"]
-    return _tabulate(groups.values(), columns)
-
-
-def _flops(record: Record) -> TextTable:
-    rows = []
-    for row in record["flops"]:
-        computed = row["bank"] + row["batch"]
-        ratios = sorted(count / computed for count in row["counted"])
-        ends = "–".join(f"{ratio:.2f}" for ratio in dict.fromkeys((ratios[0], ratios[-1])))
-        rows.append(row | {"computed": computed, "ends": ends})
-    columns = {
-        "W": "{ranks}",
-        "bank": "{which}",
-        "gather": "{gathers}",
-        "flops computed": "{computed:,}",
-        "counted ÷ computed": "{ends}",
-    }
-    return _tabulate(rows, columns)
-
-
-def _counted(record: Record) -> TextTable:
-    kinds = ("all-gather", "all-to-all")
-    rows = []
-    for row in record["messages"]:
-        sizes = {
-            kind: "; ".join(f"{size:,}" for name, size in row["computed"] if name == kind) or "–"
-            for kind in kinds
-        }
-        rows.append(row | sizes | {"so": "yes" if row["as_computed"] else "no"})
-    columns = {"W": "{ranks}", "bank": "{which}", "gather": "{gathers}"}
-    columns |= {f"{kind}, bytes": f"{{{kind}}}" for kind in kinds}
-    return _tabulate(rows, {**columns, "counted so": "{so}"})
-
-
-def _banks(record: Record) -> TextTable:
-    columns = {
-        "W": "{ranks}",
-        "bank": "{which}",
-        "slots a rank": "{slots:,}",
-        "entries in all": "{held:,}",
-        "computed, MB a rank": "{computed_mb:.2f}",
-        "tensors": "{tensors_mb:.2f}",
-        "resident": "{resident_mb:.2f}",
-    }
-    return _tabulate(record["banks"], columns)
-
-
-def _losses(record: Record) -> TextTable:
-    columns = {"W": "{ranks}", "bank": "{which}", "slots a rank": "{slots:,}"}
-    return _tabulate(record["losses"], {**columns, "extra MB a rank": "{extra_mb:.1f}"})
-
-
-TABLES: dict[str, Callable[[Record], TextTable]] = {
-    "sizes": lambda record: _cases("", SIZES),
-    "work": lambda record: _cases("", WORK),
-    "bounds": _bounds,
-    "sent": _sent,
-    "machine": _machine,
-    "shards": _shards,
-    "linear": _linear,
-    "flops": _flops,
-    "counted": _counted,
-    "banks": _banks,
-    "losses": _losses,
-}
+    headings = {f"{row['entries'] / smallest:.0f} × the entries": None for row in record["times"]}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in map(_described, record["times"]):
+        group = groups.setdefault((str(row["ranks"]), row["which"]), [])
+        group.append(f"{row['to_smallest']:.2f}")
+    return TextTable(("W", "bank", *headings), [[*key, *cells] for key, cells in groups.items()])
 
 
 def scaled(value: float, unit: str) -> str:
