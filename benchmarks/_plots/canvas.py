@@ -51,7 +51,7 @@ def save_differences(path: Path, table: Table, runs: Runs) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(lines)), labels=[line.name for line in lines])
     axes.set_ylim(-0.6, max(len(lines), 1) - 0.4)
-    axes.set_xlabel(f"mean IoU, difference to {table.rows[0].name} of the same seed, points")
+    axes.set_xlabel(f"mean IoU, difference to {next(iter(table.rows))} of the same seed, points")
     axes.set_title(f"{table.title}: dots are seeds, bars two standard errors", fontsize=9)
     axes.grid(axis="x", alpha=0.3)
     save(figure, path, dpi=110)

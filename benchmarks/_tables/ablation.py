@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from benchmarks._tables.pairs import Compared, compare
 from benchmarks._tables.text import TextTable, number, signed
-from benchmarks._training.protocol import Row, Table
+from benchmarks._training.protocol import Table
 from benchmarks._training.runs import Run, Runs
 
 HEADINGS = ("", "mean IoU", "difference", "positive", "pairs", "gradient ratio", "seconds a run")
@@ -37,7 +37,7 @@ class Line(NamedTuple):
 
 def lines_of(table: Table, runs: Runs) -> list[Line]:
     """Compare every row with the first one, using the runs that are finished."""
-    first, lines = _runs_of(table, table.rows[0], runs), []
+    first, lines = _runs_of(table, next(iter(table.rows)), runs), []
     for row in table.rows:
         own = _runs_of(table, row, runs)
         ious = [
@@ -54,7 +54,7 @@ def lines_of(table: Table, runs: Runs) -> list[Line]:
         ratios = [ratio for run in own.values() for ratio in run["ratios"]]
         ratios = [ratio for ratio in ratios if math.isfinite(ratio)] or [math.nan]
         seconds = [run["seconds"] for run in own.values()] or [math.nan]
-        lines.append(Line(row.name, compared, differences, median(ratios), median(seconds)))
+        lines.append(Line(row, compared, differences, median(ratios), median(seconds)))
     return lines
 
 
@@ -93,12 +93,12 @@ def readings_table(table: Table, runs: Runs) -> TextTable:
             stats = [run["stats"] for run in own if run["stats"] and name in run["stats"][0]]
             cells.append(_over_time([[moment[name] for moment in one] for one in stats]))
         difference = signed(line.compared.difference, line.compared.standard_error)
-        rows.append([row.name, difference, *cells])
+        rows.append([row, difference, *cells])
     names = (name.replace("_", " ") for name in READINGS)
     return TextTable(("", "difference", "gradient ratio", *names), rows)
 
 
-def _runs_of(table: Table, row: Row, runs: Runs) -> dict[int, Run]:
+def _runs_of(table: Table, row: str, runs: Runs) -> dict[int, Run]:
     """Return the finished runs of a row by seed."""
     keys = {seed: table.key(row, seed) for seed in table.seeds}
     return {seed: runs[key] for seed, key in keys.items() if key in runs}

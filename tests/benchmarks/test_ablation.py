@@ -12,7 +12,7 @@ from benchmarks import ablation, pages, price
 from benchmarks._tables.ablation import ablation_table, lines_of, readings_table
 from benchmarks._training import experiment
 from benchmarks._training.network import SegmentationNetwork
-from benchmarks._training.protocol import SGD, TABLES, Row, Table
+from benchmarks._training.protocol import ALONE, SGD, TABLES, Table
 from benchmarks._training.runs import append_run, load_runs
 from benchmarks._training.scenes import load_scenes
 from benchmarks._training.training import is_sampled, make_optimizer, set_learning_rate
@@ -45,7 +45,7 @@ def drawn_run(seed, mean_iou, ratios=(), stats=()):
     }
 
 
-SMALL = Table("Two rows", SGD, (Row("alone", {"sources": ()}), Row("with it")), seeds=(0, 1, 2))
+SMALL = Table("Two rows", SGD, {**ALONE, "with it": {}}, seeds=(0, 1, 2))
 
 
 def test_a_table_is_resumed_and_its_runs_are_those_of_an_undisturbed_one(tmp_path, camvid, capsys):
@@ -53,7 +53,7 @@ def test_a_table_is_resumed_and_its_runs_are_those_of_an_undisturbed_one(tmp_pat
     assert len(whole) == 2 * len(TABLES["small"].rows)
     printed = capsys.readouterr().out
     for row in TABLES["small"].rows:
-        assert row.name in printed
+        assert row in printed
     assert (tmp_path / "whole" / "ablation-small.png").stat().st_size > 5_000
 
     # Killed in the middle of a line, and gone on with by a single worker.
@@ -88,9 +88,10 @@ def test_tables_share_the_runs_without_contrast(tmp_path, camvid):
     assert other.key(with_it, 0) != SMALL.key(with_it, 0)
     # What there is to contrast with, said and not said.
     for sources, bank in ((("batch",), 0), (("batch", "pixels", "regions"), 5)):
-        unsaid, said = Row("a", {"bank": bank}), Row("b", {"bank": bank, "sources": sources})
-        assert SMALL.key(unsaid, 0) == SMALL.key(said, 0)
-        assert SMALL.key(unsaid, 0).recipe.sources == sources
+        rows = {"unsaid": {"bank": bank}, "said": {"bank": bank, "sources": sources}}
+        table = replace(SMALL, rows=rows)
+        assert table.key("unsaid", 0) == table.key("said", 0)
+        assert table.key("unsaid", 0).recipe.sources == sources
 
 
 def test_val_is_for_what_has_been_chosen():
@@ -125,12 +126,12 @@ def test_help_says_how_long_each_table_takes(capsys):
 
 
 def test_seconds_of_a_table_are_those_of_runs_as_large():
-    row = SMALL.rows[0]
+    row, other = SMALL.rows
     runs = {SMALL.key(row, seed): drawn_run(seed, 0.5) for seed in (0, 1, 2)}
     assert ablation.seconds_of(SMALL.key(row, 7), runs) == pytest.approx(11.0)
     longer = replace(SMALL, base=replace(SGD, steps=2 * SGD.steps))
     assert ablation.seconds_of(longer.key(row, 0), runs) == pytest.approx(22.0)
-    assert math.isnan(ablation.seconds_of(SMALL.key(SMALL.rows[1], 0), runs))
+    assert math.isnan(ablation.seconds_of(SMALL.key(other, 0), runs))
 
 
 def test_a_missing_folder_is_told_of(tmp_path, capsys):
@@ -176,14 +177,14 @@ def test_a_run_comes_back_from_its_line_as_it_was(tmp_path):
     path = tmp_path / "runs.jsonl"
     for seed in (0, 1):
         run = drawn_run(seed, 0.25, [1.5], [{"anchors": 3.0}])
-        append_run(path, SMALL.key(SMALL.rows[1], seed), run)
+        append_run(path, SMALL.key("with it", seed), run)
     # A key written before the recipe had some option is the key with that option's default.
     older = path.read_text().replace('"fade": 0.0, ', "")
     assert "fade" not in older
     path.write_text(older)
     runs = load_runs(path)
-    assert set(runs) == {SMALL.key(SMALL.rows[1], 0), SMALL.key(SMALL.rows[1], 1)}
-    one = runs[SMALL.key(SMALL.rows[1], 0)]
+    assert set(runs) == {SMALL.key("with it", 0), SMALL.key("with it", 1)}
+    one = runs[SMALL.key("with it", 0)]
     assert one["measured"]["mean_iou"] == 0.25
     assert math.isnan(one["measured"]["class_iou"][1])
     assert math.isnan(one["measured"]["trunk"]["between"])

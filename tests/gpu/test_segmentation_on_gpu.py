@@ -20,7 +20,7 @@ STEPS = size(10, 2)
 TINY = replace(TABLE, base=replace(TABLE.base, size=(48, 64), steps=STEPS, batch_size=2))
 
 
-@pytest.mark.parametrize("row", TINY.rows, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", TINY.rows)
 def test_a_run_of_the_table_for_a_gpu(row, camvid):
     key = TINY.key(row, seed=100)
     data = load_data(TINY.data, TINY.split, TINY.base.size, camvid).to(DEVICE)
