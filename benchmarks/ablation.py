@@ -21,7 +21,7 @@ import torch
 from benchmarks._measure.arguments import command_parser, positive, size_of
 from benchmarks._measure.environment import describe_environment
 from benchmarks._plots.canvas import save_differences
-from benchmarks._tables.ablation import ablation_table
+from benchmarks._tables.pairs import ablation_table
 from benchmarks._training.experiment import load_data, run_side_by_side
 from benchmarks._training.protocol import TABLES, Table
 from benchmarks._training.runs import Key, Runs, append_run, load_runs

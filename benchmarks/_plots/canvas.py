@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks._tables.ablation import lines_of
+from benchmarks._tables.pairs import lines_of
 from benchmarks._training.data import SegmentationData
 from benchmarks._training.protocol import Table
 from benchmarks._training.runs import Runs

@@ -53,9 +53,7 @@ def save_scatter(path: Path, data: SegmentationData, networks: Networks, seed: i
             for index, (name, color) in enumerate(class_colors(data).items()):
                 own = (kinds == index).numpy()
                 axis.scatter(*flat[own].T, s=5, color=color, label=name, linewidths=0)
-            axis.set_facecolor(GREY)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(facecolor=GREY, xticks=[], yticks=[])
             axis.set_title(f"{method}: {title}", fontsize=9)
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=6, fontsize=8, markerscale=3)
@@ -119,9 +117,7 @@ def save_occupancy(path: Path, data: SegmentationData, occupancy: Occupancy) -> 
         for index, (name, color) in enumerate(class_colors(data).items()):
             axis.plot(occupancy.steps, [row[index] for row in counts], label=name, color=color)
         axis.set_title(f"{queue}, {occupancy.slots[queue]} slots a class", fontsize=9)
-        axis.set_xscale("log")
-        axis.set_xlabel("step")
-        axis.set_facecolor(GREY)
+        axis.set(xscale="log", xlabel="step", facecolor=GREY)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("entries")
     legend = axes[0, 0].get_legend_handles_labels()

@@ -116,9 +116,7 @@ def save_negatives(path: Path, scene: Scene, anchor: Tensor, cosines: Tensor) ->
     for name, color, available, kept in sides:
         axis.hist(logits[available].numpy(), bins, color=color, alpha=0.3, label=f"all {name}")
         axis.hist(logits[kept].numpy(), bins, color=color, label=f"the hardest {name}")
-    axis.set_yscale("log")
-    axis.set_xlabel("cosine with the anchor")
-    axis.set_ylabel("pixels")
+    axis.set(yscale="log", xlabel="cosine with the anchor", ylabel="pixels")
     axis.legend(fontsize=8)
     figure.suptitle(
         f"One anchor (star): its {NEGATIVES} most similar pixels of other classes (red) and the "
@@ -158,8 +156,7 @@ def save_bank(
     shown = right.imshow(cosine.numpy(), **COSINE)
     right.set_xticks(list(classes), names, rotation=90)
     right.set_yticks(list(classes), names)
-    right.set_xlabel("regions of earlier batches, in the bank")
-    right.set_ylabel("regions of this batch")
+    right.set(xlabel="regions of earlier batches, in the bank", ylabel="regions of this batch")
     right.set_title("mean cosine of regions", fontsize=10)
     figure.colorbar(shown, ax=right, shrink=0.8)
     save(figure, path, dpi=85)

@@ -1,4 +1,4 @@
-"""Paired runs: differences, the record of `benchmarks.segmentation`, and its tables."""
+"""Tables of paired runs: those of an ablation, and of a record of `benchmarks.segmentation`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ import numpy as np
 
 from benchmarks._tables.text import TextTable, number, signed
 from benchmarks._training.data import SegmentationData
+from benchmarks._training.protocol import Table
 from benchmarks._training.recipe import Recipe
-from benchmarks._training.runs import Run, without_nan
+from benchmarks._training.runs import Run, Runs, without_nan
 
 Record = dict[str, Any]
 Pairs = dict[int, tuple[Run, Run]]
 """The runs without and with contrast of each seed."""
 HEADINGS = ("", "cross entropy", "with contrast", "difference")
+ABLATION = ("", "mean IoU", "difference", "positive", "pairs", "gradient ratio", "seconds a run")
+MOMENTS = (0, 4, 9)
+"""Indices of the samples after a tenth of a run, after half of it, and at its end."""
+READINGS = ("positive_similarity", "negative_similarity", "hard_share", "bank_occupancy")
 
 
 class Compared(NamedTuple):
@@ -38,6 +43,99 @@ def compare(plain: Sequence[float], contrast: Sequence[float]) -> Compared:
     if len(differences) > 1:
         error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
     return Compared(fmean(plain), fmean(contrast), fmean(differences), error)
+
+
+class Line(NamedTuple):
+    """A row compared with the first one over the seeds that both have run; NaN without data.
+
+    Attributes:
+        name: of the row.
+        compared: mean IoU of both in percent, and the difference of the pairs.
+        differences: in percent, one of each seed.
+        ratio: median of the gradient ratios of all runs of the row.
+        seconds: median time of a run.
+    """
+
+    name: str
+    compared: Compared
+    differences: list[float]
+    ratio: float
+    seconds: float
+
+
+def lines_of(table: Table, runs: Runs) -> list[Line]:
+    """Compare every row with the first one, using the runs that are finished."""
+    first, lines = _runs_of(table, next(iter(table.rows)), runs), []
+    for row in table.rows:
+        own = _runs_of(table, row, runs)
+        ious = [
+            [100 * of[seed]["measured"]["mean_iou"] for seed in first if seed in own]
+            for of in (first, own)
+        ]
+        compared = Compared(math.nan, math.nan, math.nan, math.nan)
+        if ious[0]:
+            compared = compare(*ious)
+        elif own:
+            mean = fmean(100 * run["measured"]["mean_iou"] for run in own.values())
+            compared = compared._replace(contrast=mean)
+        differences = [after - before for before, after in zip(*ious, strict=True)]
+        ratios = [ratio for run in own.values() for ratio in run["ratios"]]
+        ratios = [ratio for ratio in ratios if math.isfinite(ratio)] or [math.nan]
+        seconds = [run["seconds"] for run in own.values()] or [math.nan]
+        lines.append(Line(row, compared, differences, median(ratios), median(seconds)))
+    return lines
+
+
+def ablation_table(table: Table, runs: Runs) -> TextTable:
+    """Tabulate the differences of a table."""
+    rows = []
+    for line in lines_of(table, runs):
+        compared, pairs = line.compared, len(line.differences)
+        if math.isnan(compared.contrast):
+            rows.append([line.name, "not run", *[""] * (len(ABLATION) - 2)])
+            continue
+        is_first = not any(line.differences)
+        positive = sum(difference > 0 for difference in line.differences)
+        cells = [
+            f"{compared.contrast:.2f}",
+            "" if is_first else signed(compared.difference, compared.standard_error),
+            "" if is_first else f"{positive} of {pairs}",
+            str(pairs),
+            "" if math.isnan(line.ratio) else f"{line.ratio:.2f}",
+            f"{line.seconds:.0f}",
+        ]
+        rows.append([line.name, *cells])
+    return TextTable(ABLATION, rows)
+
+
+def readings_table(table: Table, runs: Runs) -> TextTable:
+    """Tabulate the statistics during training: means over seeds at three moments of the run."""
+    rows = []
+    for row, line in zip(table.rows, lines_of(table, runs), strict=True):
+        own = list(_runs_of(table, row, runs).values())
+        if not own or not own[0]["ratios"]:
+            continue
+        cells = [_over_time([run["ratios"] for run in own])]
+        for name in READINGS:
+            # Runs of older versions of the loss lack some statistics.
+            stats = [run["stats"] for run in own if run["stats"] and name in run["stats"][0]]
+            cells.append(_over_time([[moment[name] for moment in one] for one in stats]))
+        difference = signed(line.compared.difference, line.compared.standard_error)
+        rows.append([row, difference, *cells])
+    names = (name.replace("_", " ") for name in READINGS)
+    return TextTable(("", "difference", "gradient ratio", *names), rows)
+
+
+def _runs_of(table: Table, row: str, runs: Runs) -> dict[int, Run]:
+    """Return the finished runs of a row by seed."""
+    keys = {seed: table.key(row, seed) for seed in table.seeds}
+    return {seed: runs[key] for seed, key in keys.items() if key in runs}
+
+
+def _over_time(series: list[list[float]]) -> str:
+    """Format the means of a statistic at the three moments; nothing where it is always 0."""
+    means = [fmean(values[moment] for values in series) for moment in MOMENTS] if series else []
+    return ", ".join(number(mean) for mean in means) if any(means) else ""
 
 
 def make_record(

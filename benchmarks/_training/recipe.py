@@ -15,7 +15,7 @@ from pixcontrast import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All options of a run but its seed; both arms of a pair differ only in the contrast.
 
@@ -41,13 +41,13 @@ class Recipe:
 
     size: tuple[int, int]
     steps: int
-    batch_size: int
+    batch_size: int = 8
     optimizer: str
     learning_rate: float
     weight: float
-    temperature: float
-    max_anchors: int
-    max_views: int
+    temperature: float = 0.1
+    max_anchors: int = 512
+    max_views: int = 6
     flip: bool
     seeds: int
     bank: int = 0
@@ -113,13 +113,9 @@ RECIPES = {
     "digits": Recipe(
         size=(48, 48),
         steps=300,
-        batch_size=8,
         optimizer="adamw",
         learning_rate=0.003,
         weight=0.003,
-        temperature=0.1,
-        max_anchors=512,
-        max_views=6,
         # A mirrored digit has another shape.
         flip=False,
         seeds=3,
@@ -128,13 +124,9 @@ RECIPES = {
     "camvid": Recipe(
         size=(72, 96),
         steps=700,
-        batch_size=8,
         optimizer="sgd",
         learning_rate=0.3,
         weight=0.1,
-        temperature=0.1,
-        max_anchors=512,
-        max_views=6,
         flip=True,
         seeds=5,
     ),

@@ -282,8 +282,8 @@ def _bank_options(random: Random, size: int) -> Arguments:
     return {
         "num_classes": CLASSES,
         "dim": DIM,
-        "pixel_slots": random.choice((0, 1, 4, 9, 40)),
-        "region_slots": random.choice((0, 1, 5, 20)),
+        "pixel_slots": random.choice((0, 1, 4, 9)),
+        "region_slots": random.choice((0, 1, 5)),
         "pixels_per_image": random.choice((0, 1, 2, 10, 100)),
         "ignore_index": IGNORE,
         "dtype": random.choice(FLOATS),

@@ -43,7 +43,8 @@ class Step:
     def __init__(self, call: Call, answer: Answer, ranks: int) -> None:
         given, self.options = call.given["call"], answer["options"]
         self.ignore = int(self.options["ignore_index"])
-        self.factor = self._factor(**self.options)
+        tau, base = (self.options[name] for name in ("temperature", "base_temperature"))
+        self.factor = float(tau) / float(base or tau)
         self.emb = plain(given["emb"])
         self.labels = flat(plain(given["labels"]), self.emb).to(torch.int64)
         self.preds = None
@@ -72,10 +73,6 @@ class Step:
             numbers = (mining.num_negatives, mining.num_positives)
             if not all(number in (None, EVERYTHING) for number in numbers):
                 self.draw = None
-
-    @staticmethod
-    def _factor(temperature: float, base_temperature: float | None, **_: Any) -> float:
-        return float(temperature) / float(base_temperature or temperature)
 
     def _draw_again(self, state: Tensor) -> Tensor:
         """Sample again from the same state; returns the state that is left."""

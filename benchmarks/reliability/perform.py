@@ -7,7 +7,7 @@ import resource
 import signal
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -27,7 +27,7 @@ SECONDS = 30
 """Time limit of a call. All sizes are tiny, so a longer call is a hang."""
 ROOM = 2 << 30
 """Bytes beyond the current size of the process; no suitable call needs more."""
-MOST_NUMBERS = 500
+MOST_NUMBERS = 250
 """Maximum number of elements of the embeddings, for Triton's interpreter."""
 PACKAGE = str(Path(pixcontrast.__file__).parent)
 NAMED = re.compile(r"[\w, ]+(\[\d+\])?: ")
@@ -46,7 +46,7 @@ def answer_of(call: Call, group: Any = None) -> Answer:
         `"ended"`, which is `"value"`, `"refused"`, `"no memory"` or `"raised"`; `"wrong"`, a
         description of the defect or None; and the results of `perform`.
     """
-    tensors = list(tensors_in(call.given["call"].values()))
+    tensors = [tensor for _, tensor in named_tensors(call.given["call"])]
     before = [_seen(tensor) for tensor in tensors]
     try:
         with _time_limit(SECONDS), warnings.catch_warnings():
@@ -77,7 +77,7 @@ def perform(call: Call, group: Any) -> Answer:
         if arguments["negative_sampler"] is None:
             arguments["negative_sampler"] = mining
         state, loss = draw.get_state(), call.function(**arguments)
-        found = _gradients(loss, dict(_leaves(arguments)))
+        found = _gradients(loss, dict(named_tensors(arguments)))
         return {"loss": plain(loss), "gradients": found, "draw": state, "mining": mining}
     if call.target == "sampler":
         sampler = call.function(**given["sampler"])
@@ -135,7 +135,8 @@ def placed(call: Call, backend: str | None, device: str) -> Call | None:
         arguments = call.given["call"]
         vectors = arguments["anchors" if call.target == "info_nce" else "emb"]
         if isinstance(vectors, Tensor):
-            entries = [entry.dtype for entry in tensors_in([arguments.get("contrast")])]
+            contrast = {"contrast": arguments.get("contrast")}
+            entries = [entry.dtype for _, entry in named_tensors(contrast)]
             entries += [call.given["bank"]["dtype"]] if "bank" in call.given else []
             truncated = vectors.dtype == torch.bfloat16 and set(entries) - {torch.bfloat16}
             is_large = vectors.numel() > MOST_NUMBERS
@@ -144,9 +145,9 @@ def placed(call: Call, backend: str | None, device: str) -> Call | None:
         call.given["call" if call.target == "info_nce" else "loss"]["backend"] = backend
     if device == "cpu":
         return call
-    tensors = tensors_in(call.given["call"].values())
     strided = all(
-        t.device.type == "cpu" and t.layout == torch.strided and not t.is_nested for t in tensors
+        t.device.type == "cpu" and t.layout == torch.strided and not t.is_nested
+        for _, t in named_tensors(call.given["call"])
     )
     if call.target != "info_nce" or call.spoiled or not strided:
         return None
@@ -161,7 +162,7 @@ def placed(call: Call, backend: str | None, device: str) -> Call | None:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Return a tensor without graph, subclass or lazy negation, in memory of its own."""
+    """Return a contiguous tensor without graph, subclass or lazy negation."""
     return tensor.detach().as_subclass(Tensor).resolve_neg().contiguous()
 
 
@@ -172,13 +173,13 @@ def copy_of(state: Tensor) -> torch.Generator:
     return generator
 
 
-def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield every tensor among values and nested sequences."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from tensors_in(value)
+def named_tensors(values: Arguments) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor with its name; those in sequences are named `contrast[1]`."""
+    for name, value in values.items():
+        if isinstance(value, (list, tuple)):
+            yield from named_tensors({f"{name}[{index}]": one for index, one in enumerate(value)})
+        elif isinstance(value, Tensor):
+            yield name, value
 
 
 @contextmanager
@@ -245,15 +246,6 @@ def _gradients(loss: Any, leaves: Arguments) -> dict[str, Tensor]:
         return {}
     found = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
     return {name: plain(g) for name, g in zip(leaves, found, strict=True) if g is not None}
-
-
-def _leaves(arguments: Arguments) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor with its name; those in sequences are named `contrast[1]`."""
-    for name, value in arguments.items():
-        if isinstance(value, (list, tuple)):
-            yield from _leaves({f"{name}[{index}]": one for index, one in enumerate(value)})
-        elif isinstance(value, Tensor):
-            yield name, value
 
 
 def _state(bank: MemoryBank | None) -> dict[str, Tensor]:

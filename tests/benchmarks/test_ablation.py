@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import ablation, pages, price
-from benchmarks._tables.ablation import ablation_table, lines_of, readings_table
+from benchmarks._tables.pairs import ablation_table, lines_of, readings_table
 from benchmarks._training import experiment
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.protocol import ALONE, SGD, TABLES, Table

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks._tables.ablation import lines_of
+from benchmarks._tables.pairs import lines_of
 from benchmarks._tables.text import signed
 from benchmarks._training.protocol import TABLES
 from benchmarks._training.runs import load_runs
