@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reliability.calls import Arguments, Call
-from benchmarks.reliability.equation import Equation, judge
+from benchmarks.reliability.equation import judge
 from benchmarks.reliability.losses import check_losses, check_sample
 from benchmarks.reliability.perform import Answer, answer_of, plain
 from benchmarks.reliability.plain import WrongError, expect, is_readable, same_bits
@@ -62,21 +62,16 @@ def _check_info_nce(given: Arguments, answer: Answer) -> None:
     contrast, of_contrast = given["contrast"], given["contrast_labels"]
     if contrast is None or isinstance(contrast, Tensor):
         contrast, of_contrast = [contrast], [of_contrast]
-    equation = Equation(
-        plain(anchors),
-        labels,
-        [None if c is None else plain(c) for c in contrast],
-        [None] * len(contrast) if of_contrast is None else list(of_contrast),
-        temperature=float(given["temperature"]),
-        denominator=given["denominator"],
-        weight=None if given["weight"] is None else plain(given["weight"]),
-        reduction=given["reduction"],
-        ignore=given["ignore_index"],
-        mining=given["negative_sampler"] or answer["mining"],
-        draw=answer["draw"],
-    )
+    equation = {
+        **given,
+        "anchors": plain(anchors),
+        "contrast": [None if c is None else plain(c) for c in contrast],
+        "contrast_labels": [None] * len(contrast) if of_contrast is None else list(of_contrast),
+        "weight": None if given["weight"] is None else plain(given["weight"]),
+        "negative_sampler": given["negative_sampler"] or answer["mining"],
+    }
     gradients = {"contrast[0]" if n == "contrast" else n: g for n, g in answer["gradients"].items()}
-    judge(equation, loss, gradients)
+    judge(equation, answer["draw"], loss, gradients)
 
 
 def _check_embedding(call: Call, embedding: Tensor) -> None:

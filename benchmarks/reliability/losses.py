@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reliability.calls import EVERYTHING, Call
-from benchmarks.reliability.equation import Equation, Verdict, judge
+from benchmarks.reliability.equation import Equation, Verdict, in_double, judge, pairs
 from benchmarks.reliability.perform import Answer, copy_of, plain
 from benchmarks.reliability.plain import (
     directions,
@@ -26,6 +26,9 @@ from benchmarks.reliability.plain import (
     same_bits,
 )
 from pixcontrast import AnchorSample, RegionContrastLoss
+
+MOST_OFF = 0.1
+"""Regions whose error is larger are not certain, and so is a loss against them."""
 
 
 class Step:
@@ -106,9 +109,9 @@ def check_losses(calls: Sequence[Call], answers: Sequence[Answer]) -> None:
         _check_together(steps, sharded)
         return
     for step in steps:
-        equation = _equation_of([step], steps if sharded else [step])
-        if equation is not None:
-            verdict = judge(equation, step.loss.double() / step.factor, {})
+        equation, off = _equation_of([step], steps if sharded else [step])
+        if off < MOST_OFF:
+            verdict = judge(equation, step.draw, step.loss.double() / step.factor, {}, off)
             _check_gradient(step, verdict, step.factor)
 
 
@@ -140,39 +143,36 @@ def check_sample(sampler: Any, labels: Tensor, ignore: int, sample: AnchorSample
 def _check_together(steps: Sequence[Step], sharded: bool) -> None:
     """Check a loss that gathers: rank r returns W·S_r/n, so means over ranks are those of one."""
     size, factor = len(steps), steps[0].factor
-    equation = _equation_of(steps, steps if sharded else steps[:1])
-    if equation is None:
+    equation, off = _equation_of(steps, steps if sharded else steps[:1])
+    if off >= MOST_OFF:
         return
-    losses = [step.loss.double() / factor for step in steps]
-    verdict = judge(equation, torch.stack(losses).mean(dim=0), {})
-    if not verdict.compared:
+    losses, draw = [step.loss.double() / factor for step in steps], steps[0].draw
+    verdict = judge(equation, draw, torch.stack(losses).mean(dim=0), {}, off)
+    if verdict.of_a_mean == math.inf:
         return
-    weights = equation.weight
-    weights = (torch.ones(len(equation.anchors)) if weights is None else weights).double()
-    each = equation.in_double(
-        equation.anchors.double(), equation.rounded(), reduction="none", weight=weights
-    )
+    weights = equation["weight"]
+    weights = (torch.ones(len(equation["anchors"])) if weights is None else weights).double()
+    each = in_double(equation, draw, reduction="none", weight=weights)
     parts = torch.split(each, [len(step.anchors) for step in steps])
-    total, most, start = 1.0, float(weights.sum()), 0
-    if equation.reduction == "mean":
-        positive = equation.pairs()[1].any(dim=1)
-        total, most = float((weights * positive).sum()) or 1.0, 1.0
-    longest = max([1.0, *equation.anchors.double().norm(dim=1).tolist()])
-    count = 1.0 if equation.reduction == "mean" else len(equation.anchors)
+    total, most, count, start = 1.0, float(weights.sum()), float(len(each)), 0
+    if equation["reduction"] == "mean":
+        positive = pairs(equation)[1].any(dim=1)
+        total, most, count = float((weights * positive).sum()) or 1.0, 1.0, 1.0
+    longest = max([1.0, *equation["anchors"].double().norm(dim=1).tolist()])
     for rank, (step, own) in enumerate(zip(steps, parts, strict=True)):
         # A share is a part of the mean, or W times the whole of it.
         allowed = size * verdict.of_a_mean * max(1.0, most) + 1e-37
-        off = abs(float(losses[rank]) - size * float(own.sum()) / total)
-        expect(off <= allowed, f"rank {rank}: its share of the loss is off by {off:.2e}")
+        error = abs(float(losses[rank]) - size * float(own.sum()) / total)
+        expect(error <= allowed, f"rank {rank}: its share of the loss is off by {error:.2e}")
         # Each rank's part of a gradient, at most 1/τ, is rounded to the dtype.
         info = torch.finfo(step.emb.dtype)
-        rounded = info.eps * longest * count / equation.temperature + info.smallest_normal
+        rounded = info.eps * longest * count / equation["temperature"] + info.smallest_normal
         part = slice(start, start := start + len(own))
         _check_gradient(step, verdict, size * factor, part, (size + 2) * rounded)
 
 
-def _equation_of(own: Sequence[Step], shards: Sequence[Step]) -> Equation | None:
-    """Build the equation of the anchors of some ranks; None if regions are not certain.
+def _equation_of(own: Sequence[Step], shards: Sequence[Step]) -> tuple[Equation, float]:
+    """Build the equation of the anchors of some ranks; returns the error of its entries too.
 
     Args:
         own: the ranks whose anchors and batches take part.
@@ -199,23 +199,18 @@ def _equation_of(own: Sequence[Step], shards: Sequence[Step]) -> Equation | None
                 classes = torch.arange(len(held))[:, None]
                 contrast.append(held.flatten(0, 1))
                 labels.append(torch.where(written, classes, first.ignore).flatten())
-    if off >= 0.1:
-        return None
     weights = [step.weight for step in own if step.weight is not None]
-    return Equation(
-        torch.cat([step.anchors for step in own]),
-        torch.cat([step.sample.labels.to(torch.int64) for step in own]),
-        contrast,
-        labels,
-        temperature=float(first.options["temperature"]),
-        denominator=first.options["denominator"],
-        weight=torch.cat(weights) if weights else None,
-        reduction=first.options["reduction"],
-        ignore=first.ignore,
-        mining=first.options["negative_sampler"],
-        draw=first.draw,
-        off=off,
-    )
+    kept = ("denominator", "reduction", "ignore_index", "negative_sampler")
+    equation = {
+        **{name: first.options[name] for name in kept},
+        "anchors": torch.cat([step.anchors for step in own]),
+        "anchor_labels": torch.cat([step.sample.labels.to(torch.int64) for step in own]),
+        "contrast": contrast,
+        "contrast_labels": labels,
+        "temperature": float(first.options["temperature"]),
+        "weight": torch.cat(weights) if weights else None,
+    }
+    return equation, off
 
 
 def _check_gradient(
