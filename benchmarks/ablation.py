@@ -20,8 +20,8 @@ import torch
 
 from benchmarks._measure.arguments import command_parser, positive, size_of
 from benchmarks._measure.environment import describe_environment
-from benchmarks._plots.ablation import save_plot
-from benchmarks._tables.ablation import ablation_table
+from benchmarks._plots.canvas import save_differences
+from benchmarks._tables.pairs import ablation_table
 from benchmarks._training.experiment import load_data, run_side_by_side
 from benchmarks._training.protocol import TABLES, Table
 from benchmarks._training.runs import Key, Runs, append_run, load_runs
@@ -39,28 +39,21 @@ def main(arguments: list[str] | None = None) -> None:
     # One thread each: runs go side by side, and sums depend on the number of threads.
     torch.set_num_threads(1)
     path = options.out / FILE
+    changes = {
+        name: value for name in ("steps", "size", "batch_size") if (value := getattr(options, name))
+    }
     for name in options.table:
-        table = _changed(TABLES[name], options)
+        table = TABLES[name]
+        base, seeds = dataclasses.replace(table.base, **changes), table.seeds[: options.seeds]
+        table = dataclasses.replace(table, base=base, seeds=seeds)
         try:
             _run_missing(table, path, options)
         except (OSError, ValueError) as problem:
             parser.error(str(problem))
         runs = load_runs(path)
         print(f"\n{table.title}\n\n{ablation_table(table, runs).aligned()}\n")
-        save_plot(options.out / f"ablation-{name}.png", table, runs)
+        save_differences(options.out / f"ablation-{name}.png", table, runs)
         print(f"{path} and ablation-{name}.png written")
-
-
-def _changed(table: Table, options: argparse.Namespace) -> Table:
-    """Apply the options that make a table smaller."""
-    changes = {
-        name: value for name in ("steps", "size", "batch_size") if (value := getattr(options, name))
-    }
-    return dataclasses.replace(
-        table,
-        base=dataclasses.replace(table.base, **changes),
-        seeds=table.seeds[: options.seeds],
-    )
 
 
 def _run_missing(table: Table, path: Path, options: argparse.Namespace) -> None:
@@ -73,8 +66,8 @@ def _run_missing(table: Table, path: Path, options: argparse.Namespace) -> None:
     if device.type == "cuda":
         environment["device"] = torch.cuda.get_device_name(device)
     data = load_data(table.data, table.split, table.base.size, options.root).to(device)
-    for run, _ in run_side_by_side(missing, data, environment, options.workers, table.name_of):
-        append_run(path, run)
+    for one in run_side_by_side(missing, data, environment, options.workers, table.name_of):
+        append_run(path, one.key, one.run)
 
 
 def _times(runs: Runs) -> str:
@@ -97,10 +90,8 @@ def seconds_of(key: Key, runs: Runs) -> float:
     def kind(key: Key) -> tuple[object, ...]:
         return key.recipe.size, key.recipe.network, key.recipe.has_contrast
 
-    alike = [
-        run.seconds / run.key.recipe.steps for run in runs.values() if kind(run.key) == kind(key)
-    ]
-    return key.recipe.steps * median(alike) if alike else math.nan
+    steps = [run["seconds"] / of.recipe.steps for of, run in runs.items() if kind(of) == kind(key)]
+    return key.recipe.steps * median(steps) if steps else math.nan
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,13 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--root", type=Path, metavar="FOLDER", help="CamVid's folder, which holds train/")
     add("--table", nargs="+", choices=list(TABLES), default=["small"], metavar="NAME")
     add("--out", type=Path, default=Path("runs") / "ablation", metavar="FOLDER")
-    add(
-        "--workers",
-        type=positive,
-        default=CORES,
-        metavar="N",
-        help=f"runs side by side, one thread each (default: {CORES}; use 1 on a GPU)",
-    )
+    workers = f"runs side by side, one thread each (default: {CORES}; use 1 on a GPU)"
+    add("--workers", type=positive, default=CORES, metavar="N", help=workers)
     add("--device", default="cpu", metavar="NAME", help="cpu or cuda")
     smaller = parser.add_argument_group("a smaller table than that of the documentation")
     smaller.add_argument("--seeds", type=positive, metavar="N", help="the first N of its seeds")

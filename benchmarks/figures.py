@@ -22,12 +22,9 @@ import torch
 from benchmarks._measure.arguments import command_parser, positive
 from benchmarks._measure.command import write_record
 from benchmarks._measure.environment import describe_environment
-from benchmarks._plots.bank import Occupancy, save_occupancy
-from benchmarks._plots.maps import save_maps
+from benchmarks._plots.classes import Occupancy, save_occupancy, save_scatter, save_similarity
 from benchmarks._plots.method import draw_method
-from benchmarks._plots.scatter import save_scatter
-from benchmarks._plots.scene import save_anchors
-from benchmarks._plots.similarity import save_similarity
+from benchmarks._plots.scene import save_anchors, save_maps
 from benchmarks._plots.sphere import draw_sphere
 from benchmarks._training.data import SegmentationData
 from benchmarks._training.experiment import load_data, run_side_by_side
@@ -70,9 +67,9 @@ def draw_pair(out: Path, data: SegmentationData, recipe: Recipe, seed: int) -> N
     keys = [table.key(row, seed) for row in table.rows]
     # One run at a time: `occupancy` observes the one that has contrast.
     runs = run_side_by_side(keys, data, environment, 1, table.name_of, occupancy.observe)
-    plain, contrast = sorted(runs, key=lambda one: one.run.key.recipe.has_contrast)
+    plain, contrast = sorted(runs, key=lambda one: one.key.recipe.has_contrast)
     networks = (plain.network, contrast.network)
-    scores = [one.run.measured.mean_iou for one in (plain, contrast)]
+    scores = [one.run["measured"]["mean_iou"] for one in (plain, contrast)]
     matrices = [class_similarity(network, data) for network in networks]
 
     title = (
@@ -92,13 +89,10 @@ def draw_pair(out: Path, data: SegmentationData, recipe: Recipe, seed: int) -> N
         "seed": seed,
         "mean_iou": dict(zip(arms, scores, strict=True)),
         "class_names": data.class_names,
-        "class_similarity": {
-            arm: matrix.tolist() for arm, matrix in zip(arms, matrices, strict=True)
-        },
-        "occupancy": dataclasses.asdict(occupancy),
+        "class_similarity": {arm: m.tolist() for arm, m in zip(arms, matrices, strict=True)},
+        "occupancy": vars(occupancy),
     }
-    cleaned = {key: without_nan(value) for key, value in record.items()}
-    write_record(out / f"{name}-figures.json", cleaned)
+    write_record(out / f"{name}-figures.json", without_nan(record))
     print(f"{title}\n{out / name}-*.png and {name}-figures.json written")
 
 

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks._tables.ablation import ablation_table, readings_table
-from benchmarks._tables.pairs import pairs_table, scores_table
+from benchmarks._tables.pairs import ablation_table, pairs_table, readings_table, scores_table
 from benchmarks._tables.scale import scale_table
 from benchmarks._tables.text import TextTable
 from benchmarks._training.protocol import TABLES

@@ -17,10 +17,9 @@ import torch
 from benchmarks._measure.arguments import command_parser, count, positive, size_of
 from benchmarks._measure.command import write_record
 from benchmarks._measure.environment import describe_environment
-from benchmarks._plots.maps import save_maps
+from benchmarks._plots.scene import save_maps
 from benchmarks._tables.pairs import make_record, pairs_table
-from benchmarks._training.data import SegmentationData
-from benchmarks._training.experiment import Trained, load_data, run_side_by_side
+from benchmarks._training.experiment import load_data, run_side_by_side
 from benchmarks._training.protocol import pair_table
 from benchmarks._training.recipe import RECIPES, Recipe
 
@@ -49,7 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
     environment = describe_environment()
-    recipe = _recipe(options)
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    given = {name: getattr(options, name, None) for name in names}
+    changes = {name: value for name, value in given.items() if value is not None}
+    recipe = dataclasses.replace(RECIPES[options.data], **changes)
     split = "tuning" if options.holdout else "val"
     if options.data == "digits" and options.root is not None:
         parser.error("--root: expected with --data camvid alone; the digits need no folder")
@@ -60,18 +62,21 @@ def main(arguments: list[str] | None = None) -> None:
     folder = options.out or Path("runs") / f"segmentation-{options.data}"
 
     table = pair_table(options.data, split, recipe)
-    trained: dict[tuple[int, bool], Trained] = {}
-    for one in run_side_by_side(table.keys(), data, environment, 2, table.name_of):
-        key = one.run.key
-        trained[key.seed, key.recipe.has_contrast] = one
-    pairs = [(trained[seed, False].run, trained[seed, True].run) for seed in table.seeds]
+    runs = run_side_by_side(table.keys(), data, environment, 2, table.name_of)
+    trained = {(one.key.seed, one.key.recipe.has_contrast): one for one in runs}
+    pairs = {seed: (trained[seed, False].run, trained[seed, True].run) for seed in table.seeds}
 
     record = make_record(data, recipe, pairs, environment, time.perf_counter() - start)
-    print(f"\n{_title(data, recipe)}\n\n{pairs_table(record).aligned()}\n\n{NOTE}\n")
+    size = f"{recipe.size[0]}x{recipe.size[1]}"
+    print(
+        f"\n{data.name} at {size}: {len(data.train)} training images, {len(data.heldout)} held out "
+        f"({data.heldout_is}), {recipe.seeds} paired seeds\n\n{pairs_table(record).aligned()}\n"
+        f"\n{NOTE}\n"
+    )
     write_record(folder / "result.json", record)
-    plain, contrast = (100 * run.measured.mean_iou for run in pairs[0])
+    plain, contrast = (100 * run["measured"]["mean_iou"] for run in pairs[0])
     title = (
-        f"{data.name} at {recipe.size[0]}x{recipe.size[1]}, held-out images, seed 0: "
+        f"{data.name} at {size}, held-out images, seed 0: "
         f"mean IoU {plain:.1f} without contrast, {contrast:.1f} with it\n"
         "(each PCA has its own colors: compare them within a column only)"
     )
@@ -81,21 +86,6 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{folder / 'result.json'} and figure.png written, {seconds:.0f} s in all")
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
-    """Return the data set's recipe with the changes of the command line."""
-    names = [field.name for field in dataclasses.fields(Recipe)]
-    given = {name: getattr(options, name, None) for name in names}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(RECIPES[options.data], **changes)
-
-
-def _title(data: SegmentationData, recipe: Recipe) -> str:
-    return (
-        f"{data.name} at {recipe.size[0]}x{recipe.size[1]}: {len(data.train)} training images, "
-        f"{len(data.heldout)} held out ({data.heldout_is}), {recipe.seeds} paired seeds"
-    )
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("segmentation", __doc__)
     add = parser.add_argument
@@ -103,29 +93,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--root", type=Path, metavar="FOLDER", help="CamVid's folder, which holds train/")
     training = parser.add_argument_group("options of the training")
     for name, kind, text in OPTIONS:
-        defaults = ", ".join(f"{data}: {_shown(name, data)}" for data in RECIPES)
+        values = {data: getattr(recipe, name) for data, recipe in RECIPES.items()}
+        defaults = ", ".join(
+            f"{data}: {'x'.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for data, value in values.items()
+        )
         flag = f"--{name.replace('_', '-')}"
         training.add_argument(flag, type=kind, metavar="X", help=f"{text} ({defaults})")
     training.add_argument("--optimizer", choices=("sgd", "adamw"), help="SGD has momentum 0.9")
-    add(
-        "--holdout",
-        action="store_true",
-        help="score on held-out training images; use it to choose options",
-    )
+    holdout = "score on held-out training images; use it to choose options"
+    add("--holdout", action="store_true", help=holdout)
     add("--out", type=Path, metavar="FOLDER", help="output folder (runs/segmentation-DATA)")
-    add(
-        "--threads",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="threads of each arm (default: 1); the two arms of a pair run side by side",
-    )
+    threads = "threads of each arm (default: 1); the two arms of a pair run side by side"
+    add("--threads", type=positive, default=1, metavar="N", help=threads)
     return parser
-
-
-def _shown(name: str, data: str) -> str:
-    value = getattr(RECIPES[data], name)
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 if __name__ == "__main__":

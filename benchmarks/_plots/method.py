@@ -15,15 +15,15 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
-from benchmarks._plots.canvas import grid, save, scatter_pixels
-from benchmarks._plots.scene import IMAGES, Scene, draw_anchors, look, sample_anchors
+from benchmarks._plots.canvas import grid, save
+from benchmarks._plots.scene import IMAGES, Scene, look, sample_anchors
 from benchmarks._training.data import SegmentationData
 from benchmarks._training.experiment import load_data
+from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.recipe import Recipe
-from benchmarks._training.training import initial_network, train_arm
+from benchmarks._training.training import train_arm
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss
 from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.thresholds import select_from_rows
@@ -34,63 +34,51 @@ NEGATIVES, POSITIVES = 40, 40
 WEIGHT = 0.1
 EARLY = 8
 """Number of steps after which the rings are shown."""
-
-
-class Watched:
-    """The loss of a training, and its bank's counts after `EARLY` steps."""
-
-    criterion: PixelContrastLoss
-    counts: dict[str, list[int]]
-
-    def observe(self, step: int, criterion: PixelContrastLoss) -> None:
-        """Record the loss of a step."""
-        self.criterion = criterion
-        if step < EARLY and criterion.bank is not None:
-            bank = criterion.bank
-            self.counts = {queue: bank.count(queue).tolist() for queue in ("pixels", "regions")}
+STAR: dict[str, Any] = {"s": 130, "marker": "*", "color": "lime", "edgecolors": "k"}
+COSINE: dict[str, Any] = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r"}
 
 
 def draw_method(out: Path, recipe: Recipe) -> None:
     """Train a recipe on the digits, and write the three pictures to a folder."""
     recipe = dataclasses.replace(recipe, weight=WEIGHT)
     data = load_data("digits", "val", recipe.size, None)
-    network, watched = initial_network(data, recipe, SEED), Watched()
-    train_arm(network, data, recipe, SEED, observe=watched.observe)
+    torch.manual_seed(SEED)
+    network = SegmentationNetwork(recipe, data.num_classes)
+    banks: list[MemoryBank] = []
+    early: dict[str, list[int]] = {}
+
+    def observe(step: int, criterion: PixelContrastLoss) -> None:
+        assert criterion.bank is not None  # the recipe has one
+        banks[:] = [criterion.bank]
+        if step < EARLY:
+            early.update({queue: banks[0].count(queue).tolist() for queue in ("pixels", "regions")})
+
+    train_arm(network, data, recipe, SEED, observe=observe)
     scene = look(network, data, IMAGES)
     anchors = sample_anchors(scene, recipe, data.num_classes, SEED)
-    anchor = choose_anchor(scene, anchors)
-    save_anchor(out / "method-anchor.png", scene, anchors, anchor)
-    save_negatives(out / "method-negatives.png", scene, anchor)
-    bank = watched.criterion.bank
-    assert bank is not None  # the recipe has one
-    save_bank(out / "method-bank.png", bank, watched.counts, scene, data)
-    print(f"{out / 'method'}-*.png written")
-
-
-def choose_anchor(scene: Scene, anchors: Tensor) -> int:
-    """Return the first mispredicted anchor of a digit; without one, the first of a digit."""
+    # The first mispredicted anchor of a digit; without one, the first of a digit.
     of_digit = scene.labels.flatten()[anchors] > 0
     wrong = of_digit & scene.wrong.flatten()[anchors]
     found = next((kind for kind in (wrong, of_digit) if kind.any()), torch.ones_like(of_digit))
-    return int(anchors[found][0])
+    anchor = anchors[found][:1]
+    vectors = scene.outputs.embedding.movedim(1, -1).flatten(0, 2)
+    cosines = vectors @ vectors[anchor[0]]
+    save_anchor(out / "method-anchor.png", scene, anchors, anchor, cosines)
+    save_negatives(out / "method-negatives.png", scene, anchor, cosines)
+    save_bank(out / "method-bank.png", banks[0], early, scene, data)
+    print(f"{out / 'method'}-*.png written")
 
 
-def save_anchor(path: Path, scene: Scene, anchors: Tensor, anchor: int) -> None:
+def save_anchor(path: Path, scene: Scene, anchors: Tensor, anchor: Tensor, cosines: Tensor) -> None:
     """Draw the anchors over the images; below, one anchor's similarity to every pixel."""
-    vectors = _vectors(scene)
-    similarity = (vectors @ vectors[anchor]).view(scene.labels.shape)
     figure, axes = grid(2, IMAGES, (2.3 * IMAGES, 5.0))
     shown: Any = None
-    for image in range(IMAGES):
+    for image, similarity in enumerate(cosines.view(scene.labels.shape)):
         upper, lower = axes[:, image]
-        upper.imshow(scene.pictures[image], extent=scene.extent())
-        draw_anchors(upper, scene, anchors, image)
-        shown = lower.imshow(
-            similarity[image].numpy(), vmin=-1, vmax=1, cmap="RdBu_r", extent=scene.extent()
-        )
-        _mark(lower, scene, anchor, image)
-        upper.set_axis_off()
-        lower.set_axis_off()
+        scene.show(upper, scene.pictures[image])
+        scene.mark_anchors(upper, anchors, image)
+        shown = scene.show(lower, similarity.numpy(), **COSINE)
+        scene.mark(lower, anchor, image, **STAR)
     figure.colorbar(shown, ax=axes[1], shrink=0.8, label="cosine")
     figure.suptitle(
         f"Above: {len(anchors)} anchors, mispredicted ones yellow. "
@@ -100,10 +88,9 @@ def save_anchor(path: Path, scene: Scene, anchors: Tensor, anchor: int) -> None:
     save(figure, path, dpi=85)
 
 
-def save_negatives(path: Path, scene: Scene, anchor: int) -> None:
+def save_negatives(path: Path, scene: Scene, anchor: Tensor, cosines: Tensor) -> None:
     """Draw which entries `HardNegativeSampler(strategy="hardest")` keeps for one anchor."""
-    vectors, labels = _vectors(scene), scene.labels.flatten()
-    logits = (vectors[anchor] @ vectors.T)[None]
+    labels, logits = scene.labels.flatten(), cosines[None]
     same = (labels == labels[anchor])[None]
     candidates = same.clone()
     candidates[0, anchor] = False
@@ -120,20 +107,16 @@ def save_negatives(path: Path, scene: Scene, anchor: int) -> None:
     cells = figure.add_gridspec(2, IMAGES, height_ratios=(1.15, 1))
     for image in range(IMAGES):
         axis = figure.add_subplot(cells[0, image])
-        axis.imshow(scene.pictures[image], extent=scene.extent())
+        scene.show(axis, scene.pictures[image])
         for _, color, _, kept in sides:
-            pixels = scene.of_image(kept[0].nonzero()[:, 0], image)
-            scatter_pixels(axis, pixels, scene.labels.shape[-1], s=12, color=color)
-        _mark(axis, scene, anchor, image)
-        axis.set_axis_off()
+            scene.mark(axis, kept[0].nonzero()[:, 0], image, s=12, color=color)
+        scene.mark(axis, anchor, image, **STAR)
     axis = figure.add_subplot(cells[1, :])
     bins = np.linspace(-1, 1, 81).tolist()
     for name, color, available, kept in sides:
         axis.hist(logits[available].numpy(), bins, color=color, alpha=0.3, label=f"all {name}")
         axis.hist(logits[kept].numpy(), bins, color=color, label=f"the hardest {name}")
-    axis.set_yscale("log")
-    axis.set_xlabel("cosine with the anchor")
-    axis.set_ylabel("pixels")
+    axis.set(yscale="log", xlabel="cosine with the anchor", ylabel="pixels")
     axis.legend(fontsize=8)
     figure.suptitle(
         f"One anchor (star): its {NEGATIVES} most similar pixels of other classes (red) and the "
@@ -160,8 +143,7 @@ def save_bank(
     )
     cosine = torch.nn.functional.cosine_similarity(now[:, None], stored[None], dim=2)
     cosine[fresh.region_count == 0] = torch.nan
-    figure, axes = grid(1, 2, (9.2, 4.0))
-    left, right = axes[0]
+    figure, ((left, right),) = grid(1, 2, (9.2, 4.0))
     names = list(data.class_names)
     for offset, queue, color in ((-0.2, "pixels", "tab:green"), (0.2, "regions", "tab:orange")):
         places = [number + offset for number in classes]
@@ -171,22 +153,10 @@ def save_bank(
     left.set_xlabel("written slots")
     left.set_title(f"two rings a class, after {EARLY} batches", fontsize=10)
     left.legend(fontsize=8, loc="lower right")
-    shown = right.imshow(cosine.numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
+    shown = right.imshow(cosine.numpy(), **COSINE)
     right.set_xticks(list(classes), names, rotation=90)
     right.set_yticks(list(classes), names)
-    right.set_xlabel("regions of earlier batches, in the bank")
-    right.set_ylabel("regions of this batch")
+    right.set(xlabel="regions of earlier batches, in the bank", ylabel="regions of this batch")
     right.set_title("mean cosine of regions", fontsize=10)
     figure.colorbar(shown, ax=right, shrink=0.8)
     save(figure, path, dpi=85)
-
-
-def _vectors(scene: Scene) -> Tensor:
-    return scene.outputs.embedding.movedim(1, -1).flatten(0, 2)
-
-
-def _mark(axis: Axes, scene: Scene, anchor: int, image: int) -> None:
-    """Draw a star on the anchor if it lies in the image."""
-    pixel = scene.of_image(torch.tensor([anchor]), image)
-    style = {"s": 130, "marker": "*", "color": "lime", "edgecolors": "k"}
-    scatter_pixels(axis, pixel, scene.labels.shape[-1], **style)

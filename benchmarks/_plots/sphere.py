@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks._measure.command import write_record
 from benchmarks._measure.environment import describe_environment
-from benchmarks._plots.canvas import save
+from benchmarks._plots.canvas import grid, save
 from pixcontrast import PixelContrastLoss, RandomAnchorSampler
 
 SHOWN = (0, 20, 400)
@@ -30,16 +30,19 @@ def draw_sphere(out: Path) -> None:
     """Train, and write the picture and its record to a folder."""
     environment = describe_environment()
     embedded, labels = train()
-    cosines = [mean_cosines(points, labels) for points in embedded]
-    save_sphere(out / "sphere.png", embedded, labels, cosines)
-    record = {
-        "environment": environment,
-        "steps": list(SHOWN),
-        "heldout": len(labels),
-        "within": [within for within, _ in cosines],
-        "between": [between for _, between in cosines],
-    }
-    write_record(out / "sphere.json", record)
+    # Mean cosines of two points of the same class, and of two classes.
+    same = labels[:, None] == labels[None, :]
+    others = ~torch.eye(len(labels), dtype=torch.bool)
+    cosines = [points.double() @ points.double().T for points in embedded]
+    within = [float(one[same & others].mean()) for one in cosines]
+    between = [float(one[~same].mean()) for one in cosines]
+    titles = [
+        f"step {step}: mean cosine {w:.2f} within a class,\n{b:.2f} between classes"
+        for step, w, b in zip(SHOWN, within, between, strict=True)
+    ]
+    save_sphere(out / "sphere.png", embedded, labels, titles)
+    record = {"environment": environment, "steps": list(SHOWN), "heldout": len(labels)}
+    write_record(out / "sphere.json", {**record, "within": within, "between": between})
     print(f"{out / 'sphere'}.png and .json written")
 
 
@@ -68,39 +71,20 @@ def train() -> tuple[list[Tensor], Tensor]:
     return embedded, labels[heldout]
 
 
-def mean_cosines(points: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return the mean cosine of two points of the same class, and of two classes."""
-    cosines = points.double() @ points.double().T
-    same = labels[:, None] == labels[None, :]
-    others = ~torch.eye(len(labels), dtype=torch.bool)
-    return float(cosines[same & others].mean()), float(cosines[~same].mean())
-
-
-def save_sphere(
-    path: Path, embedded: list[Tensor], labels: Tensor, cosines: list[tuple[float, float]]
-) -> None:
+def save_sphere(path: Path, embedded: list[Tensor], labels: Tensor, titles: list[str]) -> None:
     """Draw each set of points (n, 3) on an equal-area map."""
-    figure, axes = plt.subplots(
-        1,
-        len(embedded),
-        figsize=(4.0 * len(embedded), 2.9),
-        subplot_kw={"projection": "mollweide"},
-        layout="constrained",
-    )
-    for axis, points, (within, between), step in zip(axes, embedded, cosines, SHOWN, strict=True):
+    size, projection = (4.0 * len(embedded), 2.9), {"projection": "mollweide"}
+    figure, axes = grid(1, len(embedded), size, subplot_kw=projection)
+    for axis, points, title in zip(axes[0], embedded, titles, strict=True):
         longitude = torch.atan2(points[:, 1], points[:, 0]).numpy()
         latitude = torch.asin(points[:, 2].clamp(-1, 1)).numpy()
         for digit in range(CLASSES):
             own = (labels == digit).numpy()
             color = plt.get_cmap("tab10")(digit)
             axis.scatter(longitude[own], latitude[own], s=7, color=color, label=str(digit))
-        axis.set_title(
-            f"step {step}: mean cosine {within:.2f} within a class,\n{between:.2f} between classes",
-            fontsize=9,
-        )
-        axis.set_xticklabels([])
-        axis.set_yticklabels([])
+        axis.set_title(title, fontsize=9)
+        axis.set(xticklabels=[], yticklabels=[])
         axis.grid(alpha=0.3)
-    legend = axes[0].get_legend_handles_labels()
+    legend = axes[0, 0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside lower center", ncols=10, fontsize=8)
     save(figure, path, dpi=100)

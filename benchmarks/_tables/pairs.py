@@ -1,4 +1,4 @@
-"""Paired runs: differences, the record of `benchmarks.segmentation`, and its tables."""
+"""Tables of paired runs: those of an ablation, and of a record of `benchmarks.segmentation`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks._tables.text import TextTable, signed
+from benchmarks._tables.text import TextTable, number, signed
 from benchmarks._training.data import SegmentationData
-from benchmarks._training.measures import Measured
+from benchmarks._training.protocol import Table
 from benchmarks._training.recipe import Recipe
-from benchmarks._training.runs import Run, without_nan
+from benchmarks._training.runs import Run, Runs, without_nan
 
 Record = dict[str, Any]
+Pairs = dict[int, tuple[Run, Run]]
+"""The runs without and with contrast of each seed."""
 HEADINGS = ("", "cross entropy", "with contrast", "difference")
+ABLATION = ("", "mean IoU", "difference", "positive", "pairs", "gradient ratio", "seconds a run")
+MOMENTS = (0, 4, 9)
+"""Indices of the samples after a tenth of a run, after half of it, and at its end."""
+READINGS = ("positive_similarity", "negative_similarity", "hard_share", "bank_occupancy")
 
 
 class Compared(NamedTuple):
@@ -39,34 +45,155 @@ def compare(plain: Sequence[float], contrast: Sequence[float]) -> Compared:
     return Compared(fmean(plain), fmean(contrast), fmean(differences), error)
 
 
+class Line(NamedTuple):
+    """A row compared with the first one over the seeds that both have run; NaN without data.
+
+    Attributes:
+        name: of the row.
+        compared: mean IoU of both in percent, and the difference of the pairs.
+        differences: in percent, one of each seed.
+        ratio: median of the gradient ratios of all runs of the row.
+        seconds: median time of a run.
+    """
+
+    name: str
+    compared: Compared
+    differences: list[float]
+    ratio: float
+    seconds: float
+
+
+def lines_of(table: Table, runs: Runs) -> list[Line]:
+    """Compare every row with the first one, using the runs that are finished."""
+    first, lines = _runs_of(table, next(iter(table.rows)), runs), []
+    for row in table.rows:
+        own = _runs_of(table, row, runs)
+        ious = [
+            [100 * of[seed]["measured"]["mean_iou"] for seed in first if seed in own]
+            for of in (first, own)
+        ]
+        compared = Compared(math.nan, math.nan, math.nan, math.nan)
+        if ious[0]:
+            compared = compare(*ious)
+        elif own:
+            mean = fmean(100 * run["measured"]["mean_iou"] for run in own.values())
+            compared = compared._replace(contrast=mean)
+        differences = [after - before for before, after in zip(*ious, strict=True)]
+        ratios = [ratio for run in own.values() for ratio in run["ratios"]]
+        ratios = [ratio for ratio in ratios if math.isfinite(ratio)] or [math.nan]
+        seconds = [run["seconds"] for run in own.values()] or [math.nan]
+        lines.append(Line(row, compared, differences, median(ratios), median(seconds)))
+    return lines
+
+
+def ablation_table(table: Table, runs: Runs) -> TextTable:
+    """Tabulate the differences of a table."""
+    rows = []
+    for line in lines_of(table, runs):
+        compared, pairs = line.compared, len(line.differences)
+        if math.isnan(compared.contrast):
+            rows.append([line.name, "not run", *[""] * (len(ABLATION) - 2)])
+            continue
+        is_first = not any(line.differences)
+        positive = sum(difference > 0 for difference in line.differences)
+        cells = [
+            f"{compared.contrast:.2f}",
+            "" if is_first else signed(compared.difference, compared.standard_error),
+            "" if is_first else f"{positive} of {pairs}",
+            str(pairs),
+            "" if math.isnan(line.ratio) else f"{line.ratio:.2f}",
+            f"{line.seconds:.0f}",
+        ]
+        rows.append([line.name, *cells])
+    return TextTable(ABLATION, rows)
+
+
+def readings_table(table: Table, runs: Runs) -> TextTable:
+    """Tabulate the statistics during training: means over seeds at three moments of the run."""
+    rows = []
+    for row, line in zip(table.rows, lines_of(table, runs), strict=True):
+        own = list(_runs_of(table, row, runs).values())
+        if not own or not own[0]["ratios"]:
+            continue
+        cells = [_over_time([run["ratios"] for run in own])]
+        for name in READINGS:
+            # Runs of older versions of the loss lack some statistics.
+            stats = [run["stats"] for run in own if run["stats"] and name in run["stats"][0]]
+            cells.append(_over_time([[moment[name] for moment in one] for one in stats]))
+        difference = signed(line.compared.difference, line.compared.standard_error)
+        rows.append([row, difference, *cells])
+    names = (name.replace("_", " ") for name in READINGS)
+    return TextTable(("", "difference", "gradient ratio", *names), rows)
+
+
+def _runs_of(table: Table, row: str, runs: Runs) -> dict[int, Run]:
+    """Return the finished runs of a row by seed."""
+    keys = {seed: table.key(row, seed) for seed in table.seeds}
+    return {seed: runs[key] for seed, key in keys.items() if key in runs}
+
+
+def _over_time(series: list[list[float]]) -> str:
+    """Format the means of a statistic at the three moments; nothing where it is always 0."""
+    means = [fmean(values[moment] for values in series) for moment in MOMENTS] if series else []
+    return ", ".join(number(mean) for mean in means) if any(means) else ""
+
+
 def make_record(
     data: SegmentationData,
     recipe: Recipe,
-    pairs: Sequence[tuple[Run, Run]],
+    pairs: Pairs,
     environment: dict[str, object],
     seconds: float,
 ) -> Record:
     """Collect everything measured, ready for JSON, with None for NaN."""
-    record = {
-        "data": {
-            "name": data.name,
-            "train_images": len(data.train),
-            "train_fingerprint": data.train.fingerprint(),
-            "heldout_images": len(data.heldout),
-            "heldout_fingerprint": data.heldout.fingerprint(),
-            "heldout_is": data.heldout_is,
-            "class_names": data.class_names,
-        },
-        "recipe": asdict(recipe),
-        "environment": environment,
-        "seconds": seconds,
-        "summary": _summarize(pairs, data.num_classes),
-        "pairs": [
-            {"seed": plain.key.seed, "plain": _arm(plain), "contrast": _arm(contrast)}
-            for plain, contrast in pairs
+
+    def compared(figure: Callable[[Record], float]) -> dict[str, float]:
+        plain, contrast = (
+            [figure(pair[arm]["measured"]) for pair in pairs.values()] for arm in (0, 1)
+        )
+        return compare(plain, contrast)._asdict()
+
+    summary: Record = {
+        "mean_iou": compared(lambda measured: measured["mean_iou"]),
+        "class_iou": [
+            compared(lambda measured, index=index: measured["class_iou"][index])  # type: ignore[misc]
+            for index in range(data.num_classes)
         ],
     }
-    return {key: without_nan(value) for key, value in record.items()}
+    for part in ("trunk", "projection"):
+        for of in ("within", "between"):
+            summary[f"{part}_{of}"] = compared(lambda m, part=part, of=of: m[part][of])  # type: ignore[misc]
+    ratios = [ratio for _, run in pairs.values() for ratio in run["ratios"]]
+    ratios = [ratio for ratio in ratios if math.isfinite(ratio)] or [math.nan]
+    summary["ratio_median"] = median(ratios)
+    summary["ratio_lowest"], summary["ratio_highest"] = min(ratios), max(ratios)
+    kept = ("seconds", "measured", "ratio_steps", "ratios")
+    record: Record = without_nan(
+        {
+            "data": {
+                "name": data.name,
+                "train_images": len(data.train),
+                "train_fingerprint": data.train.fingerprint(),
+                "heldout_images": len(data.heldout),
+                "heldout_fingerprint": data.heldout.fingerprint(),
+                "heldout_is": data.heldout_is,
+                "class_names": data.class_names,
+            },
+            "recipe": asdict(recipe),
+            "environment": environment,
+            "seconds": seconds,
+            "summary": summary,
+            "pairs": [
+                {
+                    "seed": seed,
+                    "plain": {name: plain[name] for name in kept},
+                    "contrast": {name: contrast[name] for name in kept},
+                }
+                for seed, (plain, contrast) in pairs.items()
+            ],
+        }
+    )
+    return record
 
 
 def pairs_table(record: Record) -> TextTable:
@@ -79,7 +206,7 @@ def pairs_table(record: Record) -> TextTable:
         for pairs_of, words in (("within", "within a class"), ("between", "between classes")):
             label = f"similarity, {part}, {words}"
             rows.append(_cells(label, summary[f"{part}_{pairs_of}"], 1, 3))
-    ratios = [_number(summary[f"ratio_{which}"], 2) for which in ("lowest", "median", "highest")]
+    ratios = [number(summary[f"ratio_{which}"]) for which in ("lowest", "median", "highest")]
     rows.append(["gradient ratio at the trunk: lowest, median, highest", "", ", ".join(ratios), ""])
     return TextTable(HEADINGS, rows)
 
@@ -97,39 +224,6 @@ def scores_table(records: dict[str, Record]) -> TextTable:
     return TextTable((*HEADINGS, "by seed"), rows)
 
 
-def _summarize(pairs: Sequence[tuple[Run, Run]], num_classes: int) -> Record:
-    """Average over seeds. The two runs of a pair share their seed, so differences are compared."""
-
-    def compared(figure: Callable[[Measured], float]) -> dict[str, float]:
-        plain, contrast = ([figure(pair[arm].measured) for pair in pairs] for arm in (0, 1))
-        return compare(plain, contrast)._asdict()
-
-    ratios = [ratio for _, run in pairs for ratio in run.ratios if math.isfinite(ratio)]
-    return {
-        "mean_iou": compared(lambda measured: measured.mean_iou),
-        "class_iou": [
-            compared(lambda measured, index=index: measured.class_iou[index])  # type: ignore[misc]
-            for index in range(num_classes)
-        ],
-        "trunk_within": compared(lambda measured: measured.trunk.within),
-        "trunk_between": compared(lambda measured: measured.trunk.between),
-        "projection_within": compared(lambda measured: measured.projection.within),
-        "projection_between": compared(lambda measured: measured.projection.between),
-        "ratio_median": median(ratios) if ratios else math.nan,
-        "ratio_lowest": min(ratios, default=math.nan),
-        "ratio_highest": max(ratios, default=math.nan),
-    }
-
-
-def _arm(run: Run) -> Record:
-    return {
-        "seconds": run.seconds,
-        "measured": asdict(run.measured),
-        "ratio_steps": run.ratio_steps,
-        "ratios": run.ratios,
-    }
-
-
 def _cells(label: str, compared: dict[str, float | None], scale: float, digits: int) -> list[str]:
     plain, contrast, difference, error = (
         math.nan if (value := compared[name]) is None else scale * value
@@ -137,9 +231,5 @@ def _cells(label: str, compared: dict[str, float | None], scale: float, digits: 
     )
     if math.isnan(difference):
         return [label, "–", "–", ""]
-    cells = [_number(value, digits) for value in (plain, contrast)]
+    cells = [number(value, digits) for value in (plain, contrast)]
     return [label, *cells, signed(difference, error, digits)]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"

@@ -2,85 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
+from benchmarks._ranks import costs
 from benchmarks._ranks.cases import CASES, H200, seconds_at_least
-from benchmarks._ranks.costs import (
-    Step,
-    bank_bytes,
-    bank_flops,
-    batch_flops,
-    entries,
-    exponentials,
-    label_bytes,
-    messages,
-    new_entries_bytes,
-    read_bytes,
-    received_bytes,
-    slots,
-)
 from benchmarks._tables.text import TextTable
 
 Record = dict[str, Any]
-Columns = dict[str, Callable[[Any], str]]
-"""Headings, each with the function that formats a cell of the column."""
 
 SENT = ("Cityscapes, sharded", "COCO-Stuff, every image", "10⁹ entries", "10⁹ entries, D = 64")
 """The cases whose messages are listed."""
-
-SIZES: Columns = {
-    "W": lambda step: str(step.ranks),
-    "B": lambda step: str(step.images),
-    "K": lambda step: f"{step.anchors:,}",
-    "D": lambda step: str(step.dim),
-    "slots a rank": lambda step: f"{slots(step):,}",
-    "entries N": lambda step: f"{entries(step):,}",
-    "bank a rank": lambda step: scaled(bank_bytes(step), "B"),
-    "its labels": lambda step: scaled(label_bytes(step), "B"),
+BOUNDS = ("products", "exponentials", "reading", "messages")
+COMPUTED: dict[str, dict[str, Callable[[costs.Step], str]]] = {
+    "sizes": {
+        "W": lambda step: str(step.ranks),
+        "B": lambda step: str(step.images),
+        "K": lambda step: f"{step.anchors:,}",
+        "D": lambda step: str(step.dim),
+        "slots a rank": lambda step: f"{costs.slots(step):,}",
+        "entries N": lambda step: f"{costs.entries(step):,}",
+        "bank a rank": lambda step: scaled(costs.bank_bytes(step), "B"),
+        "its labels": lambda step: scaled(costs.label_bytes(step), "B"),
+    },
+    "work": {
+        "against the bank": lambda step: scaled(costs.bank_flops(step), "flop"),
+        "against the batch": lambda step: scaled(costs.batch_flops(step), "flop"),
+        "exponentials": lambda step: scaled(costs.exponentials(step), ""),
+        "read of the bank": lambda step: scaled(costs.read_bytes(step), "B"),
+        "new entries sent": lambda step: scaled(costs.new_entries_bytes(step), "B"),
+        "received in all": lambda step: scaled(costs.received_bytes(step), "B"),
+    },
 }
-WORK: Columns = {
-    "against the bank": lambda step: scaled(bank_flops(step), "flop"),
-    "against the batch": lambda step: scaled(batch_flops(step), "flop"),
-    "exponentials": lambda step: scaled(exponentials(step), ""),
-    "read of the bank": lambda step: scaled(read_bytes(step), "B"),
-    "new entries sent": lambda step: scaled(new_entries_bytes(step), "B"),
-    "received in all": lambda step: scaled(received_bytes(step), "B"),
+"""Headings of a table with a row for each case, and the functions that format their cells."""
+W = {"W": "{ranks}"}
+BANK = {**W, "bank": "{which}"}
+MEASURED: dict[str, tuple[str, dict[str, str]]] = {
+    "shards": (
+        "times",
+        {
+            **W,
+            "entries": "{entries:,}",
+            "sharded ÷ whole": "{to_whole:.2f}",
+            "spread, sharded": "{spread:.2f}",
+            "spread, whole": "{spread_of_whole:.2f}",
+        },
+    ),
+    "flops": (
+        "flops",
+        {
+            **BANK,
+            "gather": "{gathers}",
+            "flops computed": "{sum:,}",
+            "counted ÷ computed": "{ratios}",
+        },
+    ),
+    "counted": (
+        "messages",
+        {
+            **BANK,
+            "gather": "{gathers}",
+            "all-gather, bytes": "{all-gather}",
+            "all-to-all, bytes": "{all-to-all}",
+            "counted so": "{so}",
+        },
+    ),
+    "banks": (
+        "banks",
+        {
+            **BANK,
+            "slots a rank": "{slots:,}",
+            "entries in all": "{held:,}",
+            "computed, MB a rank": "{computed_mb:.2f}",
+            "tensors": "{tensors_mb:.2f}",
+            "resident": "{resident_mb:.2f}",
+        },
+    ),
+    "losses": (
+        "losses",
+        {**BANK, "slots a rank": "{slots:,}", "extra MB a rank": "{extra_mb:.1f}"},
+    ),
 }
-RANKS: Columns = {"W": lambda row: str(row["ranks"])}
-BANK: Columns = {"bank": lambda row: "sharded" if row["sharded"] else "whole"}
-GATHER: Columns = {"gather": lambda row: "yes" if row["gather"] else "no"}
-SLOTS: Columns = {"slots a rank": lambda row: f"{row['slots']:,}"}
+"""The rows of the record that a table has, its headings, and the formats of their cells."""
 
 
 def scale_table(name: str, record: Record) -> TextTable:
     """Make a table by name from the record of `benchmarks.ranks`."""
-    return TABLES[name](record)
+    if name in COMPUTED:
+        cells = [
+            [case, *(cell(step) for cell in COMPUTED[name].values())]
+            for case, step in CASES.items()
+        ]
+        return TextTable(("", *COMPUTED[name]), cells)
+    if name in MEASURED:
+        key, columns = MEASURED[name]
+        rows = [_described(row) for row in record[key]]
+        if name == "shards":
+            whole = {
+                (row["ranks"], row["entries"]): row["spread"] for row in rows if not row["sharded"]
+            }
+            rows = [
+                row | {"spread_of_whole": whole[row["ranks"], row["entries"]]}
+                for row in rows
+                if row["sharded"]
+            ]
+        return TextTable(
+            tuple(columns), [[cell.format(**row) for cell in columns.values()] for row in rows]
+        )
+    return {"bounds": _bounds, "sent": _sent, "machine": _machine, "linear": _linear}[name](record)
 
 
-def _tabulate(rows: Iterable[Any], columns: Columns) -> TextTable:
-    cells = [[cell(row) for cell in columns.values()] for row in rows]
-    return TextTable(tuple(columns), cells)
-
-
-def _cases(first: str, columns: Columns) -> TextTable:
-    """Tabulate computed figures, one row for each case."""
-    names, (headings, rows) = list(CASES), _tabulate(CASES.values(), columns)
-    return TextTable(
-        (first, *headings), [[name, *row] for name, row in zip(names, rows, strict=True)]
-    )
+def _described(row: Record) -> Record:
+    """Add what the cells need to a measured row."""
+    described = row | {
+        "which": "sharded" if row["sharded"] else "whole",
+        "gathers": "yes" if row.get("gather") else "no",
+    }
+    if "counted" in row:
+        described["sum"] = row["bank"] + row["batch"]
+        ratios = sorted(count / described["sum"] for count in row["counted"])
+        ends = dict.fromkeys((ratios[0], ratios[-1]))
+        described["ratios"] = "–".join(f"{ratio:.2f}" for ratio in ends)
+    if "as_computed" in row:
+        for kind in ("all-gather", "all-to-all"):
+            sizes = [f"{size:,}" for name, size in row["computed"] if name == kind]
+            described[kind] = "; ".join(sizes) or "–"
+        described["so"] = "yes" if row["as_computed"] else "no"
+    return described
 
 
 def _bounds(record: Record) -> TextTable:
-    def milliseconds(part: str) -> Callable[[Step], str]:
-        return lambda step: f"{1000 * seconds_at_least(step, H200)[part]:,.2f}"
-
-    parts = ("products", "exponentials", "reading", "messages")
-    return _cases("ms, at the least", {part: milliseconds(part) for part in parts})
+    seconds = {name: seconds_at_least(step, H200) for name, step in CASES.items()}
+    rows = [[name, *(f"{1000 * of[part]:,.2f}" for part in BOUNDS)] for name, of in seconds.items()]
+    return TextTable(("ms, at the least", *BOUNDS), rows)
 
 
 def _sent(record: Record) -> TextTable:
-    lists = [messages(CASES[name]) for name in SENT]
+    lists = [costs.messages(CASES[name]) for name in SENT]
     rows = [
         [of_all[0].what, of_all[0].collective, *(scaled(one.parcel, "B") for one in of_all)]
         for of_all in zip(*lists, strict=True)
@@ -89,99 +147,21 @@ def _sent(record: Record) -> TextTable:
 
 
 def _machine(record: Record) -> TextTable:
-    columns: Columns = {
-        "date": lambda row: row["date"][:10],
-        "torch": lambda row: row["torch"],
-        "processors": lambda row: str(row["processors"]),
-        "load at the start": lambda row: ", ".join(
-            f"{load:.1f}" for load in row["load_average_at_start"]
-        ),
-    }
-    return _tabulate([record["environment"]], columns)
-
-
-def _shards(record: Record) -> TextTable:
-    """Compare times of the loss with a whole and with a sharded bank."""
-    found = {(row["ranks"], row["entries"], row["sharded"]): row for row in record["times"]}
-    columns: Columns = {
-        **RANKS,
-        "entries": lambda row: f"{row['entries']:,}",
-        "sharded ÷ whole": lambda row: f"{row['to_whole']:.2f}",
-        "spread, sharded": lambda row: f"{row['spread']:.2f}",
-        "spread, whole": lambda row: f"{found[row['ranks'], row['entries'], False]['spread']:.2f}",
-    }
-    return _tabulate([row for row in record["times"] if row["sharded"]], columns)
+    found = record["environment"]
+    load = ", ".join(f"{load:.1f}" for load in found["load_average_at_start"])
+    cells = [found["date"][:10], found["torch"], str(found["processors"]), load]
+    return TextTable(("date", "torch", "processors", "load at the start"), [cells])
 
 
 def _linear(record: Record) -> TextTable:
     """Show how times grow with the number of entries."""
-    groups: dict[tuple[int, bool], list[Record]] = {}
-    for row in record["times"]:
-        groups.setdefault((row["ranks"], row["sharded"]), []).append(row)
-    first = next(iter(groups.values()))
-    columns: Columns = {name: lambda group, cell=cell: cell(group[0])  # type: ignore[misc]
-                        for name, cell in {**RANKS, **BANK}.items()}  # fmt: skip
-    for index, row in enumerate(first):
-        name = f"{row['entries'] / first[0]['entries']:.0f} × the entries"
-        columns[name] = lambda group, index=index: f"{group[index]['to_smallest']:.2f}"  # type: ignore[misc]
-    return _tabulate(groups.values(), columns)
-
-
-def _flops(record: Record) -> TextTable:
-    def counted(row: Record) -> str:
-        ratios = sorted(count / (row["bank"] + row["batch"]) for count in row["counted"])
-        return "–".join(f"{ratio:.2f}" for ratio in dict.fromkeys((ratios[0], ratios[-1])))
-
-    columns: Columns = {
-        **RANKS, **BANK, **GATHER,
-        "flops computed": lambda row: f"{row['bank'] + row['batch']:,}",
-        "counted ÷ computed": counted,
-    }  # fmt: skip
-    return _tabulate(record["flops"], columns)
-
-
-def _counted(record: Record) -> TextTable:
-    def sizes(kind: str) -> Callable[[Record], str]:
-        return lambda row: "; ".join(f"{n:,}" for name, n in row["computed"] if name == kind) or "–"
-
-    columns: Columns = {
-        **RANKS, **BANK, **GATHER,
-        "all-gather, bytes": sizes("all-gather"),
-        "all-to-all, bytes": sizes("all-to-all"),
-        "counted so": lambda row: "yes" if row["as_computed"] else "no",
-    }  # fmt: skip
-    return _tabulate(record["messages"], columns)
-
-
-def _banks(record: Record) -> TextTable:
-    columns: Columns = {
-        **RANKS, **BANK, **SLOTS,
-        "entries in all": lambda row: f"{row['held']:,}",
-        "computed, MB a rank": lambda row: f"{row['computed_mb']:.2f}",
-        "tensors": lambda row: f"{row['tensors_mb']:.2f}",
-        "resident": lambda row: f"{row['resident_mb']:.2f}",
-    }  # fmt: skip
-    return _tabulate(record["banks"], columns)
-
-
-def _losses(record: Record) -> TextTable:
-    extra: Columns = {"extra MB a rank": lambda row: f"{row['extra_mb']:.1f}"}
-    return _tabulate(record["losses"], {**RANKS, **BANK, **SLOTS, **extra})
-
-
-TABLES: dict[str, Callable[[Record], TextTable]] = {
-    "sizes": lambda record: _cases("", SIZES),
-    "work": lambda record: _cases("", WORK),
-    "bounds": _bounds,
-    "sent": _sent,
-    "machine": _machine,
-    "shards": _shards,
-    "linear": _linear,
-    "flops": _flops,
-    "counted": _counted,
-    "banks": _banks,
-    "losses": _losses,
-}
+    smallest = record["times"][0]["entries"]
+    headings = {f"{row['entries'] / smallest:.0f} × the entries": None for row in record["times"]}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in map(_described, record["times"]):
+        group = groups.setdefault((str(row["ranks"]), row["which"]), [])
+        group.append(f"{row['to_smallest']:.2f}")
+    return TextTable(("W", "bank", *headings), [[*key, *cells] for key, cells in groups.items()])
 
 
 def scaled(value: float, unit: str) -> str:

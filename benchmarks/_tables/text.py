@@ -35,3 +35,8 @@ def signed(value: float, error: float = math.nan, digits: int = 2) -> str:
     """Format a difference with its sign, and with its standard error if there is one."""
     text = f"{value:+.{digits}f}".replace("-", "−")
     return text if math.isnan(error) else f"{text} ± {error:.{digits}f}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Format a number; a dash for None and NaN."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks._training.data import IGNORE_INDEX, Bytes, Classes, SegmentationData, Split
+from benchmarks._training.data import IGNORE_INDEX, Bytes, Classes, SegmentationData, Split, stacked
 
 CLASSES: Classes = {
     "sky": (128, 128, 128),
@@ -33,14 +33,23 @@ Files = list[tuple[Path, Path]]
 def load_camvid(root: Path, size: tuple[int, int], holdout: bool = False) -> SegmentationData:
     """Load the data set, resized to `size` (height, width).
 
-    With `holdout`, val/ is not read: the last quarter of each training sequence is held out
-    instead. Neighboring frames are almost the same picture, so a random part would leak.
+    With `holdout`, val/ is not read: the last quarter of each training sequence (the file name
+    before its last `_`) is held out instead. Neighboring frames are almost the same picture, so a
+    random part would leak.
     """
     train = _list_files(root, "train")
+    heldout = [] if holdout else _list_files(root, "val")
     if holdout:
-        train, heldout = _split_sequences(train)
-    else:
-        heldout = _list_files(root, "val")
+        sequences: dict[str, Files] = {}
+        for pair in train:
+            sequences.setdefault(pair[0].stem.rpartition("_")[0], []).append(pair)
+        train = []
+        for sequence in sequences.values():
+            cut = len(sequence) - round(len(sequence) * TUNING_FRACTION)
+            train += sequence[:cut]
+            heldout += sequence[cut:]
+        if not heldout:
+            raise ValueError("train/: expected more images, so that some can be held out")
     return SegmentationData(
         name="camvid",
         train=_read(train, size),
@@ -68,40 +77,22 @@ def _list_files(root: Path, split: str) -> Files:
     return files
 
 
-def _split_sequences(files: Files) -> tuple[Files, Files]:
-    """Cut each sequence (the file name before its last `_`) into its start and its end."""
-    sequences: dict[str, Files] = {}
-    for pair in files:
-        sequences.setdefault(pair[0].stem.rpartition("_")[0], []).append(pair)
-    start: Files = []
-    end: Files = []
-    for sequence in sequences.values():
-        cut = len(sequence) - round(len(sequence) * TUNING_FRACTION)
-        start += sequence[:cut]
-        end += sequence[cut:]
-    if not end:
-        raise ValueError("train/: expected more images, so that some can be held out")
-    return start, end
-
-
 def _read(files: Files, size: tuple[int, int]) -> Split:
-    images = [_read_image(image, size) for image, _ in files]
-    return Split.from_arrays(images, [_read_label(label, size) for _, label in files])
-
-
-def _read_image(path: Path, size: tuple[int, int]) -> Bytes:
-    with Image.open(path) as image:
-        # Pillow's bilinear filter averages over all pixels when it shrinks an image.
-        resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
-
-
-def _read_label(path: Path, size: tuple[int, int]) -> Bytes:
-    with Image.open(path) as image:
-        if image.mode not in ("L", "P"):
-            raise ValueError(f"{path}: expected an 8-bit PNG of class ids; got mode {image.mode}")
-        label = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
-    if label.max() > VOID:
-        raise ValueError(f"{path}: expected labels 0 to 10, or 11 for void; got {label.max()}")
-    label[label == VOID] = IGNORE_INDEX
-    return label
+    images: list[Bytes] = []
+    labels: list[Bytes] = []
+    for image_path, label_path in files:
+        with Image.open(image_path) as image:
+            # Pillow's bilinear filter averages over all pixels when it shrinks an image.
+            resized = image.convert("RGB").resize(size[::-1], Image.Resampling.BILINEAR)
+        images.append(np.asarray(resized))
+        with Image.open(label_path) as image:
+            if image.mode not in ("L", "P"):
+                expected = "expected an 8-bit PNG of class ids"
+                raise ValueError(f"{label_path}: {expected}; got mode {image.mode}")
+            label = np.array(image.resize(size[::-1], Image.Resampling.NEAREST))
+        if label.max() > VOID:
+            expected = f"expected labels 0 to {VOID - 1}, or {VOID} for void"
+            raise ValueError(f"{label_path}: {expected}; got {label.max()}")
+        label[label == VOID] = IGNORE_INDEX
+        labels.append(label)
+    return stacked(images, labels)

@@ -25,12 +25,6 @@ class Split:
     images: Tensor
     labels: Tensor
 
-    @classmethod
-    def from_arrays(cls, images: list[Bytes], labels: list[Bytes]) -> Split:
-        """Stack (H, W, 3) images and (H, W) labels."""
-        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-        return cls(stacked, torch.from_numpy(np.stack(labels)))
-
     def __len__(self) -> int:
         return len(self.images)
 
@@ -76,7 +70,8 @@ class SegmentationData:
         """Number of classes, without the ignored one."""
         return len(self.classes)
 
-    @property
-    def has_ignored_pixels(self) -> bool:
-        """Whether some held-out pixels have no class."""
-        return bool((self.heldout.labels == IGNORE_INDEX).any())
+
+def stacked(images: list[Bytes], labels: list[Bytes]) -> Split:
+    """Make a split of (H, W, 3) images and (H, W) labels."""
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return Split(pixels, torch.from_numpy(np.stack(labels)))

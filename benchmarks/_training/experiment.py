@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
 from benchmarks._training.camvid import load_camvid
@@ -17,7 +18,7 @@ from benchmarks._training.measures import measure
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.runs import Key, Run
 from benchmarks._training.scenes import load_scenes
-from benchmarks._training.training import Observer, initial_network, is_sampled, train_arm
+from benchmarks._training.training import Observer, is_sampled, train_arm
 from pixcontrast import PixelContrastLoss
 
 _DRAWING = threading.Lock()
@@ -27,6 +28,7 @@ _DRAWING = threading.Lock()
 class Trained(NamedTuple):
     """A finished run and its network."""
 
+    key: Key
     run: Run
     network: SegmentationNetwork
 
@@ -50,7 +52,8 @@ def run_experiment(
     """Train a network and measure it, on the device of the data."""
     recipe, seed = key.recipe, key.seed
     with _DRAWING:
-        network = initial_network(data, recipe, seed)
+        torch.manual_seed(seed)
+        network = SegmentationNetwork(recipe, data.num_classes)
     network = network.to(data.train.images.device)
     stats: list[dict[str, float]] = []
 
@@ -62,18 +65,18 @@ def run_experiment(
     start = time.perf_counter()
     ratios = train_arm(network, data, recipe, seed, advance, observe_stats)
     seconds = time.perf_counter() - start
-    run = Run(
-        key=key,
-        train_fingerprint=data.train.fingerprint(),
-        heldout_fingerprint=data.heldout.fingerprint(),
-        seconds=seconds,
-        measured=measure(network, data),
-        ratio_steps=list(ratios),
-        ratios=list(ratios.values()),
-        stats=stats,
-        environment=environment,
-    )
-    return Trained(run, network)
+    run = {
+        "train_fingerprint": data.train.fingerprint(),
+        "heldout_fingerprint": data.heldout.fingerprint(),
+        "seconds": seconds,  # of the training alone
+        "measured": measure(network, data),
+        # Gradient ratios at the trunk and `loss.stats`, at some steps; empty without contrast.
+        "ratio_steps": list(ratios),
+        "ratios": list(ratios.values()),
+        "stats": stats,
+        "environment": environment,
+    }
+    return Trained(key, run, network)
 
 
 def run_side_by_side(
@@ -92,29 +95,26 @@ def run_side_by_side(
     keys, stopped = list(keys), threading.Event()
     total = sum(key.recipe.steps for key in keys)
     # disable=None: no bar where standard error is not a terminal.
-    with (
-        tqdm(total=total, unit="step", leave=False, disable=None) as bar,
-        ThreadPoolExecutor(workers) as executor,
-    ):
+    bar = tqdm(total=total, unit="step", leave=False, disable=None)
 
-        def advance() -> None:
-            if stopped.is_set():
-                raise RuntimeError("stopped")
-            bar.update()
+    def advance() -> None:
+        if stopped.is_set():
+            raise RuntimeError("stopped")
+        bar.update()
 
-        futures = {
-            executor.submit(run_experiment, key, data, environment, advance, observe)
-            for key in keys
-        }
+    with bar, ThreadPoolExecutor(workers) as executor:
+        arguments = (data, environment, advance, observe)
+        futures = {executor.submit(run_experiment, key, *arguments) for key in keys}
         try:
             for finished in as_completed(futures):
                 futures.discard(finished)  # which holds a whole network
-                run, network = finished.result()
+                trained = finished.result()
+                score = 100 * trained.run["measured"]["mean_iou"]
                 bar.write(
-                    f"seed {run.key.seed}  {name_of(run.key)}"
-                    f"  mean IoU {100 * run.measured.mean_iou:.2f}  {run.seconds:.0f} s"
+                    f"seed {trained.key.seed}  {name_of(trained.key)}"
+                    f"  mean IoU {score:.2f}  {trained.run['seconds']:.0f} s"
                 )
-                yield Trained(run, network)
+                yield trained
         except BaseException:
             # Stop the other runs too: their results would not be used.
             stopped.set()
@@ -124,7 +124,5 @@ def run_side_by_side(
 
 def stats_of(criterion: PixelContrastLoss) -> dict[str, float]:
     """Return the statistics of a loss's last call as numbers."""
-    if criterion.stats is None:
-        return {}
-    stats = criterion.stats._asdict()
+    stats = {} if criterion.stats is None else criterion.stats._asdict()
     return {name: float(value) for name, value in stats.items() if value is not None}

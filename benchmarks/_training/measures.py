@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,24 +21,6 @@ from benchmarks._training.network import (
 BATCH = 16
 
 
-@dataclass(frozen=True)
-class Similarity:
-    """Mean cosine similarity of all pairs of pixels, of the same class and of two classes."""
-
-    within: float
-    between: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The result of one arm on the held-out images; NaN for the IoU of an absent class."""
-
-    mean_iou: float
-    class_iou: list[float]
-    trunk: Similarity
-    projection: Similarity
-
-
 class ClassSums:
     """Sum and number of the unit-length vectors of each class.
 
@@ -51,7 +33,8 @@ class ClassSums:
         self.counts = torch.zeros(num_classes, dtype=torch.float64, device=device)
 
     def add(self, vectors: Tensor, labels: Tensor) -> None:
-        """Add vectors (B, D, H, W) with labels (B, H, W) of the same resolution."""
+        """Add vectors (B, D, H, W) with labels (B, H, W) of any resolution."""
+        labels = nearest_labels(labels, vectors)
         valid = labels != IGNORE_INDEX
         selected = F.normalize(vectors.movedim(1, -1)[valid], dim=1).double()
         self.sums.index_add_(0, labels[valid], selected)
@@ -67,48 +50,47 @@ class ClassSums:
         products.diagonal().copy_(torch.where(count > 1, within, math.nan))
         return products
 
-    def similarity(self) -> Similarity:
+    def similarity(self) -> dict[str, float]:
         """Average over classes and over pairs of classes, so that rare classes count equally."""
         matrix = self.matrix()
         between = matrix[~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)]
-        return Similarity(matrix.diagonal().nanmean().item(), between.nanmean().item())
+        within = matrix.diagonal().nanmean()
+        return {"within": within.item(), "between": between.nanmean().item()}
 
 
 @torch.no_grad()
-def measure(network: SegmentationNetwork, data: SegmentationData) -> Measured:
-    """Score a trained network on the held-out images, at the labels' resolution."""
+def measure(network: SegmentationNetwork, data: SegmentationData) -> dict[str, Any]:
+    """Score a trained network on the held-out images, at the labels' resolution.
+
+    Returns:
+        `"mean_iou"`, `"class_iou"` with NaN for an absent class, and the mean similarities of
+        pixels `"within"` a class and `"between"` classes of the `"trunk"` and the `"projection"`.
+    """
     device, num_classes = data.heldout.labels.device, data.num_classes
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    trunk, projection = make_sums(network, data)
+    head = network.projection
+    trunk, projection = (ClassSums(num_classes, n, device) for n in (head.in_channels, head.dim))
     for outputs, labels in predict(network, data.heldout):
         predicted = full_resolution(outputs.logits, labels).argmax(1)
         confusion += confusion_matrix(labels, predicted, num_classes)
-        coarse = nearest_labels(labels, outputs.features)
-        trunk.add(outputs.features, coarse)
-        projection.add(outputs.embedding, coarse)
+        trunk.add(outputs.features, labels)
+        projection.add(outputs.embedding, labels)
     class_iou = intersection_over_union(confusion)
-    return Measured(
-        mean_iou=class_iou.nanmean().item(),
-        class_iou=class_iou.tolist(),
-        trunk=trunk.similarity(),
-        projection=projection.similarity(),
-    )
+    return {
+        "mean_iou": class_iou.nanmean().item(),
+        "class_iou": class_iou.tolist(),
+        "trunk": trunk.similarity(),
+        "projection": projection.similarity(),
+    }
 
 
 @torch.no_grad()
 def class_similarity(network: SegmentationNetwork, data: SegmentationData) -> Tensor:
     """Return the (C, C) mean similarity of the trunk's features of each two classes."""
-    sums, _ = make_sums(network, data)
+    sums = ClassSums(data.num_classes, network.projection.in_channels, data.heldout.labels.device)
     for outputs, labels in predict(network, data.heldout):
-        sums.add(outputs.features, nearest_labels(labels, outputs.features))
+        sums.add(outputs.features, labels)
     return sums.matrix()
-
-
-def make_sums(network: SegmentationNetwork, data: SegmentationData) -> tuple[ClassSums, ClassSums]:
-    """Make empty sums for the features and for the embedding of a network."""
-    device = data.heldout.labels.device
-    channels, dim = network.projection.in_channels, network.projection.dim
-    return ClassSums(data.num_classes, channels, device), ClassSums(data.num_classes, dim, device)
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:

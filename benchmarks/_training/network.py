@@ -33,7 +33,13 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.trunk = TRUNKS[recipe.network]()
         self.classifier = nn.Conv2d(self.trunk.channels, num_classes, 1)
-        self.projection = make_projection(self.trunk.channels, recipe)
+        without_norm = recipe.projection == WITHOUT_NORM
+        kind = cast(Literal["mlp", "linear"], "mlp" if without_norm else recipe.projection)
+        self.projection = ProjectionHead(self.trunk.channels, recipe.dim, kind=kind)
+        if without_norm:  # the initial weights are those of the head with a norm
+            layers = self.projection.layers
+            kept = (nn.Identity() if isinstance(one, nn.BatchNorm1d) else one for one in layers)
+            self.projection.layers = nn.Sequential(*kept)
 
     def forward(self, images: Tensor) -> Outputs:
         """Compute outputs at the trunk's resolution from images (B, 3, H, W)."""
@@ -102,16 +108,6 @@ class LargeTrunk(nn.Module):
 
 
 TRUNKS: dict[str, type[SmallTrunk] | type[LargeTrunk]] = {"small": SmallTrunk, "large": LargeTrunk}
-
-
-def make_projection(channels: int, recipe: Recipe) -> ProjectionHead:
-    """Make a recipe's head. The one without a norm has the initial weights of the normal one."""
-    kind = "mlp" if recipe.projection == WITHOUT_NORM else recipe.projection
-    head = ProjectionHead(channels, recipe.dim, kind=cast(Literal["mlp", "linear"], kind))
-    if recipe.projection == WITHOUT_NORM:
-        layers = (nn.Identity() if isinstance(one, nn.BatchNorm1d) else one for one in head.layers)
-        head.layers = nn.Sequential(*layers)
-    return head
 
 
 def full_resolution(logits: Tensor, labels: Tensor) -> Tensor:

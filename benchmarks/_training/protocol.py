@@ -7,23 +7,20 @@ chosen on held-out training images (`"tuning"`), and val is used for what has be
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks._training.recipe import RECIPES, Recipe
-from benchmarks._training.runs import Key, key_of
+from benchmarks._training.runs import Key
 
 TUNING_SEEDS = (0, 1, 2, 3, 4)
 FRESH_SEEDS = (100, 101, 102, 103, 104, 105, 106, 107)
 """Seeds on which no option was chosen."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: its name, and the changes it makes to the table's recipe."""
-
-    name: str
-    changes: dict[str, Any] = field(default_factory=dict)
+Rows = dict[str, dict[str, Any]]
+"""Names of the rows of a table, each with the changes it makes to the table's recipe."""
+ALONE: Rows = {"cross entropy alone": {"sources": ()}}
 
 
 @dataclass(frozen=True)
@@ -32,18 +29,23 @@ class Table:
 
     title: str
     base: Recipe
-    rows: tuple[Row, ...]
+    rows: Rows
     seeds: tuple[int, ...] = TUNING_SEEDS
     split: str = "tuning"
     data: str = "camvid"
 
-    def recipe(self, row: Row) -> Recipe:
-        """Return the recipe of a row."""
-        return _canonical(replace(self.base, **row.changes))
+    def key(self, row: str, seed: int) -> Key:
+        """Return the key of a row's run.
 
-    def key(self, row: Row, seed: int) -> Key:
-        """Return the key of a row's run."""
-        return key_of(self.data, self.split, self.recipe(row), seed)
+        Equivalent recipes are written in one form, so that one run serves every table that has it.
+        """
+        recipe = replace(self.base, **self.rows[row], seeds=1)
+        if not recipe.has_contrast:
+            recipe = replace(recipe, weight=0.0, bank=0, warmup=0.0, fade=0.0)
+        elif recipe.sources is None:
+            sources = ("batch", "pixels", "regions") if recipe.bank > 0 else ("batch",)
+            recipe = replace(recipe, sources=sources)
+        return Key(self.data, self.split, recipe, seed)
 
     def keys(self) -> Iterator[Key]:
         """Yield the keys of all runs, seed by seed, so that unfinished tables have pairs."""
@@ -53,19 +55,9 @@ class Table:
 
     def name_of(self, key: Key) -> str:
         """Return the name of the row that a run belongs to."""
-        return next(row.name for row in self.rows if self.key(row, key.seed) == key)
+        return next(row for row in self.rows if self.key(row, key.seed) == key)
 
 
-def _canonical(recipe: Recipe) -> Recipe:
-    """Write equivalent recipes in one form, so that one run serves every table that has it."""
-    if not recipe.has_contrast:
-        return replace(recipe, weight=0.0, bank=0, warmup=0.0, fade=0.0)
-    if recipe.sources is None:
-        return replace(recipe, sources=ALL_SOURCES if recipe.bank > 0 else ALL_SOURCES[:1])
-    return recipe
-
-
-ALL_SOURCES = ("batch", "pixels", "regions")
 STEPS = 500
 SGD = replace(RECIPES["camvid"], steps=STEPS)
 BANK: dict[str, Any] = {"bank": 100, "pixels_per_image": 2}
@@ -86,21 +78,17 @@ CHOSEN: dict[str, Any] = {"sources": ("batch",)}
 CHOSEN_STRONG: dict[str, Any] = {"sources": ("batch",), "weight": 0.03}
 """The choice of the table `strong`."""
 
-ALONE = Row("cross entropy alone", {"sources": ()})
 
-
-def _sweep(option: str, values: tuple[Any, ...], **fixed: Any) -> tuple[Row, ...]:
+def _sweep(option: str, values: tuple[Any, ...], **fixed: Any) -> Rows:
     """Make rows for cross entropy alone and for every value of one option."""
-    rows = (
-        Row(f"{option.replace('_', ' ')} {value}", {option: value, **fixed}) for value in values
-    )
-    return (ALONE, *rows)
+    name = option.replace("_", " ")
+    return {**ALONE, **{f"{name} {value}": {option: value, **fixed} for value in values}}
 
 
 def pair_table(data: str, split: str, recipe: Recipe) -> Table:
     """Make the table of `benchmarks.segmentation`: a recipe, without and with its contrast."""
     seeds = tuple(range(recipe.seeds))
-    return Table("", recipe, (ALONE, Row("with contrast")), seeds, split, data)
+    return Table("", recipe, {**ALONE, "with contrast": {}}, seeds, split, data)
 
 
 def _strong(title: str, **changes: Any) -> Table:
@@ -108,7 +96,7 @@ def _strong(title: str, **changes: Any) -> Table:
     return Table(
         title,
         replace(ADAMW, weight=0.03, **changes),
-        (ALONE, Row("weight 0.03")),
+        {**ALONE, "weight 0.03": {}},
         seeds=(0, 1, 2),
     )
 
@@ -117,22 +105,22 @@ TABLES = {
     "small": Table(
         "What to contrast with",
         SGD,
-        (
-            ALONE,
-            Row("the batch", {"sources": ("batch",)}),
-            Row("the batch, a bank of pixels", {"sources": ("batch", "pixels"), **BANK}),
-            Row("the batch, a bank of regions", {"sources": ("batch", "regions"), **BANK}),
-            Row("the batch, both banks", {"sources": ("batch", "pixels", "regions"), **BANK}),
-        ),
+        {
+            **ALONE,
+            "the batch": {"sources": ("batch",)},
+            "the batch, a bank of pixels": {"sources": ("batch", "pixels"), **BANK},
+            "the batch, a bank of regions": {"sources": ("batch", "regions"), **BANK},
+            "the batch, both banks": {"sources": ("batch", "pixels", "regions"), **BANK},
+        },
     ),
     "memory": Table(
         "The authors' memory variant, without the batch, and the size of the bank",
         SGD,
-        (
-            ALONE,
-            Row("both banks alone", {"sources": ("pixels", "regions"), **BANK}),
-            *(Row(f"the batch, both banks of {n}", {**BANK, "bank": n}) for n in (25, 100, 400)),
-        ),
+        {
+            **ALONE,
+            "both banks alone": {"sources": ("pixels", "regions"), **BANK},
+            **{f"the batch, both banks of {n}": {**BANK, "bank": n} for n in (25, 100, 400)},
+        },
     ),
     "anchors": Table("Which pixels are anchors", SGD, _sweep("anchors", ("random", "hard"))),
     "negatives": Table(
@@ -150,20 +138,20 @@ TABLES = {
         "Anchors of a class in an image, at most",
         SGD,
         # Enough anchors in all, so that no class displaces another.
-        (*_sweep("max_views", (1, 2, 6)), *_sweep("max_views", (16, 32), max_anchors=4096)[1:]),
+        {**_sweep("max_views", (1, 2, 6)), **_sweep("max_views", (16, 32), max_anchors=4096)},
     ),
     "denominator": Table("Denominator", SGD, _sweep("denominator", ("negatives", "all"))),
     "schedule": Table(
         "The weight over the run",
         SGD,
-        (
-            ALONE,
-            Row("constant"),
-            Row("rises over the first 20%", {"warmup": 0.2}),
-            Row("rises over the first 40%", {"warmup": 0.4}),
-            Row("falls to 0 over the last 40%", {"fade": 0.4}),
-            Row("falls to 0 over the whole run", {"fade": 1.0}),
-        ),
+        {
+            **ALONE,
+            "constant": {},
+            "rises over the first 20%": {"warmup": 0.2},
+            "rises over the first 40%": {"warmup": 0.4},
+            "falls to 0 over the last 40%": {"fade": 0.4},
+            "falls to 0 over the whole run": {"fade": 1.0},
+        },
     ),
     "projection": Table(
         "Projection head", SGD, _sweep("projection", ("mlp", "mlp without norm", "linear"))
@@ -171,40 +159,38 @@ TABLES = {
     "recipe": Table(
         "The recipe to start from, on val",
         SGD,
-        (ALONE, Row("the recipe", CHOSEN)),
+        {**ALONE, "the recipe": CHOSEN},
         seeds=FRESH_SEEDS,
         split="val",
     ),
     "rate": Table(
         "The learning rate of the strong baseline",
         replace(ADAMW, sources=()),
-        tuple(
-            Row(f"AdamW, {rate:g}", {"learning_rate": rate}) for rate in (0.002, 0.005, 0.01, 0.02)
-        ),
+        {f"AdamW, {rate:g}": {"learning_rate": rate} for rate in (0.002, 0.005, 0.01, 0.02)},
         seeds=(0, 1),
     ),
     "strong": Table(
         "Contrast against the strong baseline",
         ADAMW,
-        (
-            *_sweep("weight", (0.01, 0.03, 0.1)),
-            Row("weight 0.03, falls to 0 over the whole run", {"weight": 0.03, "fade": 1.0}),
-            Row("weight 0.03, both banks", {"weight": 0.03, **BANK}),
-        ),
+        {
+            **_sweep("weight", (0.01, 0.03, 0.1)),
+            "weight 0.03, falls to 0 over the whole run": {"weight": 0.03, "fade": 1.0},
+            "weight 0.03, both banks": {"weight": 0.03, **BANK},
+        },
         seeds=(0, 1, 2),
     ),
     "why": Table(
         "Why nothing is gained there: projection and views",
         replace(ADAMW, weight=0.03),
-        (
-            ALONE,
-            Row("mlp, 6 views"),
-            Row("mlp without norm", {"projection": "mlp without norm"}),
-            Row("linear", {"projection": "linear"}),
-            Row("1 view", {"max_views": 1}),
-            Row("2 views", {"max_views": 2}),
-            Row("32 views", {"max_views": 32, "max_anchors": 4096}),
-        ),
+        {
+            **ALONE,
+            "mlp, 6 views": {},
+            "mlp without norm": {"projection": "mlp without norm"},
+            "linear": {"projection": "linear"},
+            "1 view": {"max_views": 1},
+            "2 views": {"max_views": 2},
+            "32 views": {"max_views": 32, "max_anchors": 4096},
+        },
         seeds=(0, 1, 2),
     ),
     "lower-rate": _strong("At half the learning rate", learning_rate=0.001),
@@ -213,7 +199,7 @@ TABLES = {
     "strong-val": Table(
         "The best of them, on val",
         ADAMW,
-        (ALONE, Row("with contrast", CHOSEN_STRONG)),
+        {**ALONE, "with contrast": CHOSEN_STRONG},
         seeds=FRESH_SEEDS,
         split="val",
     ),
@@ -227,11 +213,11 @@ TABLES = {
     "gpu": Table(
         "360×480, 6.7 million parameters, on a GPU",
         LARGE,
-        (
-            ALONE,
-            Row("the batch", {"sources": ("batch",)}),
-            Row("the batch, both banks", {"bank": 500, "pixels_per_image": 10}),
-        ),
+        {
+            **ALONE,
+            "the batch": {"sources": ("batch",)},
+            "the batch, both banks": {"bank": 500, "pixels_per_image": 10},
+        },
         seeds=FRESH_SEEDS[:5],
         split="val",
     ),

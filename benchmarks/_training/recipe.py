@@ -1,11 +1,21 @@
-"""The options of a training run, and their defaults for each data set."""
+"""The options of a training run, their defaults for each data set, and the contrast they make."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from benchmarks._training.data import IGNORE_INDEX
+from pixcontrast import (
+    HardAnchorSampler,
+    HardNegativeSampler,
+    MemoryBank,
+    PixelContrastLoss,
+    RandomAnchorSampler,
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All options of a run but its seed; both arms of a pair differ only in the contrast.
 
@@ -31,13 +41,13 @@ class Recipe:
 
     size: tuple[int, int]
     steps: int
-    batch_size: int
+    batch_size: int = 8
     optimizer: str
     learning_rate: float
     weight: float
-    temperature: float
-    max_anchors: int
-    max_views: int
+    temperature: float = 0.1
+    max_anchors: int = 512
+    max_views: int = 6
     flip: bool
     seeds: int
     bank: int = 0
@@ -64,18 +74,48 @@ class Recipe:
         """Whether the run trains with contrast."""
         return self.sources != ()
 
+    def contrast_weight(self, step: int) -> float:
+        """Compute the weight of the contrast at a step, with warm-up and fade."""
+        done = step / self.steps
+        rising = min(1.0, done / self.warmup) if self.warmup > 0 else 1.0
+        falling = min(1.0, (1 - done) / self.fade) if self.fade > 0 else 1.0
+        return self.weight * min(rising, falling)
+
+    def make_criterion(self, num_classes: int) -> PixelContrastLoss:
+        """Make the contrast loss, with a bank of the queues that are read."""
+        sampler = RandomAnchorSampler if self.anchors == "random" else HardAnchorSampler
+        options: dict[str, Any] = {"denominator": self.denominator, "contrast_with": self.sources}
+        if self.negatives != "all":
+            mining: dict[str, Any] = {"strategy": self.negatives}
+            options["negative_sampler"] = HardNegativeSampler(
+                **mining, num_negatives=self.num_negatives, num_positives=self.num_positives
+            )
+        if self.bank:
+            read = ("pixels", "regions") if self.sources is None else self.sources
+            options["bank"] = MemoryBank(
+                num_classes,
+                self.dim,
+                pixel_slots=self.bank if "pixels" in read else 0,
+                region_slots=self.bank if "regions" in read else 0,
+                pixels_per_image=self.pixels_per_image,
+                ignore_index=IGNORE_INDEX,
+            )
+        return PixelContrastLoss(
+            temperature=self.temperature,
+            base_temperature=self.base_temperature,
+            ignore_index=IGNORE_INDEX,
+            anchor_sampler=sampler(max_anchors=self.max_anchors, max_views=self.max_views),
+            **options,
+        )
+
 
 RECIPES = {
     "digits": Recipe(
         size=(48, 48),
         steps=300,
-        batch_size=8,
         optimizer="adamw",
         learning_rate=0.003,
         weight=0.003,
-        temperature=0.1,
-        max_anchors=512,
-        max_views=6,
         # A mirrored digit has another shape.
         flip=False,
         seeds=3,
@@ -84,13 +124,9 @@ RECIPES = {
     "camvid": Recipe(
         size=(72, 96),
         steps=700,
-        batch_size=8,
         optimizer="sgd",
         learning_rate=0.3,
         weight=0.1,
-        temperature=0.1,
-        max_anchors=512,
-        max_views=6,
         flip=True,
         seeds=5,
     ),

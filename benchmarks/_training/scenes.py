@@ -10,14 +10,12 @@ the digits in collection order, so most held-out digits are also from other writ
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from benchmarks._training.data import Bytes, Classes, SegmentationData, Split
+from benchmarks._training.data import Bytes, Classes, SegmentationData, Split, stacked
 
 CLASSES: Classes = {
     "background": (40, 40, 40),
@@ -45,46 +43,34 @@ INK_THRESHOLD = 128
 Colors = npt.NDArray[np.float32]
 
 
-class Source(NamedTuple):
-    """The range of the digits, and of the photographs' columns, that a split may use."""
-
-    digits: tuple[float, float]
-    columns: tuple[float, float]
-
-
-TRAIN = Source(digits=(0.0, 0.7), columns=(0.0, 0.7))
-HELDOUT = Source(digits=(0.7, 1.0), columns=(0.7, 1.0))
-# The hold-out for choosing options lies inside the training source.
-TUNING_TRAIN = Source(digits=(0.0, 0.5), columns=(0.0, 0.5))
-TUNING_HELDOUT = Source(digits=(0.5, 0.7), columns=(0.5, 0.7))
-
-
 def load_scenes(size: tuple[int, int], holdout: bool = False) -> SegmentationData:
     """Compose the scenes; the same size always gives the same scenes.
 
     With `holdout`, both splits come from the training source. Options are chosen there, so that
     the held-out scenes stay unseen until the final result.
     """
-    train, heldout = (TUNING_TRAIN, TUNING_HELDOUT) if holdout else (TRAIN, HELDOUT)
+    # Bounds of the digits and of the photographs' columns, as fractions of all of them.
+    cuts = (0.5, 0.7) if holdout else (0.7, 1.0)
     return SegmentationData(
         name="digits",
-        train=_compose_split(train, TRAIN_SCENES, size, seed=1),
-        heldout=_compose_split(heldout, HELDOUT_SCENES, size, seed=2),
+        train=_compose_split((0.0, cuts[0]), TRAIN_SCENES, size, seed=1),
+        heldout=_compose_split(cuts, HELDOUT_SCENES, size, seed=2),
         heldout_is="a part of the training source" if holdout else "digits and photographs unseen",
         classes=CLASSES,
     )
 
 
-def _compose_split(source: Source, count: int, size: tuple[int, int], seed: int) -> Split:
-    random = np.random.default_rng(seed)
-    digits = load_digits()
-    selected = _part(len(digits.target), source.digits)
+def _compose_split(
+    source: tuple[float, float], count: int, size: tuple[int, int], seed: int
+) -> Split:
+    def part(length: int) -> slice:
+        return slice(*(round(length * bound) for bound in source))
+
+    random, digits = np.random.default_rng(seed), load_digits()
+    selected = part(len(digits.target))
     inks = np.rint(digits.images[selected] * (255 / 16)).astype(np.uint8)
     kinds = digits.target[selected]
-    photographs = [
-        photograph[:, _part(photograph.shape[1], source.columns)]
-        for photograph in load_sample_images().images
-    ]
+    photographs = [found[:, part(found.shape[1])] for found in load_sample_images().images]
     images: list[Bytes] = []
     labels: list[Bytes] = []
     for _ in range(count):
@@ -94,11 +80,7 @@ def _compose_split(source: Source, count: int, size: tuple[int, int], seed: int)
             _paint(scene, label, inks[index], int(kinds[index]) + 1, random)
         images.append(scene.astype(np.uint8))
         labels.append(label)
-    return Split.from_arrays(images, labels)
-
-
-def _part(count: int, bounds: tuple[float, float]) -> slice:
-    return slice(round(count * bounds[0]), round(count * bounds[1]))
+    return stacked(images, labels)
 
 
 def _crop(photograph: Bytes, size: tuple[int, int], random: np.random.Generator) -> Colors:

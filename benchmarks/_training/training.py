@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks._training.criterion import contrast_weight, make_criterion
 from benchmarks._training.data import IGNORE_INDEX, SegmentationData, Split
 from benchmarks._training.network import Outputs, SegmentationNetwork, full_resolution
 from benchmarks._training.recipe import Recipe
@@ -22,33 +21,23 @@ RATIO_SAMPLES = 10
 Observer = Callable[[int, PixelContrastLoss], object]
 
 
-class Plan(NamedTuple):
-    """The image indices of each step and which of them are mirrored, both (steps, batch)."""
+def batches(split: Split, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images and labels of each step, on the device of the split.
 
-    indices: Tensor
-    mirrored: Tensor
-
-    @classmethod
-    def draw(cls, images: int, recipe: Recipe, seed: int) -> Plan:
-        """Draw the whole run before it starts, so that no arm can change its own batches."""
-        generator = torch.Generator().manual_seed(seed)
-        total = recipe.steps * recipe.batch_size
-        epochs = math.ceil(total / images)
-        order = torch.cat([torch.randperm(images, generator=generator) for _ in range(epochs)])
-        shape = (recipe.steps, recipe.batch_size)
-        mirrored = torch.rand(shape, generator=generator) < (0.5 if recipe.flip else 0.0)
-        return cls(order[:total].view(shape), mirrored)
-
-    def batch(self, split: Split, step: int) -> tuple[Tensor, Tensor]:
-        """Return images and labels of one step, on the device of the split."""
-        device = split.images.device
-        indices = self.indices[step].to(device)
-        images = split.network_input(indices)
-        labels = split.labels[indices].long()
-        mirrored = self.mirrored[step].to(device)
+    The whole run is drawn before it starts, so that no arm can change its own batches.
+    """
+    generator, device = torch.Generator().manual_seed(seed), split.images.device
+    shape = (recipe.steps, recipe.batch_size)
+    epochs = math.ceil(math.prod(shape) / len(split))
+    order = torch.cat([torch.randperm(len(split), generator=generator) for _ in range(epochs)])
+    drawn = torch.rand(shape, generator=generator) < (0.5 if recipe.flip else 0.0)
+    for indices, mirrored in zip(
+        order[: math.prod(shape)].view(shape).to(device), drawn.to(device), strict=True
+    ):
+        images, labels = split.network_input(indices), split.labels[indices].long()
         images[mirrored] = images[mirrored].flip(-1)
         labels[mirrored] = labels[mirrored].flip(-1)
-        return images, labels
+        yield images, labels
 
 
 class Losses(NamedTuple):
@@ -74,7 +63,7 @@ class Arm:
         self.optimizer = make_optimizer(network, recipe)
         device = next(network.parameters()).device
         self.criterion = (
-            make_criterion(recipe, num_classes).to(device) if recipe.has_contrast else None
+            recipe.make_criterion(num_classes).to(device) if recipe.has_contrast else None
         )
         # A generator of its own: arms train side by side and must not share the global one.
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -87,8 +76,7 @@ class Arm:
         if self.criterion is None:
             return Losses(main, None, outputs.features)
         contrast = self.criterion(outputs.embedding, labels, logits, generator=self.generator)
-        weight = contrast_weight(self.recipe, step)
-        return Losses(main, weight * contrast, outputs.features)
+        return Losses(main, self.recipe.contrast_weight(step) * contrast, outputs.features)
 
     def descend(self, loss: Tensor, step: int) -> None:
         """Take one optimizer step, with the learning rate of that step."""
@@ -96,12 +84,6 @@ class Arm:
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         self.optimizer.step()
-
-
-def initial_network(data: SegmentationData, recipe: Recipe, seed: int) -> SegmentationNetwork:
-    """Make the network that both arms of a seed start from."""
-    torch.manual_seed(seed)
-    return SegmentationNetwork(recipe, data.num_classes)
 
 
 def train_arm(
@@ -115,7 +97,7 @@ def train_arm(
     """Train a network in place; `seed` alone determines batches and augmentations.
 
     Args:
-        network: from `initial_network`; left in eval mode.
+        network: with its initial weights; left in eval mode.
         advance: called after every step, for a progress bar.
         observe: called after every contrast loss, with the step and the loss.
 
@@ -123,10 +105,9 @@ def train_arm(
         The gradient ratios of contrast and cross entropy at some steps; empty without contrast.
     """
     arm = Arm(network, data.num_classes, recipe, seed)
-    plan = Plan.draw(len(data.train), recipe, seed)
     ratios: dict[int, float] = {}
-    for step in range(recipe.steps):
-        losses = arm.losses(*plan.batch(data.train, step), step)
+    for step, batch in enumerate(batches(data.train, recipe, seed)):
+        losses = arm.losses(*batch, step)
         if arm.criterion is not None and losses.contrast is not None:
             observe(step, arm.criterion)
             if is_sampled(step, recipe.steps):
@@ -142,10 +123,11 @@ def gradient_ratio(extra: Tensor, main: Tensor, features: Tensor) -> float:
 
     Far above 1, the contrast and no longer the cross entropy determines the trunk.
     """
-    (of_extra,) = torch.autograd.grad(extra, features, retain_graph=True)
-    (of_main,) = torch.autograd.grad(main, features, retain_graph=True)
-    main_norm = of_main.norm().item()
-    return of_extra.norm().item() / main_norm if main_norm > 0 else math.nan
+    of_extra, of_main = (
+        torch.autograd.grad(loss, features, retain_graph=True)[0].norm().item()
+        for loss in (extra, main)
+    )
+    return of_extra / of_main if of_main > 0 else math.nan
 
 
 def is_sampled(step: int, steps: int) -> bool:

@@ -1,4 +1,8 @@
-"""Random calls of the public names; a seed determines the call."""
+"""Random calls of the public names, by one process or by several ranks together.
+
+A number determines the call. Options are the same on all ranks, data is each rank's own. Where
+something is spoiled, all ranks get the same data too: either all of them refuse it or none does.
+"""
 
 from __future__ import annotations
 
@@ -9,61 +13,74 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.reliability.arguments import (
-    CLASSES,
-    IGNORE,
-    LOSSES,
-    SAMPLERS,
-    Arguments,
-    bank_in,
-    bank_options,
-    generator_in,
-    labels_in,
-    loss_options,
-    maps_in,
-    mining_in,
-    mining_options,
-    sampler_options,
-    temperature_in,
-    vectors_in,
-)
 from benchmarks.reliability.values import (
+    FLOATS,
+    INTEGERS,
     anything,
     disguised,
     filled,
+    laid_out,
     number_in,
     tensor_in,
     thing_in,
 )
-from pixcontrast import HardNegativeSampler, MemoryBank, ProjectionHead
+from pixcontrast import (
+    HardAnchorSampler,
+    MemoryBank,
+    PixelContrastLoss,
+    ProjectionHead,
+    RandomAnchorSampler,
+    RegionContrastLoss,
+)
 from pixcontrast.functional import info_nce
 
-Made = tuple[str, Callable[..., Any], Arguments]
-"""The name of a target, the function to call, and suitable arguments."""
+IGNORE, CLASSES, DIM = 255, 4, 3
+EVERYTHING = 10**6
+"""A number of entries that no selection reaches."""
+Arguments = dict[str, Any]
 
 
 class Call(NamedTuple):
-    """A call; `spoiled` names the arguments that may be unsuitable."""
+    """The call of one rank.
+
+    Attributes:
+        target: name of what is called.
+        function: `info_nce`, or the class whose object is called.
+        given: arguments of the call under `"call"`, and the options of each object that it needs.
+        fills: arguments of earlier `bank.update` calls.
+        training: whether a loss is in training mode.
+        seed: of the default generator.
+        spoiled: names of arguments and options that may be unsuitable.
+    """
 
     target: str
     function: Callable[..., Any]
-    arguments: Arguments
-    spoiled: tuple[str, ...]
+    given: dict[str, Arguments]
+    fills: tuple[Arguments, ...] = ()
+    training: bool = True
+    seed: int = 0
+    spoiled: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.target}({', '.join(self.spoiled)})"
 
 
-def make_call(seed: int) -> Call:
-    """Make the call of a seed: suitable arguments, of which up to three are then spoiled."""
-    random = Random(seed)
-    target, function, arguments = random.choice(MAKERS)(random)
-    spoiled = random.sample(
-        sorted(arguments), min(random.choice((0, 0, 1, 1, 2, 3)), len(arguments))
-    )
-    for name in spoiled:
-        arguments[name] = spoil(random, arguments[name])
-    return Call(target, function, arguments, tuple(spoiled))
+def make_call(number: int, rank: int = 0, size: int = 1) -> Call:
+    """Make the call of a number, for one rank of `size`; up to three values are spoiled."""
+    shared = Random(number)
+    num_spoiled = shared.choice((0, 0, 0, 0, 0, 1, 1, 2, 3))
+    own = Random(f"{number} {0 if num_spoiled else rank}")
+    target = shared.choice(TARGETS if size == 1 else RANK_TARGETS)
+    call = MAKERS[target](shared, own, size)
+    # Any callable is a sampler; ranks that belong to different groups would wait forever.
+    kept = {"anchor_sampler", *(("gather", "process_group") if size > 1 else ())}
+    places = [(of, name) for of, values in call.given.items() for name in values]
+    places = [place for place in places if place[1] not in kept]
+    spoiled = shared.sample(places, min(num_spoiled, len(places)))
+    for of, name in spoiled:
+        call.given[of][name] = spoil(shared, call.given[of][name])
+    seed = Random(f"{number} {rank} seed").getrandbits(32)
+    return call._replace(target=target, seed=seed, spoiled=tuple(name for _, name in spoiled))
 
 
 def spoil(random: Random, value: Any) -> Any:
@@ -79,146 +96,210 @@ def spoil(random: Random, value: Any) -> Any:
     return anything(random)
 
 
-def _info_nce(random: Random) -> Made:
-    rows, columns, dim = (random.choice((0, 1, 2, 5, 9, 30)) for _ in range(3))
-    dim = max(1, dim)
-    anchors = vectors_in(random, rows, dim)
+def _info_nce(shared: Random, own: Random, size: int) -> Call:
+    rows, columns, dim = (own.choice((0, 1, 2, 5, 9, 30)) for _ in range(3))
+
+    def vectors(count: int) -> Tensor:
+        return disguised(own, filled(own, (count, max(1, dim)), own.choice(FLOATS)))
+
+    def labels(count: int) -> Tensor:
+        return disguised(own, _labels(own, (count,)))
+
+    arguments: Arguments = {"anchors": vectors(rows), "anchor_labels": labels(rows)}
+    kind = own.choice(("itself", "tensor", "sequence"))
     contrast: Any = None
-    labels: Any = None
-    kind = random.choice(("itself", "tensor", "sequence"))
+    of_contrast: Any = None
     if kind == "tensor":
-        contrast, labels = vectors_in(random, columns, dim), labels_in(random, columns)
+        contrast, of_contrast = vectors(columns), labels(columns)
     elif kind == "sequence":
-        tensors = [
-            None if random.random() < 0.4 else vectors_in(random, columns, dim)
-            for _ in range(random.choice((0, 1, 2, 3)))
-        ]
-        contrast = random.choice((list, tuple))(tensors)
-        labels = [None if tensor is None else labels_in(random, columns) for tensor in tensors]
-    arguments = {
-        "anchors": anchors,
-        "anchor_labels": labels_in(random, rows),
-        "contrast": contrast,
-        "contrast_labels": labels,
-        "temperature": temperature_in(random),
-        "denominator": random.choice(("negatives", "all")),
-        "weight": random.choice((None, None, torch.rand(rows), torch.zeros(rows))),
-        "negative_sampler": mining_in(random),
-        "generator": generator_in(random),
-        "reduction": random.choice(("mean", "sum", "none")),
-        "ignore_index": IGNORE,
-        "backend": random.choice(("dense", "tiled", "tiled", "auto")),
-    }
-    return "info_nce", info_nce, arguments
-
-
-def _loss_constructor(random: Random) -> Made:
-    bank = _maybe_bank(random)
-    return "loss constructor", random.choice(LOSSES), loss_options(random, bank)
-
-
-def _loss(random: Random) -> Made:
-    bank = _maybe_bank(random)
-    loss = random.choice(LOSSES)(**loss_options(random, bank)).train(random.random() < 0.8)
-    arguments, shape = maps_in(random, 3)
-    logits = torch.randn(shape[0], CLASSES, *shape[1:])
+        present = [own.random() < 0.6 for _ in range(own.choice((0, 1, 2, 3)))]
+        contrast = own.choice((list, tuple))(vectors(columns) if one else None for one in present)
+        of_contrast = [labels(columns) if one else None for one in present]
+    weight = torch.rand(rows, generator=_generator(own))
     arguments |= {
-        "preds": random.choice((None, torch.randint(0, CLASSES, shape), logits)),
-        "weight": random.choice((None, None, torch.rand(shape))),
-        "generator": generator_in(random),
-        "return_anchors": random.random() < 0.5,
-    }
-    return "loss", loss, arguments
-
-
-def _sampler(random: Random) -> Made:
-    kind = random.choice(SAMPLERS)
-    images, pixels = random.choice((0, 1, 2, 3)), random.choice((0, 1, 5, 20))
-    arguments = {
-        "labels": labels_in(random, images, pixels),
-        "preds": random.choice((None, labels_in(random, images, pixels))),
+        "contrast": contrast,
+        "contrast_labels": of_contrast,
+        "temperature": _temperature(own),
+        "denominator": own.choice(("negatives", "all")),
+        "weight": own.choice((None, None, weight, torch.zeros(rows))),
+        "negative_sampler": None,
+        "generator": own.choice((None, _generator(own), _generator(own))),
+        "reduction": own.choice(("mean", "sum", "none")),
         "ignore_index": IGNORE,
-        "generator": generator_in(random),
+        "backend": own.choice(("dense", "tiled", "tiled", "auto")),
     }
-    return "sampler", kind(**sampler_options(random, kind)), arguments
+    return Call("", info_nce, {"call": arguments, **_mining(own)})
 
 
-def _sampler_constructor(random: Random) -> Made:
-    kind = random.choice(SAMPLERS)
-    return "sampler constructor", kind, sampler_options(random, kind)
-
-
-def _mining_constructor(random: Random) -> Made:
-    return "mining constructor", HardNegativeSampler, mining_options(random)
-
-
-def _built_loss(random: Random) -> Made:
-    """Make a loss with options that may be spoiled, and call it with suitable tensors."""
-    bank = _maybe_bank(random)
-    options = loss_options(random, bank)
-    fixed = {name: options.pop(name) for name in ("anchor_sampler", "bank", "gather")}
-    emb = filled(random, (2, 3, 4, 4), torch.float32).requires_grad_()
-    labels = torch.randint(0, CLASSES, (2, 4, 4))
-    kind = random.choice(LOSSES)
-    return "built loss", lambda **given: kind(**fixed, **given)(emb, labels), options
-
-
-def _built_sampler(random: Random) -> Made:
-    kind = random.choice(SAMPLERS)
-    labels = torch.randint(-1, CLASSES, (2, 9))
-    return (
-        "built sampler",
-        lambda **given: kind(**given)(labels, labels.flip(0)),
-        sampler_options(random, kind),
+def _loss(shared: Random, own: Random, size: int) -> Call:
+    kind = shared.choice((PixelContrastLoss, RegionContrastLoss))
+    bank = _bank_options(shared, size) if shared.random() < 0.6 else {}
+    sources = ["batch"]
+    if bank and bank["region_slots"]:
+        sources.append("regions")
+    if bank and bank["pixel_slots"] and bank["pixels_per_image"] and kind is PixelContrastLoss:
+        sources.append("pixels")
+    gather = size > 1 and shared.random() < 0.8
+    options = {
+        "temperature": _temperature(shared),
+        "base_temperature": shared.choice((None, None, 0.07, 1)),
+        "ignore_index": IGNORE,
+        "anchor_sampler": None,
+        "negative_sampler": None,
+        "bank": None,
+        "contrast_with": tuple(shared.sample(sources, shared.randint(1, len(sources)))),
+        "denominator": shared.choice(("negatives", "all")),
+        "normalize": shared.random() < 0.9,
+        "reduction": shared.choice(("mean", "mean", "sum", "sum" if gather else "none")),
+        "update_bank": shared.random() < 0.8,
+        "gather": gather,
+        "process_group": None,
+        "validate": shared.random() < 0.2,
+        "backend": shared.choice(("dense", "tiled", "auto")),
+    }
+    if shared.random() < 0.3:
+        options["contrast_with"] = None
+    given = {"loss": options, **_mining(shared), **({"bank": bank} if bank else {})}
+    if shared.random() < 0.8:
+        given["sampler"] = _sampler_options(shared, shared.choice(SAMPLERS))
+    dtype, weighted, differentiated = (
+        shared.choice(FLOATS),
+        *(shared.random() < p for p in (0.3, 0.7)),
     )
+    training = shared.random() < 0.8
+    fills = _fills(own, shared.choice((0, 1, 3)) if bank else 0)
+    arguments, shape = _data(own, dtype, size)
+    if differentiated and not arguments["emb"].is_inference():
+        arguments["emb"].requires_grad_()
+    draw = _generator(own)
+    logits = torch.randn(shape[0], CLASSES, *shape[1:], generator=draw)
+    classes = torch.randint(0, CLASSES, shape, generator=draw)
+    arguments |= {
+        "preds": own.choice((None, classes, logits)),
+        "weight": torch.rand(shape, generator=draw) if weighted else None,
+        "generator": own.choice((None, draw)),
+        "return_anchors": shared.random() < 0.5,
+    }
+    return Call("", kind, {**given, "call": arguments}, fills, training)
 
 
-def _built_mining(random: Random) -> Made:
-    anchors, labels = torch.randn(9, 3), torch.randint(-1, CLASSES, (9,))
-    options: Arguments = {"backend": random.choice(("dense", "tiled"))}
-
-    def build_and_call(**given: Any) -> Any:
-        return info_nce(anchors, labels, negative_sampler=HardNegativeSampler(**given), **options)
-
-    return "built mining", build_and_call, mining_options(random)
+def _bank(shared: Random, own: Random, size: int) -> Call:
+    given = {"bank": _bank_options(shared, size), "queue": {"queue": shared.choice(QUEUES)}}
+    dtype, fills = shared.choice(FLOATS), _fills(own, shared.choice((0, 1, 3)))
+    arguments, _ = _data(own, dtype, size)
+    arguments["generator"] = own.choice((None, _generator(own)))
+    return Call("", MemoryBank, {**given, "call": arguments}, fills)
 
 
-def _bank_constructor(random: Random) -> Made:
-    return "bank constructor", MemoryBank, bank_options(random)
+def _sampler(shared: Random, own: Random, size: int) -> Call:
+    kind = own.choice(SAMPLERS)
+    shape = (own.choice((0, 1, 2, 3)), own.choice((0, 1, 5, 20)))
+    labels, preds = (disguised(own, _labels(own, shape)) for _ in range(2))
+    arguments = {
+        "labels": labels,
+        "preds": own.choice((None, preds)),
+        "ignore_index": IGNORE,
+        "generator": own.choice((None, _generator(own))),
+    }
+    return Call("", kind, {"sampler": _sampler_options(own, kind), "call": arguments})
 
 
-def _bank_update(random: Random) -> Made:
-    arguments = {**maps_in(random, 3)[0], "generator": generator_in(random)}
-    return "bank.update", bank_in(random).update, arguments
+def _head(shared: Random, own: Random, size: int) -> Call:
+    options = {
+        "in_channels": DIM,
+        "dim": own.choice((1, 4)),
+        "hidden": None,
+        "kind": own.choice(("mlp", "linear")),
+    }
+    features = _data(own, torch.float32, size)[0]["emb"].detach()
+    return Call("", ProjectionHead, {"head": options, "call": {"features": features}})
 
 
-def _bank_entries(random: Random) -> Made:
-    bank = bank_in(random)
-    method = random.choice((bank.entries, bank.count, bank.slots))
-    return "bank.entries", method, {"queue": random.choice(("pixels", "regions"))}
+def _data(random: Random, dtype: torch.dtype, size: int) -> tuple[Arguments, tuple[int, ...]]:
+    """Draw an embedding and its labels, of any size and memory layout, and the labels' shape."""
+    spatial = tuple(random.choice((1, 2, 3, 5, 5)) for _ in range(random.choice((0, 1, 2, 2, 3))))
+    images = random.choice((0, 1, 2, 2, 3) if spatial else (0, 1, 7, 12))
+    factor = random.choice((1, 2))
+    shape = (images, *(length * factor for length in spatial))
+    labels = _labels(random, shape)
+    kind = random.choice(("any", "any", "any", "any", "ignored", "one class"))
+    if kind == "ignored":
+        labels[:] = -1 if labels.dtype.is_signed else IGNORE
+    elif kind == "one class":
+        labels[labels < CLASSES] = random.randrange(CLASSES)
+    emb = filled(random, (images, DIM, *spatial), dtype)
+    change = disguised if size == 1 else laid_out
+    return {"emb": change(random, emb), "labels": change(random, labels)}, shape
 
 
-def _head_constructor(random: Random) -> Made:
-    arguments = {"in_channels": 3, "dim": random.choice((1, 4)), "hidden": None, "kind": "mlp"}
-    return "head constructor", ProjectionHead, arguments
+def _fills(random: Random, count: int) -> tuple[Arguments, ...]:
+    return tuple(_data(random, random.choice(FLOATS), 2)[0] for _ in range(count))
 
 
-def _head(random: Random) -> Made:
-    head = ProjectionHead(3, 4, kind=random.choice(("mlp", "linear"))).eval()
-    emb = maps_in(random, 3)[0]["emb"]
-    return "head", head, {"features": emb.detach().float()}
+def _labels(random: Random, shape: tuple[int, ...]) -> Tensor:
+    """Draw labels; those to ignore are `IGNORE`, or −1 in a dtype that cannot hold it."""
+    draw = _generator(random)
+    labels = torch.randint(0, CLASSES, shape, generator=draw)
+    labels[torch.rand(shape, generator=draw) < 0.15] = IGNORE
+    dtype = random.choice(INTEGERS)
+    if dtype == torch.int8:
+        labels[labels == IGNORE] = -1
+    return labels.to(dtype)
 
 
-def _maybe_bank(random: Random) -> MemoryBank | None:
-    return None if random.random() < 0.5 else bank_in(random)
+def _generator(random: Random) -> torch.Generator:
+    return torch.Generator().manual_seed(random.getrandbits(32))
 
 
-MAKERS: tuple[Callable[[Random], Made], ...] = (
-    *([_info_nce] * 6),
-    *([_loss] * 6),
-    *([_sampler] * 3),
-    *([_bank_update] * 3),
-    *(_loss_constructor, _sampler_constructor, _mining_constructor),
-    *(_built_loss, _built_loss, _built_sampler, _built_mining),
-    *(_bank_constructor, _bank_entries, _head_constructor, _head),
-)
+def _temperature(random: Random) -> float:
+    extreme = random.choice((0.005, 100.0))
+    return random.choice((0.07, 0.1, 0.1, 0.5, 0.5, 1.0, 1, extreme))
+
+
+def _mining(random: Random) -> dict[str, Arguments]:
+    """Draw the options of a `HardNegativeSampler`, in most cases none."""
+    options = {
+        "strategy": random.choice(("hardest", "semi-hard", "random")),
+        "ratio": random.choice((0.1, 0.5, 1, 1.0)),
+        "num_negatives": random.choice((None, 1, 3, EVERYTHING)),
+        "num_positives": random.choice((None, 1, 2, EVERYTHING)),
+    }
+    return {"mining": options} if random.random() < 0.3 else {}
+
+
+def _sampler_options(random: Random, kind: Any) -> Arguments:
+    options: Arguments = {
+        "max_anchors": random.choice((1, 3, 20, 20, 1024, 1024)),
+        "max_views": random.choice((1, 2, 100)),
+        "min_pixels": random.choice((1, 1, 2, 5)),
+    }
+    if kind is HardAnchorSampler:
+        options["hard_fraction"] = random.choice((0, 0.3, 0.5, 1.0))
+    return options
+
+
+def _bank_options(random: Random, size: int) -> Arguments:
+    return {
+        "num_classes": CLASSES,
+        "dim": DIM,
+        "pixel_slots": random.choice((0, 1, 4, 9)),
+        "region_slots": random.choice((0, 1, 5)),
+        "pixels_per_image": random.choice((0, 1, 2, 10, 100)),
+        "ignore_index": IGNORE,
+        "dtype": random.choice(FLOATS),
+        "sharded": size > 1 and random.random() < 0.5,
+        "process_group": None,
+    }
+
+
+QUEUES = ("pixels", "regions")
+SAMPLERS: tuple[Any, ...] = (HardAnchorSampler, RandomAnchorSampler)
+MAKERS = {
+    "info_nce": _info_nce,
+    "loss": _loss,
+    "bank.update": _bank,
+    "sampler": _sampler,
+    "head": _head,
+}
+RANK_TARGETS = (*["loss"] * 4, "bank.update")
+TARGETS = (*["info_nce"] * 4, *RANK_TARGETS, "bank.update", "sampler", "head")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.reliability.fuzz --first 0 --count 1000000 --out fuzz.jsonl
 
-`--ranks 2` makes calls of two processes together (see rank_calls.py). `--backend triton` replaces
-the backend of the calls that the kernels support: on the CPU in Triton's interpreter, under
-TRITON_INTERPRET=1, or on a GPU with `--device cuda`.
+`--ranks 2` makes calls of two processes together. `--backend triton` replaces the backend of the
+calls that the kernels support: on the CPU in Triton's interpreter, under TRITON_INTERPRET=1, or on
+a GPU with `--device cuda`.
 
 Each finished part of the numbers is one line of the file, so that a stopped run continues where it
 was. Defects are printed and written with their number; `--first N --count 1` repeats one. The exit
@@ -16,7 +16,9 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +26,25 @@ import numpy as np
 import torch
 
 from benchmarks._measure.arguments import command_parser
+from benchmarks._ranks.pool import Ranks
 from benchmarks.reliability.calls import make_call
-from benchmarks.reliability.limits import limited_memory
-from benchmarks.reliability.oracle import SECONDS, defect_of
-from benchmarks.reliability.placed import placed
-from benchmarks.reliability.rank_fuzz import run_ranks
+from benchmarks.reliability.judge import defect_of, wrong_with
+from benchmarks.reliability.perform import SECONDS, Answer, answer_of, limited_memory, placed
 
 PART = 1000
 WATCHED = 20
 """The watchdog against hangs starts a thread, so it is set once for this many calls."""
+COLLECTIVE = 20
+"""Time limit of a collective in seconds; ranks never wait that long unless one hangs."""
+BROKEN = re.compile(r"[Tt]imed out|[Tt]imeout|Connection|closed by peer|reset by peer")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Make the calls of all numbers that are not finished."""
     options = _options(arguments)
     torch.set_num_threads(1)
-    done = _done(options.out)
+    lines = options.out.read_text() if options.out and options.out.exists() else ""
+    done = {json.loads(line)["first"] for line in lines.splitlines()}
     total: Counter[str] = Counter()
     end = options.first + options.count
     with limited_memory():
@@ -51,8 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
                 part = run_ranks(numbers, options.ranks)
             else:
                 part = run(numbers, options.backend, options.device)
-            total.update(part["ended"])
-            total["defects"] += len(part["defects"])
+            total.update(part["ended"], defects=len(part["defects"]))
             for number, defect in part["defects"].items():
                 print(number, defect, flush=True)
             if options.out:
@@ -64,33 +68,73 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(numbers: range, backend: str | None = None, device: str = "cpu") -> dict[str, Any]:
     """Make the calls of some numbers; returns how many ended in which way, and the defects."""
+
+    def outcomes() -> Iterator[tuple[int, str, str | None]]:
+        for number in numbers:
+            if number % WATCHED == 0 or number == numbers.start:
+                # Ends a hang outside of Python, with a traceback.
+                faulthandler.dump_traceback_later(4 * SECONDS, exit=True)
+            call = placed(make_call(number), backend, device)
+            if call is not None:
+                # Triton's interpreter uses NumPy, which would warn of expected infinities.
+                with np.errstate(all="ignore" if backend == "triton" else "warn"):
+                    how, wrong = defect_of(call)
+                yield number, how, None if wrong is None else f"{call}: {wrong}"
+        faulthandler.cancel_dump_traceback_later()
+
+    return _counted(outcomes())
+
+
+def run_ranks(numbers: range, size: int) -> dict[str, Any]:
+    """Make the calls of some numbers on `size` ranks; returns counts and defects."""
+
+    def outcomes() -> Iterator[tuple[int, str, str | None]]:
+        ranks = Ranks(size, COLLECTIVE)
+        try:
+            for number in numbers:
+                how, wrong, broken = outcome(ranks, number)
+                yield number, how, wrong
+                if broken:
+                    ranks.close()
+                    ranks = Ranks(size, COLLECTIVE)
+        finally:
+            ranks.close()
+
+    return _counted(outcomes())
+
+
+def _counted(outcomes: Iterator[tuple[int, str, str | None]]) -> dict[str, Any]:
     ended: Counter[str] = Counter()
     defects: dict[str, str] = {}
-    # Like `torch.manual_seed` on the CPU, without keeping a traceback for each of its devices.
-    seed = torch.default_generator.manual_seed
-    for number in numbers:
-        if number % WATCHED == 0 or number == numbers.start:
-            # Ends a hang outside of Python, with a traceback.
-            faulthandler.dump_traceback_later(4 * SECONDS, exit=True)
-        seed(number)
-        call = placed(make_call(number), backend, device)
-        if call is None:
-            continue
-        seed(number)
-        # Triton's interpreter uses NumPy, which would warn of expected infinities.
-        with np.errstate(all="ignore" if backend == "triton" else "warn"):
-            how, wrong = defect_of(call)
+    for number, how, wrong in outcomes:
         ended.update((how, "calls"))
         if wrong is not None:
-            defects[str(number)] = f"{call}: {wrong}"
-    faulthandler.cancel_dump_traceback_later()
+            defects[str(number)] = wrong
     return {"ended": dict(ended), "defects": defects}
 
 
-def _done(path: Path | None) -> set[int]:
-    if path is None or not path.exists():
-        return set()
-    return {json.loads(line)["first"] for line in path.read_text().splitlines()}
+def outcome(ranks: Ranks, number: int) -> tuple[str, str | None, bool]:
+    """Make one call on all ranks.
+
+    Returns:
+        How it ended, a description of the defect or None, and whether the ranks must be replaced.
+    """
+    calls = [make_call(number, rank, ranks.size) for rank in range(ranks.size)]
+    one = range(number, number + 1)
+    try:
+        answers = [a for (a,) in ranks.run(answers_of, ranks.size, one, seconds=2 * SECONDS)]
+    except (TimeoutError, EOFError, ConnectionError) as error:
+        return "hang", f"{calls[0]}: a hang: {error}", True
+    wrong = wrong_with(calls, answers)
+    broken = any(BROKEN.search(answer["wrong"] or "") for answer in answers)
+    broken |= len({answer["ended"] for answer in answers}) > 1
+    return answers[0]["ended"], None if wrong is None else f"{calls[0]}: {wrong}", broken
+
+
+def answers_of(group: Any, rank: int, size: int, numbers: range) -> list[Answer]:
+    """Make the calls of some numbers on one of `size` ranks."""
+    with limited_memory():
+        return [answer_of(make_call(number, rank, size), group) for number in numbers]
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

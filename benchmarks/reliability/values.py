@@ -107,24 +107,19 @@ def _can_require_grad(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def as_subclass(tensor: Tensor) -> Tensor:
-    """Return the tensor as a `Subclass`."""
-    return tensor.as_subclass(Subclass)
-
-
 LAYOUTS: tuple[Change, ...] = (
     lambda t: t,
     lambda t: t.repeat_interleave(2, dim=-1)[..., ::2] if t.ndim else t,
     lambda t: t.transpose(0, -1).contiguous().transpose(0, -1) if t.ndim else t,
     lambda t: t[:1].expand(t.shape) if t.ndim and t.shape[0] else t,
+    lambda t: t.as_subclass(Subclass),
 )
-"""Other memory layouts, with the same values but for the last one."""
+"""Other memory layouts and a subclass; one of the layouts repeats a value."""
 DISGUISES: tuple[Change, ...] = (
     lambda t: t,
     *LAYOUTS,
     lambda t: t[..., :1].expand(t.shape) if t.ndim and t.shape[-1] else t,
     _overlapping,
-    as_subclass,
     lambda t: nn.Parameter(t, requires_grad=_can_require_grad(t)),
     lambda t: t.clone().requires_grad_() if _can_require_grad(t) else t,
     lambda t: t.clone().requires_grad_() * 1 if _can_require_grad(t) else t,
@@ -146,3 +141,8 @@ def disguised(random: Random, tensor: Tensor) -> Tensor:
         return change(tensor)
     except (NotImplementedError, RuntimeError):  # PyTorch lacks the operation for this dtype
         return tensor
+
+
+def laid_out(random: Random, tensor: Tensor) -> Tensor:
+    """Change the strides or the class of a tensor."""
+    return random.choice(LAYOUTS)(tensor)

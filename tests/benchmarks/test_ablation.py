@@ -9,13 +9,11 @@ import pytest
 import torch
 
 from benchmarks import ablation, pages, price
-from benchmarks._tables.ablation import ablation_table, lines_of, readings_table
+from benchmarks._tables.pairs import ablation_table, lines_of, readings_table
 from benchmarks._training import experiment
-from benchmarks._training.criterion import contrast_weight, make_criterion
-from benchmarks._training.measures import Measured, Similarity
 from benchmarks._training.network import SegmentationNetwork
-from benchmarks._training.protocol import SGD, TABLES, Row, Table
-from benchmarks._training.runs import Run, append_run, load_runs
+from benchmarks._training.protocol import ALONE, SGD, TABLES, Table
+from benchmarks._training.runs import append_run, load_runs
 from benchmarks._training.scenes import load_scenes
 from benchmarks._training.training import is_sampled, make_optimizer, set_learning_rate
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, RandomAnchorSampler
@@ -28,22 +26,26 @@ def run(folder, camvid, *options):
     return (folder / "ablation.jsonl").read_text().splitlines()
 
 
-def drawn_run(table, row, seed, mean_iou, ratios=(), stats=()):
-    alike = Similarity(0.5, math.nan)
-    return Run(
-        key=table.key(row, seed),
-        train_fingerprint="a",
-        heldout_fingerprint="b",
-        seconds=10.0 + seed,
-        measured=Measured(mean_iou, [mean_iou, math.nan], alike, alike),
-        ratio_steps=list(range(len(ratios))),
-        ratios=list(ratios),
-        stats=list(stats),
-        environment={"torch": "2"},
-    )
+def drawn_run(seed, mean_iou, ratios=(), stats=()):
+    alike = {"within": 0.5, "between": math.nan}
+    return {
+        "train_fingerprint": "a",
+        "heldout_fingerprint": "b",
+        "seconds": 10.0 + seed,
+        "measured": {
+            "mean_iou": mean_iou,
+            "class_iou": [mean_iou, math.nan],
+            "trunk": alike,
+            "projection": alike,
+        },
+        "ratio_steps": list(range(len(ratios))),
+        "ratios": list(ratios),
+        "stats": list(stats),
+        "environment": {"torch": "2"},
+    }
 
 
-SMALL = Table("Two rows", SGD, (Row("alone", {"sources": ()}), Row("with it")), seeds=(0, 1, 2))
+SMALL = Table("Two rows", SGD, {**ALONE, "with it": {}}, seeds=(0, 1, 2))
 
 
 def test_a_table_is_resumed_and_its_runs_are_those_of_an_undisturbed_one(tmp_path, camvid, capsys):
@@ -51,7 +53,7 @@ def test_a_table_is_resumed_and_its_runs_are_those_of_an_undisturbed_one(tmp_pat
     assert len(whole) == 2 * len(TABLES["small"].rows)
     printed = capsys.readouterr().out
     for row in TABLES["small"].rows:
-        assert row.name in printed
+        assert row in printed
     assert (tmp_path / "whole" / "ablation-small.png").stat().st_size > 5_000
 
     # Killed in the middle of a line, and gone on with by a single worker.
@@ -66,11 +68,11 @@ def test_a_table_is_resumed_and_its_runs_are_those_of_an_undisturbed_one(tmp_pat
     assert results[0].keys() == results[1].keys()
     for key, one in results[0].items():
         other = results[1][key]
-        assert one.measured.mean_iou == other.measured.mean_iou
-        np.testing.assert_equal(one.ratios, other.ratios)
-        assert bool(one.ratios) == key.recipe.has_contrast
-        assert len(one.stats) == len(one.ratios)
-        assert one.train_fingerprint == other.train_fingerprint
+        assert one["measured"]["mean_iou"] == other["measured"]["mean_iou"]
+        np.testing.assert_equal(one["ratios"], other["ratios"])
+        assert bool(one["ratios"]) == key.recipe.has_contrast
+        assert len(one["stats"]) == len(one["ratios"])
+        assert one["train_fingerprint"] == other["train_fingerprint"]
 
 
 def test_tables_share_the_runs_without_contrast(tmp_path, camvid):
@@ -86,9 +88,10 @@ def test_tables_share_the_runs_without_contrast(tmp_path, camvid):
     assert other.key(with_it, 0) != SMALL.key(with_it, 0)
     # What there is to contrast with, said and not said.
     for sources, bank in ((("batch",), 0), (("batch", "pixels", "regions"), 5)):
-        unsaid, said = Row("a", {"bank": bank}), Row("b", {"bank": bank, "sources": sources})
-        assert SMALL.key(unsaid, 0) == SMALL.key(said, 0)
-        assert SMALL.recipe(unsaid).sources == sources
+        rows = {"unsaid": {"bank": bank}, "said": {"bank": bank, "sources": sources}}
+        table = replace(SMALL, rows=rows)
+        assert table.key("unsaid", 0) == table.key("said", 0)
+        assert table.key("unsaid", 0).recipe.sources == sources
 
 
 def test_val_is_for_what_has_been_chosen():
@@ -123,12 +126,12 @@ def test_help_says_how_long_each_table_takes(capsys):
 
 
 def test_seconds_of_a_table_are_those_of_runs_as_large():
-    row = SMALL.rows[0]
-    runs = {one.key: one for one in [drawn_run(SMALL, row, seed, 0.5) for seed in (0, 1, 2)]}
+    row, other = SMALL.rows
+    runs = {SMALL.key(row, seed): drawn_run(seed, 0.5) for seed in (0, 1, 2)}
     assert ablation.seconds_of(SMALL.key(row, 7), runs) == pytest.approx(11.0)
     longer = replace(SMALL, base=replace(SGD, steps=2 * SGD.steps))
     assert ablation.seconds_of(longer.key(row, 0), runs) == pytest.approx(22.0)
-    assert math.isnan(ablation.seconds_of(SMALL.key(SMALL.rows[1], 0), runs))
+    assert math.isnan(ablation.seconds_of(SMALL.key(other, 0), runs))
 
 
 def test_a_missing_folder_is_told_of(tmp_path, capsys):
@@ -140,9 +143,9 @@ def test_a_missing_folder_is_told_of(tmp_path, capsys):
 
 def test_differences_are_of_pairs_alone():
     alone, with_it = SMALL.rows
-    done = [drawn_run(SMALL, alone, 0, 0.30), drawn_run(SMALL, alone, 1, 0.40)]
-    done += [drawn_run(SMALL, with_it, seed, 0.33 + 0.12 * seed, [1.0, 3.0]) for seed in (0, 1, 2)]
-    runs = {one.key: one for one in done}
+    runs = {SMALL.key(alone, seed): drawn_run(seed, iou) for seed, iou in ((0, 0.30), (1, 0.40))}
+    for seed in (0, 1, 2):
+        runs[SMALL.key(with_it, seed)] = drawn_run(seed, 0.33 + 0.12 * seed, [1.0, 3.0])
     first, second = lines_of(SMALL, runs)
     assert first.differences == [0, 0]
     assert second.differences == pytest.approx([3.0, 5.0])
@@ -161,11 +164,11 @@ def test_differences_are_of_pairs_alone():
 def test_readings_are_means_over_the_seeds_at_three_moments():
     alone, with_it = SMALL.rows
     stats = [{"positive_similarity": moment / 10, "hard_share": 0.0} for moment in range(10)]
-    done = [drawn_run(SMALL, alone, seed, 0.3) for seed in (0, 1)]
+    runs = {SMALL.key(alone, seed): drawn_run(seed, 0.3) for seed in (0, 1)}
     for seed in (0, 1):
         ratios = [seed + moment for moment in range(10)]
-        done.append(drawn_run(SMALL, with_it, seed, 0.32, ratios, stats))
-    text = readings_table(SMALL, {one.key: one for one in done}).markdown()
+        runs[SMALL.key(with_it, seed)] = drawn_run(seed, 0.32, ratios, stats)
+    text = readings_table(SMALL, runs).markdown()
     (row,) = text.splitlines()[2:]
     assert row == "| with it | +2.00 ± 0.00 | 0.50, 4.50, 9.50 | 0.00, 0.40, 0.90 |  |  |  |"
 
@@ -173,22 +176,23 @@ def test_readings_are_means_over_the_seeds_at_three_moments():
 def test_a_run_comes_back_from_its_line_as_it_was(tmp_path):
     path = tmp_path / "runs.jsonl"
     for seed in (0, 1):
-        append_run(path, drawn_run(SMALL, SMALL.rows[1], seed, 0.25, [1.5], [{"anchors": 3.0}]))
+        run = drawn_run(seed, 0.25, [1.5], [{"anchors": 3.0}])
+        append_run(path, SMALL.key("with it", seed), run)
     # A key written before the recipe had some option is the key with that option's default.
     older = path.read_text().replace('"fade": 0.0, ', "")
     assert "fade" not in older
     path.write_text(older)
     runs = load_runs(path)
-    assert set(runs) == {SMALL.key(SMALL.rows[1], 0), SMALL.key(SMALL.rows[1], 1)}
-    one = runs[SMALL.key(SMALL.rows[1], 0)]
-    assert one.measured.mean_iou == 0.25
-    assert math.isnan(one.measured.class_iou[1])
-    assert math.isnan(one.measured.trunk.between)
-    assert one.stats == [{"anchors": 3.0}]
+    assert set(runs) == {SMALL.key("with it", 0), SMALL.key("with it", 1)}
+    one = runs[SMALL.key("with it", 0)]
+    assert one["measured"]["mean_iou"] == 0.25
+    assert math.isnan(one["measured"]["class_iou"][1])
+    assert math.isnan(one["measured"]["trunk"]["between"])
+    assert one["stats"] == [{"anchors": 3.0}]
 
 
 def test_what_a_loss_says_of_itself_is_noted():
-    criterion = make_criterion(replace(SGD, bank=4), 3)
+    criterion = replace(SGD, bank=4).make_criterion(3)
     labels = torch.arange(3).repeat_interleave(12).view(1, 6, 6)
     criterion(torch.randn(1, SGD.dim, 6, 6), labels)
     noted = experiment.stats_of(criterion)
@@ -209,7 +213,7 @@ def test_what_a_loss_says_of_itself_is_noted():
 )
 def test_the_weight_rises_and_falls(changes, expected):
     recipe = replace(SGD, steps=4, weight=1.0, **changes)
-    assert [contrast_weight(recipe, step) for step in range(4)] == pytest.approx(expected)
+    assert [recipe.contrast_weight(step) for step in range(4)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -228,13 +232,13 @@ def test_learning_rates(schedule, expected, name):
 
 
 def test_options_reach_the_loss():
-    criterion = make_criterion(replace(SGD, denominator="all", temperature=0.3), 11)
+    criterion = replace(SGD, denominator="all", temperature=0.3).make_criterion(11)
     assert (criterion.denominator, criterion.temperature) == ("all", 0.3)
     assert criterion.contrast_with == ("batch",)
     assert isinstance(criterion.anchor_sampler, HardAnchorSampler)
     assert criterion.negative_sampler is None
     recipe = replace(SGD, anchors="random", negatives="semi-hard", bank=7, sources=("regions",))
-    criterion = make_criterion(recipe, 11)
+    criterion = recipe.make_criterion(11)
     assert isinstance(criterion.anchor_sampler, RandomAnchorSampler)
     assert criterion.negative_sampler == HardNegativeSampler(num_negatives=128, num_positives=64)
     assert (criterion.bank.pixel_slots, criterion.bank.region_slots) == (0, 7)

@@ -5,8 +5,8 @@ import torch
 
 from benchmarks.reliability.calls import Call, make_call
 from benchmarks.reliability.fuzz import run
-from benchmarks.reliability.limits import limited_memory
-from benchmarks.reliability.oracle import defect_of
+from benchmarks.reliability.judge import defect_of
+from benchmarks.reliability.perform import limited_memory
 from pixcontrast.functional import info_nce
 
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -25,19 +25,19 @@ def test_random_calls(numbers):
 
 def test_a_number_is_a_call():
     first, second = (make_call(12) for _ in range(2))
-    assert (first.target, first.spoiled, sorted(first.arguments)) == (
-        second.target, second.spoiled, sorted(second.arguments),
+    assert (first.target, first.spoiled, sorted(first.given["call"])) == (
+        second.target, second.spoiled, sorted(second.given["call"]),
     )  # fmt: skip
 
 
-def judged(function, target="info_nce", **given):
+def judged(function, **given):
     arguments = {
         "anchors": torch.eye(4), "anchor_labels": LABELS, "contrast": None,
         "contrast_labels": None, "temperature": 0.5, "denominator": "negatives", "weight": None,
         "negative_sampler": None, "generator": None, "reduction": "mean", "ignore_index": 255,
         "backend": "tiled",
     }  # fmt: skip
-    return defect_of(Call(target, function, {**arguments, **given}, ()))[1]
+    return defect_of(Call("info_nce", function, {"call": {**arguments, **given}}))[1]
 
 
 def test_the_judge_sees_what_is_wrong():

@@ -6,9 +6,10 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from benchmarks.reliability import perform
 from benchmarks.reliability.calls import Call, make_call
-from benchmarks.reliability.oracle import defect_of
-from benchmarks.reliability.placed import placed
+from benchmarks.reliability.judge import defect_of
+from benchmarks.reliability.perform import placed
 from pixcontrast import (
     HardNegativeSampler,
     MemoryBank,
@@ -45,7 +46,7 @@ def judged_info_nce(function, mining, **given):
         "weight": None, "negative_sampler": mining, "generator": torch.Generator().manual_seed(3),
         "reduction": "mean", "ignore_index": 255, "backend": "tiled",
     }  # fmt: skip
-    return defect_of(Call("info_nce", function, {**arguments, **given}, ()))[1]
+    return defect_of(Call("info_nce", function, {"call": {**arguments, **given}}))[1]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -115,16 +116,19 @@ def judged_loss(kind, mixed_in=AsItIs, bank=False, *, call=None, **options):
         pass
 
     torch.manual_seed(0)
-    options = {"anchor_sampler": RandomAnchorSampler(max_anchors=20), **options}
-    memory = MemoryBank(3, 3, pixel_slots=9, region_slots=5, pixels_per_image=2) if bank else None
-    if memory is not None:
-        memory.update(torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4)))
-    loss = Broken(bank=memory, **options)
+    memory = {"num_classes": 3, "dim": 3, "ignore_index": 255, "pixel_slots": 9, "region_slots": 5,
+              "pixels_per_image": 2}  # fmt: skip
+    fill = {"emb": torch.randn(2, 3, 4, 4), "labels": torch.randint(0, 3, (2, 4, 4))}
     arguments = {
         "emb": torch.randn(2, 3, 4, 4).requires_grad_(), "labels": torch.randint(0, 3, (2, 8, 8)),
         "preds": None, "weight": None, "generator": None, "return_anchors": True,
     }  # fmt: skip
-    return defect_of(Call("loss", loss, {**arguments, **(call or {})}, ()))[1]
+    given = {
+        "loss": {"anchor_sampler": RandomAnchorSampler(max_anchors=20), **options},
+        "call": {**arguments, **(call or {})},
+        **({"bank": memory} if bank else {}),
+    }
+    return defect_of(Call("loss", Broken, given, (fill,)))[1]
 
 
 EMBED = Batch.embed
@@ -202,62 +206,32 @@ def test_a_loss_that_samples_by_another_rule():
     assert "another sample" in judged_loss(PixelContrastLoss, anchor_sampler=sampler, call=given)
 
 
-def judged_update(kind, emb, **options):
-    bank = kind(2, 3, **options)
-    given = {"emb": emb, "labels": LABELS[None], "generator": None}
-    return defect_of(Call("bank.update", bank.update, given, ()))[1]
-
-
-@pytest.mark.parametrize("per_image", [1, 10])
-def test_a_bank_that_takes_what_it_should_not(per_image):
-    class Short(MemoryBank):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda bank: None, None),
+        (lambda bank: bank.pixel_count.fill_(-1), "out of its range"),
+        (lambda bank: bank.region_count.fill_(99), "out of its range"),
+        (lambda bank: bank.regions.mul_(1.1), "not of unit length"),
+    ],
+)
+def test_a_bank_that_breaks_its_rules(change, words):
+    class Broken(MemoryBank):
         def update(self, *arguments, **options):
             super().update(*arguments, **options)
-            self.pixel_count[0] = 0
+            change(self)
 
-    class Mixed(MemoryBank):
-        def update(self, emb, labels, **options):
-            super().update(emb.flip(2), labels, **options)
-
-    class Near(MemoryBank):
-        def update(self, emb, labels, **options):
-            super().update(emb + 0.001, labels, **options)
-
-    class Twice(MemoryBank):
-        def update(self, *arguments, **options):
-            super().update(*arguments, **options)
-            self.pixels[0, 1] = self.pixels[0, 0]
-
-    class Elsewhere(MemoryBank):
-        def update(self, *arguments, **options):
-            super().update(*arguments, **options)
-            self.regions[0, 4] = self.regions[0, 0]
-
-    def judged(kind):
-        torch.manual_seed(0)
-        return judged_update(kind, torch.randn(1, 3, 4), pixels_per_image=per_image)
-
-    assert judged(MemoryBank) is None
-    assert "another number (pixels)" in judged(Short)
-    for kind in (Mixed, Near):
-        assert "is not of this image and class" in judged(kind)
-    assert "changed (regions)" in judged(Elsewhere)
-    assert ("of this image" if per_image == 10 else "changed (pixels)") in judged(Twice)
-
-
-def test_a_loss_whose_bank_takes_something_else():
-    class Late:
-        def forward(self, emb, labels, *arguments, **given):
-            answer = super().forward(emb, labels, *arguments, **given)
-            self.bank.regions[0, :1] = -self.bank.regions[0, :1]
-            return answer
-
-    assert "bank" in judged_loss(PixelContrastLoss, Late, True)
-    assert "changed (regions)" in judged_loss(PixelContrastLoss, Late, True, update_bank=False)
+    given = {
+        "bank": {"num_classes": 2, "dim": 3, "region_slots": 20},
+        "call": {"emb": torch.randn(1, 3, 4), "labels": LABELS[None], "generator": None},
+        "queue": {"queue": "pixels"},
+    }
+    with patch.object(perform, "MemoryBank", Broken):
+        _, wrong = defect_of(Call("bank.update", Broken, given))
+    assert wrong is None if words is None else words in wrong
 
 
 def test_a_wrong_sample():
-    sampler = RandomAnchorSampler(max_anchors=3)
     given = {"labels": LABELS[None], "preds": None, "ignore_index": 255, "generator": None}
 
     class Wrong(RandomAnchorSampler):
@@ -265,18 +239,22 @@ def test_a_wrong_sample():
             sample = super().__call__(*arguments, **options)
             return sample._replace(indices=torch.zeros_like(sample.indices))
 
-    assert defect_of(Call("sampler", sampler, given, ()))[1] is None
-    assert defect_of(Call("sampler", Wrong(max_anchors=3), given, ()))[1] is not None
+    def judged(kind):
+        given_to = {"sampler": {"max_anchors": 3}, "call": given}
+        return defect_of(Call("sampler", kind, given_to))[1]
+
+    assert judged(RandomAnchorSampler) is None
+    assert judged(Wrong) is not None
 
 
 def test_a_call_put_onto_another_backend():
     made = [placed(make_call(number), "dense", "cpu") for number in range(200)]
     fitting = [call for call in made if call is not None]
-    assert {call.target for call in fitting} == {"info_nce", "loss", "built loss"}
+    assert {call.target for call in fitting} == {"info_nce", "loss"}
     for call in fitting:
         is_loss = call.target == "loss"
-        assert (call.function.backend if is_loss else call.arguments["backend"]) == "dense"
-        vectors = call.arguments.get("emb" if is_loss else "anchors")
+        assert call.given["loss" if is_loss else "call"]["backend"] == "dense"
+        vectors = call.given["call"]["emb" if is_loss else "anchors"]
         assert not isinstance(vectors, torch.Tensor) or vectors.dtype != torch.float64
 
 
@@ -284,7 +262,6 @@ def test_a_call_put_onto_another_device():
     """Rehearsed where there is none: there and back again, with its gradient."""
     seen = 0
     for number in range(120):
-        torch.manual_seed(number)
         call = placed(make_call(number), "tiled", "cpu:0")
         if call is not None:
             seen += 1

@@ -101,5 +101,5 @@ def test_similarity_of_all_pairs():
             else:
                 between.append(block.mean())
     actual = sums.similarity()
-    assert actual.within == pytest.approx(float(sum(within) / 3))
-    assert actual.between == pytest.approx(float(sum(between) / 6))
+    assert actual["within"] == pytest.approx(float(sum(within) / 3))
+    assert actual["between"] == pytest.approx(float(sum(between) / 6))

@@ -7,20 +7,20 @@ import pytest
 import torch
 from pool import Pool
 
-from benchmarks.reliability.rank_calls import RankCall, make_rank_call
-from benchmarks.reliability.rank_fuzz import outcome
-from benchmarks.reliability.truth_ranks import wrong_across
+from benchmarks.reliability.calls import Call, make_call
+from benchmarks.reliability.fuzz import outcome
+from benchmarks.reliability.judge import wrong_with
 
-NUMBERS = range(120)
-Made = list[tuple[list[RankCall], list[dict[str, Any]]]]
+JOB = "benchmarks.reliability.fuzz.answers_of"
+NUMBERS = range(150)
+Made = list[tuple[list[Call], list[dict[str, Any]]]]
 
 
 @pytest.fixture(scope="module")
 def made(pool: Pool) -> Made:
     """Calls of two ranks, and what they answered."""
-    job = "benchmarks.reliability.rank_fuzz.answers_of"
-    answers = pool.run(job, 2, NUMBERS)
-    calls = [[make_rank_call(number, rank) for rank in range(2)] for number in NUMBERS]
+    answers = pool.run(JOB, 2, 2, NUMBERS)
+    calls = [[make_call(number, rank, 2) for rank in range(2)] for number in NUMBERS]
     return [
         (one, list(other)) for one, other in zip(calls, zip(*answers, strict=True), strict=True)
     ]
@@ -29,7 +29,7 @@ def made(pool: Pool) -> Made:
 @pytest.mark.plain_empty
 def test_random_calls_of_two_ranks(made: Made) -> None:
     defects = {
-        n: wrong for n, one in zip(NUMBERS, made, strict=True) if (wrong := wrong_across(*one))
+        n: wrong for n, one in zip(NUMBERS, made, strict=True) if (wrong := wrong_with(*one))
     }
     assert defects == {}
     ended = [answers[0]["ended"] for _, answers in made]
@@ -39,65 +39,49 @@ def test_random_calls_of_two_ranks(made: Made) -> None:
 @pytest.mark.plain_empty
 def test_random_calls_of_three_ranks(pool: Pool) -> None:
     numbers = range(1000, 1040)
-    answers = pool.run("benchmarks.reliability.rank_fuzz.answers_of", 3, numbers)
+    answers = pool.run(JOB, 3, 3, numbers)
     for number, answer in zip(numbers, zip(*answers, strict=True), strict=True):
-        assert wrong_across([make_rank_call(number, rank) for rank in range(3)], answer) is None
+        assert wrong_with([make_call(number, rank, 3) for rank in range(3)], answer) is None
 
 
-def share(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+def share(calls: list[Call], answers: list[dict[str, Any]]) -> None:
     """What one rank has more another has less: the mean is right."""
-    if "loss" in answers[0] and calls[0].options["gather"]:
+    if "loss" in answers[0] and calls[0].given["loss"]["gather"]:
         for answer, more in zip(answers, (0.1, -0.1), strict=True):
             answer["loss"] = answer["loss"] + more
 
 
-def loss(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+def loss(calls: list[Call], answers: list[dict[str, Any]]) -> None:
     if "loss" in answers[1]:
         answers[1]["loss"] = 1.1 * answers[1]["loss"] + 0.1
 
 
-def gradient(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+def gradient(calls: list[Call], answers: list[dict[str, Any]]) -> None:
     if answers[1].get("gradient") is not None:
         answers[1]["gradient"] = 1.5 * answers[1]["gradient"]
 
 
-def anchors(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+def anchors(calls: list[Call], answers: list[dict[str, Any]]) -> None:
     if "anchors" in answers[0]:
         answers[0]["anchors"] = -answers[0]["anchors"]
 
 
-def sample(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+def sample(calls: list[Call], answers: list[dict[str, Any]]) -> None:
     if "labels" in answers[1]:
         answers[1]["labels"] = (answers[1]["labels"].long() + 1).clamp(max=255)
 
 
-def bank(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+def bank(calls: list[Call], answers: list[dict[str, Any]]) -> None:
     """A region of one rank's bank is another."""
     if "regions" in answers[1].get("after", {}):
         answers[1]["after"]["regions"] *= -1
 
 
-def shards(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
-    if calls[0].bank is not None and calls[0].bank["sharded"] is True and "after" in answers[0]:
-        states = [answer["after"] for answer in answers]
-        answers[0]["after"], answers[1]["after"] = states[1], states[0]
-
-
-def loaded(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
-    if "again" in answers[0]:
-        answers[0]["again"]["pixel_next"] += 1
-
-
-def refused(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
-    if "refused" in answers[0]:
-        answers[0]["refused"] = False
-
-
-def one_rank_alone(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+def one_rank_alone(calls: list[Call], answers: list[dict[str, Any]]) -> None:
     answers[1] = {"ended": "refused", "wrong": None}
 
 
-def an_error(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
+def an_error(calls: list[Call], answers: list[dict[str, Any]]) -> None:
     answers[1]["wrong"] = "IndexError"
 
 
@@ -110,9 +94,6 @@ def an_error(calls: list[RankCall], answers: list[dict[str, Any]]) -> None:
         (anchors, "the anchors are", 20),
         (sample, "sample", 20),
         (bank, "bank", 10),
-        (shards, "bank", 5),
-        (loaded, "does not go on", 3),
-        (refused, "another rank was loaded", 3),
         (one_rank_alone, "different ways", 25),
         (an_error, "IndexError", 100),
     ],
@@ -123,7 +104,7 @@ def test_the_judge_sees_what_is_wrong(made: Made, tamper: Any, words: str, least
     for calls, answers in made:
         changed = copy.deepcopy(answers)
         tamper(calls, changed)
-        seen += words in (wrong_across(calls, changed) or "")
+        seen += words in (wrong_with(calls, changed) or "")
     assert seen >= least
 
 

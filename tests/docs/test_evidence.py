@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks._tables.ablation import lines_of
+from benchmarks._tables.pairs import lines_of
 from benchmarks._tables.text import signed
 from benchmarks._training.protocol import TABLES
 from benchmarks._training.runs import load_runs
@@ -64,7 +64,7 @@ def test_the_readme_says_what_val_said():
 def test_committed_runs_are_of_one_set_of_images_a_split():
     found = {}
     for key, run in load_runs(COMMITTED).items():
-        prints = (run.train_fingerprint, run.heldout_fingerprint)
+        prints = (run["train_fingerprint"], run["heldout_fingerprint"])
         found.setdefault((key.data, key.split, key.recipe.size), set()).add(prints)
     assert found
     assert all(len(prints) == 1 for prints in found.values())

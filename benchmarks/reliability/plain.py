@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,17 +23,6 @@ def expect(holds: bool, wrong: str) -> None:
         raise WrongError(wrong)
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """Return a tensor without graph, subclass or lazy negation."""
-    return tensor.detach().as_subclass(Tensor).resolve_neg()
-
-
-def without_channel(pixel_map: Tensor, emb: Tensor) -> Tensor:
-    """Remove a channel dimension of one; logits have several classes."""
-    has_channel = pixel_map.ndim == emb.ndim and pixel_map.shape[1] == 1
-    return pixel_map.squeeze(1) if has_channel else pixel_map
-
-
 def is_readable(*values: Any) -> bool:
     """Return whether the values of all tensors can be read."""
     return all(v.device.type == "cpu" for v in values if isinstance(v, Tensor))
@@ -44,12 +34,14 @@ def is_valid(labels: Tensor, ignore: int) -> Tensor:
     return (wide >= 0) & (wide != ignore)
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors have the same shape, dtype and bits."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    first, second = (t.contiguous().flatten().view(torch.uint8) for t in (one, other))
-    return first.equal(second)
+def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Return whether two dicts have tensors of the same names, shapes, dtypes and bits."""
+
+    def content(tensor: Tensor) -> tuple[Any, ...]:
+        numbers = tensor.contiguous().flatten().view(torch.uint8)
+        return tensor.shape, tensor.dtype, numbers.numpy().tobytes()
+
+    return {n: content(t) for n, t in one.items()} == {n: content(t) for n, t in other.items()}
 
 
 def pixels_of(emb: Tensor) -> Tensor:
@@ -59,7 +51,12 @@ def pixels_of(emb: Tensor) -> Tensor:
 
 
 def flat(pixel_map: Tensor, emb: Tensor) -> Tensor:
-    """Resize a map to the embedding by nearest neighbor, as (B, P); points become (1, N)."""
+    """Resize a map to the embedding by nearest neighbor, as (B, P); points become (1, N).
+
+    A channel dimension of one is removed.
+    """
+    if pixel_map.ndim == emb.ndim and pixel_map.shape[1] == 1:
+        pixel_map = pixel_map.squeeze(1)
     if emb.ndim == 2:
         return pixel_map[None]
     size = emb.shape[2:]
@@ -67,15 +64,6 @@ def flat(pixel_map: Tensor, emb: Tensor) -> Tensor:
         return pixel_map.new_zeros(emb.shape[0], size.numel())
     wide = pixel_map[:, None].double()
     return F.interpolate(wide, size=size, mode="nearest").flatten(1).to(pixel_map.dtype)
-
-
-def flat_predictions(preds: Tensor, emb: Tensor) -> Tensor:
-    """Convert predicted classes or logits to classes (B, P)."""
-    if preds.is_floating_point():
-        if preds.numel() == 0:
-            return preds.new_zeros(flat(preds[:, 0], emb).shape, dtype=torch.int64)
-        preds = preds.argmax(dim=1)
-    return flat(preds, emb)
 
 
 def directions(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,26 +97,25 @@ class Region(NamedTuple):
     off: float
 
 
-def regions_of(emb: Tensor, labels: Tensor, ignore: int) -> list[Region]:
-    """List the regions of a batch by image and class; `labels` are (B, P)."""
+def regions_of(emb: Tensor, labels: Tensor, ignore: int) -> Iterator[Region]:
+    """Yield the regions of a batch by image and class; `labels` are (B, P)."""
     unit, usable = directions(pixels_of(emb))
-    dim = unit.shape[2]
-    eps = torch.finfo(torch.promote_types(emb.dtype, torch.float32)).eps
-    found = []
+    per_vector = (unit.shape[2] + 8) * rounding_of(emb.dtype)
     for image, own in enumerate(labels.to(torch.int64)):
-        for label in own.unique().tolist():
-            if label < 0 or label == ignore:
-                continue
+        for label in own[is_valid(own, ignore)].unique().tolist():
             members = unit[image][(own == label) & usable[image]]
             count, total = len(members), members.sum(dim=0)
             length = float(total.norm())
             # Error (D + 8)·ε of each vector, and count·ε of each from their sum.
-            error = count * (dim + 8 + count) * eps
-            if not length > 1e-6 * count - error:
-                found.append(Region(image, label, None, 0.0))
-            elif length <= 1e-6 * count + error:
-                found.append(Region(image, label, None, torch.inf))
-            else:
-                off = 2 * error / length + (dim + 8) * eps
-                found.append(Region(image, label, total / length, off))
-    return found
+            error = count * (per_vector + count * rounding_of(emb.dtype))
+            mean, off = None, 0.0
+            if length > 1e-6 * count + error:
+                mean, off = total / length, 2 * error / length + per_vector
+            elif length > 1e-6 * count - error:
+                off = torch.inf
+            yield Region(image, label, mean, off)
+
+
+def rounding_of(dtype: torch.dtype) -> float:
+    """Return the eps that vectors of a dtype are computed with: at least float32's."""
+    return torch.finfo(torch.promote_types(dtype, torch.float32)).eps

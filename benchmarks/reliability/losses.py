@@ -1,0 +1,282 @@
+"""Whether losses are correct: their samples, anchors, values and gradients, on all ranks.
+
+Every step is repeated from the arguments, in float64 and as plainly as possible; only the equation
+is the package's own textbook form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.reliability.calls import EVERYTHING, Call
+from benchmarks.reliability.equation import Equation, Verdict, in_double, judge, pairs
+from benchmarks.reliability.perform import Answer, copy_of, plain
+from benchmarks.reliability.plain import (
+    directions,
+    expect,
+    flat,
+    pixels_of,
+    regions_of,
+    rounding_of,
+    same_bits,
+)
+from pixcontrast import AnchorSample, RegionContrastLoss
+
+MOST_OFF = 0.1
+"""Regions whose error is larger are not certain, and so is a loss against them."""
+
+
+class Step:
+    """The call of a loss on one rank, and its answer, as flat plain tensors.
+
+    Attributes:
+        options: the loss's, with all defaults filled in.
+        labels, preds: (B, P) at the resolution of the embedding; `preds` may be None.
+        weight: (K,) of the anchors, or None.
+        sample: the anchors' indices and labels.
+        vectors: (K, D) sampled pixels in float64; zeros for padding.
+        draw: state of the generator when a negative sampler draws; None if it is not comparable.
+    """
+
+    def __init__(self, call: Call, answer: Answer, ranks: int) -> None:
+        given, self.options = call.given["call"], answer["options"]
+        self.ignore = int(self.options["ignore_index"])
+        tau, base = (self.options[name] for name in ("temperature", "base_temperature"))
+        self.factor = float(tau) / float(base or tau)
+        self.emb = plain(given["emb"])
+        self.labels = flat(plain(given["labels"]), self.emb).to(torch.int64)
+        self.preds = None
+        if given["preds"] is not None:
+            preds = plain(given["preds"])
+            if preds.is_floating_point():
+                preds = preds.argmax(dim=1) if preds.numel() else preds[:, 0].to(torch.int64)
+            self.preds = flat(preds, self.emb)
+        self.loss, self.anchors, self.gradient = (
+            answer[name] for name in ("loss", "anchors", "gradient")
+        )
+        self.sample = AnchorSample(answer["indices"], answer["labels"])
+        self.weight = None
+        if given["weight"] is not None:
+            weight = flat(plain(given["weight"]), self.emb)
+            self.labels = self.labels.masked_fill(weight == 0, self.ignore)
+            self.weight = weight.flatten()[self.sample.indices]
+        self.is_anchor = self.sample.labels != self.ignore
+        vectors = pixels_of(self.emb).flatten(0, 1)[self.sample.indices]
+        self.vectors = torch.where(self.is_anchor[:, None], vectors, 0.0)
+        self.is_finite = bool(torch.isfinite(self.vectors).all())
+        self.bank: Mapping[str, Tensor] = answer["before"]
+        self.of_regions = issubclass(call.function, RegionContrastLoss)  # type: ignore[arg-type]
+        self.draw: Tensor | None = self._draw_again(answer["draw"])
+        mining = self.options["negative_sampler"]
+        # Ranks number pairs differently from one process: random selections are not compared.
+        if ranks > 1 and mining is not None and mining.strategy != "hardest":
+            numbers = (mining.num_negatives, mining.num_positives)
+            if not all(number in (None, EVERYTHING) for number in numbers):
+                self.draw = None
+
+    def _draw_again(self, state: Tensor) -> Tensor:
+        """Sample again from the same state; returns the state that is left."""
+        draw, labels = copy_of(state), torch.where(self.labels < 0, self.ignore, self.labels)
+        sampler = self.options["anchor_sampler"]
+        again = sampler(labels, self.preds, ignore_index=self.ignore, generator=draw)
+        same = same_bits(again._asdict(), self.sample._asdict())
+        expect(same, "from the same state another sample is drawn")
+        return draw.get_state()
+
+
+def check_losses(calls: Sequence[Call], answers: Sequence[Answer]) -> None:
+    """Check the losses of all ranks, in rank order."""
+    for answer in answers:
+        alone = answer.get("alone")
+        same = alone is None or same_bits(alone, {"loss": answer["loss"], **answer["after"]})
+        expect(same, "with return_anchors the loss or the bank is another")
+    steps = [Step(*one, ranks=len(calls)) for one in zip(calls, answers, strict=True)]
+    for step in steps:
+        _check_sampling(step)
+    if not all(step.is_finite for step in steps):
+        return
+    for step in steps:
+        # Without `normalize` similarities may overflow.
+        if step.options["normalize"]:
+            expect(not bool(step.loss.isnan().any()), "the loss is NaN")
+            if step.gradient is not None and step.emb.dtype != torch.float16:
+                expect(not bool(step.gradient.isnan().any()), "the gradient is NaN")
+    sharded = "shard" in steps[0].bank
+    if steps[0].options["gather"]:
+        _check_together(steps, sharded)
+        return
+    for step in steps:
+        equation, off = _equation_of([step], steps if sharded else [step])
+        if off < MOST_OFF:
+            verdict = judge(equation, step.draw, step.loss.double() / step.factor, {}, off)
+            _check_gradient(step, verdict, step.factor)
+
+
+def _check_sampling(step: Step) -> None:
+    """Check sample and anchors."""
+    check_sample(step.options["anchor_sampler"], step.labels, step.ignore, step.sample)
+    if step.is_finite and not step.options["normalize"]:
+        expect(torch.equal(step.anchors.double(), step.vectors), "the anchors are other pixels")
+    elif step.is_finite:
+        true, dtype = directions(step.vectors)[0], step.anchors.dtype
+        info = torch.finfo(dtype)
+        allowed = info.eps * true.abs() + (true.shape[1] + 8) * rounding_of(dtype)
+        allowed += info.smallest_normal
+        close = bool(((step.anchors.double() - true).abs() <= allowed).all())
+        expect(close, "the anchors are not of unit length, or other pixels")
+
+
+def check_sample(sampler: Any, labels: Tensor, ignore: int, sample: AnchorSample) -> None:
+    """Check the number of anchors, that they are distinct, and that they have their labels."""
+    size, taken = min(sampler.max_anchors, labels.numel()), sample.labels != ignore
+    indices = sample.indices[taken]
+    whole = len(sample.indices) == size and len(set(indices.tolist())) == len(indices)
+    expect(whole, "the sample has another size, or a pixel twice")
+    found = labels.flatten()[indices].to(torch.int64)
+    same = torch.equal(found, sample.labels[taken].to(torch.int64)) and bool((found >= 0).all())
+    expect(same, "a sampled pixel has another label")
+
+
+def _check_together(steps: Sequence[Step], sharded: bool) -> None:
+    """Check a loss that gathers: rank r returns W·S_r/n, so means over ranks are those of one."""
+    size, factor = len(steps), steps[0].factor
+    equation, off = _equation_of(steps, steps if sharded else steps[:1])
+    if off >= MOST_OFF:
+        return
+    losses, draw = [step.loss.double() / factor for step in steps], steps[0].draw
+    verdict = judge(equation, draw, torch.stack(losses).mean(dim=0), {}, off)
+    if verdict.of_a_mean == math.inf:
+        return
+    weights = equation["weight"]
+    weights = (torch.ones(len(equation["anchors"])) if weights is None else weights).double()
+    each = in_double(equation, draw, reduction="none", weight=weights)
+    parts = torch.split(each, [len(step.anchors) for step in steps])
+    total, most, count, start = 1.0, float(weights.sum()), float(len(each)), 0
+    if equation["reduction"] == "mean":
+        positive = pairs(equation)[1].any(dim=1)
+        total, most, count = float((weights * positive).sum()) or 1.0, 1.0, 1.0
+    longest = max([1.0, *equation["anchors"].double().norm(dim=1).tolist()])
+    for rank, (step, own) in enumerate(zip(steps, parts, strict=True)):
+        # A share is a part of the mean, or W times the whole of it.
+        allowed = size * verdict.of_a_mean * max(1.0, most) + 1e-37
+        error = abs(float(losses[rank]) - size * float(own.sum()) / total)
+        expect(error <= allowed, f"rank {rank}: its share of the loss is off by {error:.2e}")
+        # Each rank's part of a gradient, at most 1/τ, is rounded to the dtype.
+        info = torch.finfo(step.emb.dtype)
+        rounded = info.eps * longest * count / equation["temperature"] + info.smallest_normal
+        part = slice(start, start := start + len(own))
+        _check_gradient(step, verdict, size * factor, part, (size + 2) * rounded)
+
+
+def _equation_of(own: Sequence[Step], shards: Sequence[Step]) -> tuple[Equation, float]:
+    """Build the equation of the anchors of some ranks; returns the error of its entries too.
+
+    Args:
+        own: the ranks whose anchors and batches take part.
+        shards: the ranks that hold the bank's entries together.
+    """
+    first = own[0]
+    contrast: list[Tensor | None] = []
+    labels: list[Tensor | None] = []
+    off = 0.0
+    for source in first.options["contrast_with"]:
+        if source == "batch" and first.of_regions:
+            for step in own:
+                means, of_means, off_by = _batch_regions(step)
+                contrast.append(means)
+                labels.append(of_means)
+                off = max(off, off_by)
+        elif source == "batch":
+            contrast.append(None)
+            labels.append(None)
+        else:
+            for step in shards:
+                held, count = step.bank[source], step.bank[source[:-1] + "_count"]
+                written = torch.arange(held.shape[1]) < count[:, None]
+                classes = torch.arange(len(held))[:, None]
+                contrast.append(held.flatten(0, 1))
+                labels.append(torch.where(written, classes, first.ignore).flatten())
+    weights = [step.weight for step in own if step.weight is not None]
+    kept = ("denominator", "reduction", "ignore_index", "negative_sampler")
+    equation = {
+        **{name: first.options[name] for name in kept},
+        "anchors": torch.cat([step.anchors for step in own]),
+        "anchor_labels": torch.cat([step.sample.labels.to(torch.int64) for step in own]),
+        "contrast": contrast,
+        "contrast_labels": labels,
+        "temperature": float(first.options["temperature"]),
+        "weight": torch.cat(weights) if weights else None,
+    }
+    return equation, off
+
+
+def _check_gradient(
+    step: Step, verdict: Verdict, factor: float, part: slice = slice(None), more: float = 0.0
+) -> None:
+    """Compare the gradient by `emb` with that by the anchors, through the normalization.
+
+    Args:
+        step: the rank whose gradient is compared.
+        verdict: of the equation; `part` selects the anchors of this rank.
+        factor: on the gradient of the equation.
+        more: allowed error of the gradient by the anchors beyond that of the verdict.
+    """
+    if step.gradient is None or verdict.gradient is None or len(step.sample.indices) == 0:
+        return
+    emb, vectors, taken = step.emb, step.vectors, step.is_anchor
+    by_anchors = verdict.gradient[part] * factor
+    info, dim = torch.finfo(emb.dtype), vectors.shape[1]
+    # float64 from the start: the allowed error may be below the range of float32.
+    allowed_norm = (verdict.allowed + more) * factor * math.sqrt(dim)
+    error = torch.full((len(vectors), 1), allowed_norm, dtype=torch.float64)
+    if step.options["normalize"]:
+        unit, usable = directions(vectors)
+        taken = taken & usable
+        # Two divisions, because the length itself may overflow float64.
+        largest = torch.where(usable[:, None], vectors.abs().amax(dim=1, keepdim=True), 1.0)
+        relative = (vectors / largest).norm(dim=1, keepdim=True)
+        relative = torch.where(usable[:, None], relative, 1.0)
+        # Two operations over D terms, and one more rounding for anchors of 16 bits.
+        rounding = 4 * (dim + 8) * rounding_of(emb.dtype) + 2 * info.eps
+        error = (error + rounding * by_anchors.norm(dim=1, keepdim=True)) / relative / largest
+        along = (by_anchors * unit).sum(dim=1, keepdim=True)
+        by_anchors = (by_anchors - along * unit) / relative / largest
+    expected = torch.zeros_like(pixels_of(emb)).flatten(0, 1)
+    allowed = torch.zeros(len(expected), 1, dtype=torch.float64)
+    indices = step.sample.indices[taken]
+    expected[indices] = by_anchors[taken]
+    allowed[indices] = error[taken] + 4 * info.smallest_normal
+    actual = pixels_of(step.gradient).flatten(0, 1)
+    off = (actual - expected).abs() - info.eps * expected.abs()
+    # Values beyond the range of the dtype are infinite.
+    beyond = (expected.abs() + allowed) * 2 > info.max
+    most = float((off / allowed.clamp(min=1e-300)).masked_fill(beyond, 0).max())
+    close = not bool((~beyond & ~(off <= allowed)).any())
+    expect(close, f"the gradient of emb is off by {most:.2g} times the allowed error")
+
+
+def _batch_regions(step: Step) -> tuple[Tensor, Tensor, float]:
+    """Return the regions of a batch, their labels, and the allowed error.
+
+    Each image has one row for each class of the bank; without a bank, for each possible label. A
+    random selection depends on the position of the rows.
+    """
+    images, pixels = step.labels.shape
+    slots = len(step.bank["pixels"]) if step.bank else min(pixels, 256)
+    means = torch.zeros(images, slots, step.emb.shape[1], dtype=torch.float64)
+    of_means = torch.full((images, slots), -1)
+    off, following = 0.0, [0] * images
+    for region in regions_of(step.emb, step.labels, step.ignore):
+        row = region.label if step.bank else following[region.image]
+        following[region.image] += 1
+        # Rounding to the dtype of the embedding adds half an eps for each component.
+        off = max(off, region.off + torch.finfo(step.emb.dtype).eps)
+        if region.mean is not None and row < slots:
+            means[region.image, row] = region.mean
+            of_means[region.image, row] = region.label
+    return means.flatten(0, 1), of_means.flatten(), off
