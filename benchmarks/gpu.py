@@ -16,110 +16,97 @@ finish. A second run is faster with the first one's kernels: set TRITON_CACHE_DI
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks._gpu.process import run_limited
-from benchmarks._gpu.records import Record, read_record
 from benchmarks._gpu.report import report
 from benchmarks._gpu.runner import Runner
 from benchmarks._gpu.stages import SECONDS, STAGES, choose_stages
+from benchmarks._measure.arguments import command_parser
+from benchmarks._measure.command import NO_DEVICE, REFUSED
 
-RIGHT, WRONG, REFUSED, INCOMPLETE = range(4)
+RIGHT, WRONG, INCOMPLETE = 0, 1, 3
 SECONDS_OF_REHEARSAL = 230.0
 SECONDS_OF_DESCRIPTION = 40.0
-MOST_PROCESSES = 14
 ROOT = Path(__file__).parents[1]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the stages and print the figures, the verdict, and where the time went."""
     began = time.monotonic()  # This process imports no PyTorch: that too would take time.
-    options = _parser().parse_args(arguments)
-    stages = choose_stages(options.stages, options.rehearse)
-    with tempfile.TemporaryDirectory(prefix="pixcontrast-", ignore_cleanup_errors=True) as folder:
-        work = Path(folder)
-        variables = _variables(work)
-        environment = _describe(options, work, variables)
-        if environment is None:
-            print("no CUDA device here (--rehearse runs on the CPU)")
-            return REFUSED
-        runner = Runner(
-            stages,
-            options.out,
-            work,
-            options.budget or (SECONDS_OF_REHEARSAL if options.rehearse else SECONDS),
-            began=began,
-            environment={**environment, "rehearsal": options.rehearse},
-            variables=variables,
-            processes=options.processes,
-            say=lambda line: print(line, flush=True),
-        )
-        try:
-            runner.run()
-        finally:  # A run that is stopped from outside keeps and shows what it has.
-            runner.publish()
-            print(report(runner), flush=True)
-        correct = runner.verdict().correct
-    if correct is False:
-        return WRONG
-    return RIGHT if correct and runner.complete() else INCOMPLETE
-
-
-def _describe(options: argparse.Namespace, work: Path, variables: dict[str, str]) -> Record | None:
-    """What is known of the machine, perhaps nothing; None without a CUDA device."""
-    path = work / "environment.json"
-    device = "cpu" if options.rehearse else "cuda"
-    command = [sys.executable, "-m", "benchmarks._gpu.environment", "--device", device]
-    command += ["--out", str(path)] + (["--commit", options.commit] if options.commit else [])
-    ended = run_limited(
-        command,
-        seconds=SECONDS_OF_DESCRIPTION,
-        output=work / "environment.out",
-        errors=work / "environment.err",
-        environment=variables,
-    )
-    return None if ended.exit_status == REFUSED else read_record(path) or {}
-
-
-def _variables(work: Path) -> dict[str, str]:
-    """Environment variables of every stage: one cache for all, and files outside the results."""
-    (work / "tmp").mkdir()
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONUNBUFFERED": "1",
-        "TMPDIR": str(work / "tmp"),
-        "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(work / "triton")),
-        "TORCHINDUCTOR_CACHE_DIR": os.environ.get(
-            "TORCHINDUCTOR_CACHE_DIR", str(work / "inductor")
-        ),
-    }
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("gpu", __doc__)
     add = parser.add_argument
-    processes = max(1, min(MOST_PROCESSES, (os.cpu_count() or 2) - 2))
     names = [stage.name for stage in STAGES]
     add("--out", type=Path, required=True, metavar="FOLDER", help="for the result files")
     add("--budget", type=float, metavar="SECONDS",
         help=f"for everything (default: {SECONDS:.0f}, {SECONDS_OF_REHEARSAL:.0f} in a rehearsal)"
         )  # fmt: skip
     add("--stages", nargs="+", choices=names, metavar="NAME", help=f"only these of {names}")
-    add("--processes", type=int, default=processes, metavar="N", help="processes side by side")
     add("--commit", help="for the records, where there is no git")
     add("--rehearse", action="store_true", help="small sizes on the CPU")
-    return parser
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="pixcontrast-", ignore_cleanup_errors=True) as folder:
+        work = Path(folder)
+        variables = _variables(work)
+        environment = _describe(options.rehearse, options.commit, work, variables)
+        if environment is None:
+            print(f"{NO_DEVICE} (--rehearse runs on the CPU)")
+            return REFUSED
+        runner = Runner(
+            choose_stages(options.stages),
+            options.out,
+            work,
+            options.budget or (SECONDS_OF_REHEARSAL if options.rehearse else SECONDS),
+            began=began,
+            environment={**environment, "rehearsal": options.rehearse},
+            variables=variables,
+            rehearse=options.rehearse,
+        )
+        try:
+            runner.run()
+        finally:  # A run that is stopped from outside keeps and shows what it has.
+            runner.publish()
+            print(report(runner), flush=True)
+        correct, _ = runner.verdict()
+    if correct is False:
+        return WRONG
+    return RIGHT if correct and runner.complete() else INCOMPLETE
+
+
+def _describe(
+    rehearse: bool, commit: str | None, work: Path, variables: dict[str, str]
+) -> dict[str, Any] | None:
+    """Return what is known of the machine, perhaps nothing; None without a CUDA device."""
+    command = [sys.executable, "-m", "benchmarks._measure.environment"]
+    command += ["cpu" if rehearse else "cuda", *filter(None, [commit])]
+    log = work / "environment.log"
+    ended = run_limited(command, seconds=SECONDS_OF_DESCRIPTION, log=log, environment=variables)
+    if ended.exit_status == REFUSED:
+        return None
+    try:
+        described: dict[str, Any] = json.loads(log.read_text().splitlines()[-1])
+    except (IndexError, ValueError):
+        described = {}
+    return described
+
+
+def _variables(work: Path) -> dict[str, str]:
+    """Return environment variables of every stage: shared caches, and a folder for its files."""
+    (work / "tmp").mkdir()
+    caches = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+    return {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(work / "tmp"),
+        **{name: os.environ.get(name, str(work / folder)) for name, folder in caches.items()},
+    }
 
 
 def _stop(*_: object) -> None:

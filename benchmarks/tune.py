@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._measure.arguments import command_parser
-from benchmarks._measure.command import NO_DEVICE, REFUSED
+from benchmarks._measure.command import REFUSED, has_device
 from benchmarks._measure.environment import describe_device
 from benchmarks._measure.timers import attempt, seconds_of
 from benchmarks._ways.problem import MODES, Case, Problem
@@ -39,8 +39,7 @@ Trial = Callable[[], list[Tensor]]
 def main(arguments: list[str] | None = None) -> int:
     """Print a row of the table for each D; return the exit status."""
     options = _parser().parse_args(arguments)
-    if not torch.cuda.is_available():
-        print(NO_DEVICE)
+    if not has_device("cuda"):
         return REFUSED
     device = torch.device("cuda")
     print(describe_device(device))

@@ -2,68 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
-from benchmarks._gpu.figures import hot_path_lines, step_lines, test_lines
 from benchmarks._gpu.runner import DONE, Runner
+from benchmarks._measure.tables import remarks, table
 
-MOST_CHARACTERS = 11_500
-MOST_FAILURES = 20
+MOST_CHARACTERS, MOST_CASES, MOST_LINES = 11_500, 14, 20
 
 
 def report(runner: Runner) -> str:
-    """The main figures, then the verdict, then where the time went."""
-    end = "\n".join([*_verdict_lines(runner), *_time_lines(runner)])
+    """Return the main figures, then the verdict, then where the time went."""
+    correct, failed = runner.verdict()
+    words = {True: "yes", False: "NO", None: "not known, a check did not finish"}[correct]
+    lines = [f"correct: {words}", *_first([f"  wrong: {name}" for name in failed])]
+    times = [f"{'stage':<12}{'status':<14}{'seconds':>8}{'limit':>7}"]
+    times.append(f"{'(start)':<26}{runner.before:>8.1f}")
+    for name, one in runner.outcomes.items():
+        tail = one.get("log_tail", "").strip().splitlines()
+        if one["status"] != DONE:
+            lines.append(f"  {name}: {one['status']}; {tail[-1][:120] if tail else 'no output'}")
+        times.append(f"{name:<12}{one['status']:<14}{one['seconds']:>8.1f}{one['limit']:>7.0f}")
+    end = "\n".join([*lines, *times])
     return f"{first_lines(_figures(runner), MOST_CHARACTERS - len(end))}\n{end}"
 
 
 def first_lines(text: str, characters: int) -> str:
-    """The whole lines at the start of a text that fit; the last one says if some are left out."""
+    """Return the whole lines at the start of a text that fit; the last one says if some do not."""
     if len(text) <= characters:
         return text
     return text[: max(0, characters - 4)].rpartition("\n")[0] + "\n..."
 
 
 def _figures(runner: Runner) -> str:
+    """Return the tables of the hot path, the steps and their profile, and what the tests found."""
     records = {stage.name: runner.record_of(stage) for stage in runner.stages}
-    profile = records.get("launches")
-    tables: dict[str, Callable[..., list[str]]] = {
-        "headlines": hot_path_lines,
-        "steps": lambda record: step_lines(record, profile),
-        "tests": test_lines,
-    }
     lines: list[str] = []
-    for name, table in tables.items():
+    for name in ("headlines", "steps", "launches", "tests"):
         record = records.get(name)
-        if record is None:
-            continue
         try:
-            lines += table(record)
+            if record is not None:
+                lines += _tests(record) if name == "tests" else _table(name, record)
         except (AttributeError, KeyError, TypeError) as error:
-            # The figures are in the record, and the verdict below must be printed.
+            # The figures are in the record, and the verdict must be printed.
             lines.append(f"{name}: no table, the record has another form ({error!r})")
     return "\n".join(lines)
 
 
-def _verdict_lines(runner: Runner) -> list[str]:
-    correct, failed = runner.verdict()
-    words = {True: "yes", False: "NO", None: "not known, a check did not finish"}[correct]
-    lines = [f"correct: {words}", *(f"  wrong: {name[:120]}" for name in failed[:MOST_FAILURES])]
-    if len(failed) > MOST_FAILURES:
-        lines.append(f"  and {len(failed) - MOST_FAILURES} more, see the records")
-    for name, outcome in runner.outcomes.items():
-        tail = outcome.log_tail.strip().splitlines()
-        if outcome.status != DONE:
-            lines.append(f"  {name}: {outcome.status}; {tail[-1][:120] if tail else 'no output'}")
-    return lines
+def _table(name: str, record: dict[str, Any]) -> list[str]:
+    title = "{mode} {anchors} x {entries} x {dim}" if name == "headlines" else "{name}, {case}"
+    figures = {"headlines": ["seconds", "of_square"], "steps": ["seconds"]}
+    found = record["rows" if name == "headlines" else "steps"]
+    rows = {title.format(**row): row for row in found}
+    measured = {case: row for case, row in rows.items() if row["measured"]}
+    chosen = dict(list(measured.items())[:MOST_CASES])
+    shown = table(chosen, figures.get(name, ["waits", "launches", "extra_mb"]))
+    return [f"== {name}", *shown, *_first(remarks(rows), 12)]
 
 
-def _time_lines(runner: Runner) -> list[str]:
-    lines = [f"{'stage':<12}{'status':<14}{'seconds':>8}{'limit':>7}{'kernels':>9}"]
-    lines.append(f"{'(start)':<26}{runner.before:>8.1f}")
-    for name, outcome in runner.outcomes.items():
-        lines.append(
-            f"{name:<12}{outcome.status:<14}{outcome.seconds:>8.1f}{outcome.limit:>7.0f}"
-            f"{outcome.kernels:>9}"
-        )
-    return lines
+def _tests(record: dict[str, Any]) -> list[str]:
+    counts = f"tests: {record.get('passed')} passed, {len(record.get('failed', []))} failed"
+    return [counts, *(f"  {key}: {record.get(key)}"[:300] for key in ("ungated", "memcheck"))]
+
+
+def _first(lines: list[str], most: int = MOST_LINES) -> list[str]:
+    left_out = len(lines) - most
+    more = [f"  and {left_out} more, see the records"] * (left_out > 0)
+    return [line[:120] for line in lines[:most]] + more

@@ -1,18 +1,15 @@
 """Run the GPU tests in several processes, within a time budget, and record what they found.
 
-    python -m benchmarks._gpu.run_tests --out FILE --budget SECONDS --processes 14
+    python -m benchmarks._gpu.run_tests --out FOLDER --budget SECONDS --processes 14
 
-1. Count, without the GPU, which kernels each test compiles (`kernel_counts.py`).
-2. Run the tests in processes that share a Triton cache, packed by the number of kernels that they
-   compile (`packing.py`). One process more runs the tests that need much of the card's memory, one
-   after the other. Tests that decide nothing (marked `ungated`) follow where a process has
-   finished, each in a process of its own. compute-sanitizer's memcheck runs beside all of this.
+The processes have one Triton cache and take the tests in turn (`shared_tests.py`).
+compute-sanitizer's memcheck runs a few of the tests beside them. `--smoke` runs only tests that
+tell in seconds if the kernels are right on this card at all; `--rehearse` runs a few tests on the
+CPU, with the tiled form in place of the kernels.
 
-The record is a JSON file, written anew about once a second. `correct` is false where a test failed
-or memcheck found errors, null where a test did not finish, else true. The exit status is 1 where
-`correct` is false, else 0. The command ends within its budget, whatever the tests do.
-
-`--rehearse` runs a few tests on the CPU, with the tiled form in place of the kernels.
+The record is written anew about once a second. `correct` is false where a test failed or memcheck
+found errors, null where a test did not finish, else true. The exit status is 1 where `correct` is
+false, else 0. The command ends within its budget, whatever the tests do.
 """
 
 from __future__ import annotations
@@ -25,22 +22,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks._gpu.kernel_counts import Planned, kernels_of, read_plan
-from benchmarks._gpu.outcomes import (
-    MEMCHECK_ERROR,
-    TAIL,
-    describe_memcheck,
-    judge_tests,
-    read_outcomes,
-    report_lines,
-)
-from benchmarks._gpu.packing import pack
 from benchmarks._gpu.process import Ended, run_limited
-from benchmarks._gpu.records import Record, write_record
-from benchmarks._gpu.selected_tests import FAILED
+from benchmarks._gpu.shared_tests import FAILED, PASSED, SKIPPED
+from benchmarks._gpu.stages import stage_parser
+from benchmarks._measure.command import write_record
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "gpu"
@@ -50,14 +40,30 @@ PYTEST = (
     *("--capture=sys", "-p", "no:cacheprovider", "-p", "no:timeout", "-p", "no:faulthandler"),
     *("-o", "addopts=", "-o", "filterwarnings="),
 )
-REHEARSED_FILES = (TESTS / "test_limits_on_gpu.py", TESTS / "test_training_on_gpu.py")
-REHEARSED = "strides_change and transposed or many_anchors or overflow or opcheck and mined"
-ON_CPU = "PIXCONTRAST_GPU_TESTS_ON_CPU"
+SMOKE = (
+    "-k",
+    "test_loss_and_gradients and -negatives and (64- or 256-) or unit_length"
+    " or test_step_on_gpu and not compiled",
+    *(str(TESTS / f"test_{name}_on_gpu.py") for name in ("equation", "step")),
+)
+MEMCHECK = (
+    *("-k", "test_loss_and_gradients and (123- or -3-) or test_mining and bf16"),
+    str(TESTS / "test_equation_on_gpu.py"),
+)
+"""Few tests, because each compiles kernels of its own; at sizes that are no multiple of a tile."""
+REHEARSED = (
+    *("-k", "strides_change and transposed or many_anchors or overflow or opcheck and mined"),
+    *(str(TESTS / f"test_{name}_on_gpu.py") for name in ("limits", "training")),
+)
+REHEARSED_SMOKE = ("-k", "test_loss_and_gradients and bf16-64-", str(TESTS))
 TEST_SECONDS = 60.0
 RESERVED_SECONDS = 1.0
 """Of the budget; to stop a process takes up to two seconds more."""
-COUNTING_SHARE = 0.25
-"""The largest part of the budget for counting. Tests that are not counted by then weigh little."""
+MEMCHECK_ERROR, MEMCHECK_FOUND = 9, "found errors"
+"""The exit status that memcheck is told to have where it found an error, and what is recorded."""
+TAIL = 800
+"""Characters of a log that are recorded."""
+Outcomes = Mapping[str, Mapping[str, str]]
 
 
 class TestRun:
@@ -67,137 +73,82 @@ class TestRun:
         work: a folder for logs and for what the processes exchange.
         end: `time.monotonic()` at which every process is stopped.
         processes: how many share the tests.
-        rehearse: whether to run a few tests on the CPU.
+        selection: arguments of pytest that select the tests.
+        rehearse: whether they run on the CPU.
     """
 
     __test__ = False  # Not a test, although pytest would take it for one by its name.
 
-    def __init__(self, work: Path, end: float, processes: int, rehearse: bool) -> None:
+    def __init__(
+        self, work: Path, end: float, processes: int, selection: Sequence[str], rehearse: bool
+    ) -> None:
         self.work = work
         self.end = end
         self.processes = processes
+        self.selection = selection
         self.rehearse = rehearse
         self.began = time.monotonic()
-        self.plan: dict[str, Planned] = {}
-        self.plan_is_whole = False
-        self.memcheck = "not finished"
+        self.memcheck = "not run"
         self.problems: list[str] = []
-        self._ungated: list[str] = []
-        self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Count, pack and run. Called in a thread; `record` may be called meanwhile."""
-        memcheck = _start(self._run_memcheck)
-        self._count()
-        kernels = kernels_of(self.plan)
-        gated = [test for test, planned in self.plan.items() if planned["ungated"] is None]
-        large = [test for test in gated if self.plan[test]["large_memory"]]
-        self._ungated = [test for test in self.plan if test not in gated]
-        packed = pack({test: kernels[test] for test in gated if test not in large}, self.processes)
-        workers = [
-            _start(self._work, f"tests-{number}", tests)
-            for number, tests in enumerate([large, *packed])
-        ]
-        for thread in (*workers, memcheck):
+        """Run everything. Called in a thread; `record` may be called meanwhile."""
+        threads = [_start(self._work, number) for number in range(self.processes)]
+        if not self.rehearse and self.selection != SMOKE:
+            threads.append(_start(self._run_memcheck))
+        for thread in threads:
             thread.join()
 
-    def record(self) -> Record:
-        """What is known at this moment."""
+    def record(self) -> dict[str, Any]:
+        """Return what is known at this moment."""
         outcomes: dict[str, dict[str, str]] = {}
         for path in sorted(self.work.glob("*.outcomes")):
             outcomes |= read_outcomes(path)
+        collected = self.work / "collected.json"
+        groups = json.loads(collected.read_text()) if collected.exists() else {}
         return {
-            **judge_tests(self.plan, self.plan_is_whole, outcomes, self.memcheck),
-            "kernels": len(set[str]().union(*kernels_of(self.plan).values())),
+            **judge_tests(groups, outcomes, self.memcheck),
             "problems": self.problems,
             "seconds": round(time.monotonic() - self.began, 1),
         }
 
-    def _count(self) -> None:
-        """Fill the plan: all tests, and the kernels of those that are counted in time."""
-        seconds = COUNTING_SHARE * (self.end - self.began)
-        files = [self.work / f"counts-{number}.json" for number in range(self.processes)]
-        ends: dict[Path, Ended] = {}
-
-        def count(number: int, file: Path) -> None:
-            arguments = ["-p", "benchmarks._gpu.kernel_counts", "--kernel-counts", str(file)]
-            arguments += ["--part", f"{number}/{self.processes}", *self._selection()]
-            variables = {ON_CPU: "count", "CUDA_VISIBLE_DEVICES": ""}
-            ends[file] = self._run(file.stem, (*PYTEST, *arguments), variables, seconds)
-
-        threads = [_start(count, number, file) for number, file in enumerate(files)]
-        for thread in threads:
-            thread.join()
-        parts = [read_plan(file) for file in files]
-        # In the order of collection, of which each part has every n-th test.
-        longest = max(map(len, parts), default=0)
-        for place in range(longest):
-            for part in parts:
-                self.plan.update(list(part.items())[place : place + 1])
-        self.plan_is_whole = all(file.exists() for file in files)
-        self.problems += [
-            f"{file.stem}: exit status {ended.exit_status}: {self._log(file.stem)}"
-            for file, ended in ends.items()
-            if ended.exit_status != 0
-        ]
-
-    def _work(self, name: str, tests: Sequence[str]) -> None:
-        """Run tests, then ungated ones as long as there are any."""
-        self._run_list(name, tests)
-        while True:
-            with self._lock:
-                if not self._ungated:
-                    return
-                test = self._ungated.pop(0)
-            self._run_list(name, [test])
-
-    def _run_list(self, name: str, tests: Sequence[str]) -> None:
+    def _work(self, number: int) -> None:
         """Run tests in one process, or in several where a test ends the process."""
-        selected, outcomes = self.work / f"{name}.selected", self.work / f"{name}.outcomes"
-        left = list(tests)
-        while left and time.monotonic() < self.end:
-            selected.write_text(json.dumps(left))
-            arguments = ["-p", "benchmarks._gpu.selected_tests", "--selected", str(selected)]
-            arguments += ["--outcomes", str(outcomes), "--test-seconds", str(TEST_SECONDS)]
-            # Only the files of these tests, because each takes time to import.
-            arguments += sorted({str(ROOT / test.split("::")[0]) for test in left})
-            variables = {ON_CPU: "tiled"} if self.rehearse else {}
-            ended = self._run(name, (*PYTEST, *arguments), variables)
+        name = f"worker-{number}"
+        outcomes = self.work / f"{name}.outcomes"
+        plugin = ["-p", "benchmarks._gpu.shared_tests", "--share", str(self.work)]
+        plugin += ["--worker", f"{number}/{self.processes}", "--test-seconds", f"{TEST_SECONDS}"]
+        variables = {"PIXCONTRAST_GPU_TESTS_ON_CPU": "tiled"} if self.rehearse else {}
+        known = 0
+        while time.monotonic() < self.end:
+            ended = self._run(name, (*PYTEST, *plugin, *self.selection), variables)
             found = read_outcomes(outcomes)
-            for test in left:
-                if test in found and "outcome" not in found[test]:
-                    _add_line(outcomes, {"test": test, **_interrupted(ended.exit_status)})
-            begun = [test for test in left if test in found]
-            left = [test for test in left if test not in found]
-            if not begun:
-                if ended.exit_status is not None:
-                    self.problems.append(f"{name}: no test began: {self._log(name)}")
+            for test, outcome in found.items():
+                if "outcome" not in outcome and "why" not in outcome:
+                    line = json.dumps({"test": test, **_interrupted(ended.exit_status)})
+                    with outcomes.open("a") as file:
+                        file.write(f"{line}\n")
+            if ended.exit_status is None or (self.work / f"{name}.done").exists():
                 return
+            if len(found) == known:
+                self.problems.append(f"{name}: no test began: {self._log(name)}")
+                return
+            known = len(found)
 
     def _run_memcheck(self) -> None:
         program = shutil.which("compute-sanitizer")
-        if self.rehearse or program is None:
-            self.memcheck = "not rehearsed" if self.rehearse else "compute-sanitizer not installed"
+        if program is None:
+            self.memcheck = "compute-sanitizer not installed"
             return
         # Calls of the driver that fail are normal: libraries ask for what a driver may lack.
-        command = (
-            *(program, "--tool", "memcheck", "--report-api-errors", "no", "--print-limit", "20"),
-            *("--error-exitcode", str(MEMCHECK_ERROR)),
-            *(sys.executable, "-m", "benchmarks._gpu.memcheck_cases"),
-        )
+        options = ("--tool", "memcheck", "--report-api-errors", "no", "--print-limit", "20")
+        command = (program, *options, "--error-exitcode", str(MEMCHECK_ERROR), *PYTEST, *MEMCHECK)
         # An allocator that keeps memory would hide addresses that are out of bounds.
         ended = self._run("memcheck", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
         log = (self.work / "memcheck.log").read_text(errors="replace")
         self.memcheck = describe_memcheck(ended, log)
 
-    def _run(
-        self,
-        name: str,
-        command: Sequence[str],
-        variables: Mapping[str, str],
-        seconds: float = float("inf"),
-    ) -> Ended:
-        log = self.work / f"{name}.log"
+    def _run(self, name: str, command: Sequence[str], variables: Mapping[str, str]) -> Ended:
         shared = {
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
@@ -205,49 +156,90 @@ class TestRun:
         }
         return run_limited(
             command,
-            seconds=min(seconds, self.end - time.monotonic()),
-            output=log,
-            errors=log,
+            seconds=self.end - time.monotonic(),
+            log=self.work / f"{name}.log",
             environment={**shared, **variables},
         )
-
-    def _selection(self) -> list[str]:
-        return ["-k", REHEARSED, *map(str, REHEARSED_FILES)] if self.rehearse else [str(TESTS)]
 
     def _log(self, name: str) -> str:
         return (self.work / f"{name}.log").read_text(errors="replace")[-TAIL:]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tests and keep the record up to date until they end or the budget is used."""
-    options = _parser().parse_args(arguments)
-    end = time.monotonic() + options.budget - RESERVED_SECONDS
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        tests = TestRun(Path(folder), end, options.processes, options.rehearse)
-        thread = _start(tests.run)
-        while True:
-            write_record(options.out, tests.record())
-            thread.join(timeout=1.0)
-            if not thread.is_alive() or time.monotonic() > end + 2 * RESERVED_SECONDS:
-                break
-        record = tests.record()
-        write_record(options.out, record)
-    print("\n".join(report_lines(record)), flush=True)
-    return 1 if record["correct"] is False else 0
+def read_outcomes(path: Path) -> dict[str, dict[str, str]]:
+    """Return by test what `shared_tests` has written; one that has begun may have no outcome."""
+    found: dict[str, dict[str, str]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # The last line, while it is written.
+        found.setdefault(entry["test"], {}).update(entry)
+    return found
+
+
+def judge_tests(
+    groups: Mapping[str, str | None], outcomes: Outcomes, memcheck: str
+) -> dict[str, Any]:
+    """Return the record of a run: `correct` and what it follows from.
+
+    It is False where a test that decides failed or memcheck found errors; else None where not every
+    such test has an outcome, or none passed; else True.
+
+    Args:
+        groups: of every test, the group whose outcomes decide nothing, or None.
+        outcomes: of the tests that have begun.
+        memcheck: what it found, in words.
+    """
+    of_group: dict[str | None, list[str]] = {None: []}
+    for test, group in groups.items():
+        of_group.setdefault(group, []).append(test)
+    found = _summarise(of_group.pop(None), outcomes)
+    if memcheck.startswith(MEMCHECK_FOUND):
+        found["failed"].append("memcheck")
+    whole = found["passed"] > 0 and not found["unfinished"]
+    ungated = {str(group): _summarise(tests, outcomes) for group, tests in of_group.items()}
+    return {
+        "correct": False if found["failed"] else True if whole else None,
+        **found,
+        "ungated": ungated,
+        "memcheck": memcheck,
+    }
+
+
+def _summarise(tests: Iterable[str], outcomes: Outcomes) -> dict[str, Any]:
+    """Return counts, and the names of the tests that failed or have no outcome."""
+    by_outcome: dict[str | None, list[str]] = {}
+    for test in tests:
+        by_outcome.setdefault(outcomes.get(test, {}).get("outcome"), []).append(test)
+    failed, unfinished = by_outcome.get(FAILED, []), by_outcome.get(None, [])
+    reasons = {test: outcomes.get(test, {}).get("why") for test in (*failed, *unfinished)}
+    return {
+        "passed": len(by_outcome.get(PASSED, [])),
+        "failed": failed,
+        "skipped": dict(Counter(outcomes[test]["why"] for test in by_outcome.get(SKIPPED, []))),
+        "unfinished": unfinished,
+        "why": {test: why for test, why in reasons.items() if why is not None},
+    }
+
+
+def describe_memcheck(ended: Ended, log: str) -> str:
+    """Return what memcheck found. Only its own exit status for errors counts as a fault."""
+    if ended.exit_status is None:
+        return f"not finished after {ended.seconds:.0f} s"
+    if ended.exit_status == MEMCHECK_ERROR:
+        return f"{MEMCHECK_FOUND}: {log[-TAIL:]}"
+    if ended.exit_status == 0 and "ERROR SUMMARY: 0 errors" in log:
+        return f"no errors after {ended.seconds:.0f} s"
+    return f"could not run (exit status {ended.exit_status}): {log[-TAIL:]}"
 
 
 def _interrupted(exit_status: int | None) -> dict[str, str]:
-    """What is recorded of a test in which the process ended."""
+    """Return what is recorded of a test in which the process ended."""
     if exit_status is not None and exit_status < 0:
         return {"outcome": FAILED, "why": f"the process was ended by signal {-exit_status}"}
     if exit_status is None:
         return {"why": "stopped at the end of the budget"}
     return {"why": f"more than {TEST_SECONDS:.0f} s, or the process ended"}
-
-
-def _add_line(path: Path, entry: Mapping[str, str]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
 
 
 def _start(function: Callable[..., None], *arguments: object) -> threading.Thread:
@@ -256,17 +248,30 @@ def _start(function: Callable[..., None], *arguments: object) -> threading.Threa
     return thread
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the tests and keep the record up to date until they end or the budget is used."""
+    options = _parser().parse_args(arguments)
+    end = time.monotonic() + options.budget - RESERVED_SECONDS
+    selection: Sequence[str] = SMOKE if options.smoke else (str(TESTS),)
+    if options.rehearse:
+        selection = REHEARSED_SMOKE if options.smoke else REHEARSED
+    path = options.out / ("smoke.json" if options.smoke else "tests_gpu.json")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        tests = TestRun(Path(folder), end, options.processes, selection, options.rehearse)
+        thread = _start(tests.run)
+        while thread.is_alive() and time.monotonic() < end + 2 * RESERVED_SECONDS:
+            write_record(path, tests.record())
+            thread.join(timeout=1.0)
+        record = tests.record()
+        write_record(path, record)
+    words = {True: "correct", False: "WRONG", None: "not known to be correct"}
+    print(f"tests: {words[record['correct']]}", json.dumps(record, indent=2), flush=True)
+    return 1 if record["correct"] is False else 0
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks._gpu.run_tests",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="FILE", help="the JSON record")
-    add("--budget", type=float, default=170.0, metavar="SECONDS", help="for everything")
-    add("--processes", type=int, default=14, help="tests side by side")
-    add("--rehearse", action="store_true", help="a few tests on the CPU, with the tiled form")
+    parser = stage_parser("run_tests", __doc__)
+    parser.add_argument("--smoke", action="store_true", help="only those that tell in seconds")
     return parser
 
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks._measure.arguments import command_parser
+
+SECONDS = 540.0
+"""The budget that the ends below are made for."""
+RESTARTS, MOST_PROCESSES = 3, 14
+HOT_PATH = "hot_path_gpu.json"
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """One command that measures or checks something and writes a record while it runs.
 
     Attributes:
         name: how the stage is called in the summary.
         end: the share of the time of all stages that is over when the stage must end. Time that
             earlier stages did not use is available to it.
-        command: program and arguments, with `{folder}`, `{budget}` and `{processes}` filled in.
-        record: the file that it writes into `{folder}`.
-        folder: name of that folder. Stages that continue the same record share one.
+        command: module and options; the options of every stage are added.
+        record: the file that it writes. Stages that continue the same record share a folder.
         published: whether the record becomes a result file; else it is a part of the summary.
         judges: whether the record has `"correct"` and `"failed"`, for the verdict over the run.
-        resume: added to the command where the stage starts again after a crash.
-        restarts: how often it may start again.
+        resumes: whether it starts again after a crash, with `--resume`.
         required: whether the run is incomplete without it.
     """
 
@@ -29,113 +36,51 @@ class Stage:
     end: float
     command: tuple[str, ...]
     record: str
-    folder: str
     published: bool = True
     judges: bool = False
-    resume: tuple[str, ...] = ()
-    restarts: int = 0
+    resumes: bool = False
     required: bool = True
 
-    def arguments(self, values: Mapping[str, object], is_restart: bool) -> list[str]:
-        """The command line; a restart continues the record that exists."""
-        words = (*self.command, *(self.resume if is_restart else ()))
-        return [word.format_map(values) for word in words]
+    def arguments(self, folder: Path, budget: float, rehearse: bool, is_restart: bool) -> list[str]:
+        """Return the command line; a restart continues the record that exists."""
+        given = [word.replace("{folder}", str(folder)) for word in self.command]
+        given += ["--out", str(folder), "--budget", f"{budget:.1f}"]
+        given += ["--rehearse"] * rehearse + ["--resume"] * is_restart
+        return [sys.executable, "-m", *given]
 
 
-def choose_stages(names: Sequence[str] | None, rehearse: bool) -> tuple[Stage, ...]:
-    """The stages with these names (None: all), in order; their small variants in a rehearsal."""
-    chosen = [stage for stage in STAGES if names is None or stage.name in names]
-    if not rehearse:
-        return tuple(chosen)
-    small = ("--rehearse",)
-    return tuple(
-        stage if stage.name == PICTURE else replace(stage, command=stage.command + small)
-        for stage in chosen
-    )
+def choose_stages(names: Sequence[str] | None) -> tuple[Stage, ...]:
+    """Return the stages with these names (None: all), in order."""
+    return tuple(stage for stage in STAGES if names is None or stage.name in names)
 
 
-def _python(module: str, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", module, *arguments)
+def stage_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Make the parser of a stage that is not a command of its own."""
+    parser = command_parser(f"_gpu.{name}", description)
+    processes = max(1, min(MOST_PROCESSES, (os.cpu_count() or 2) - 2))
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="FOLDER", help="for the record")
+    add("--budget", type=float, default=170.0, metavar="SECONDS", help="for everything")
+    add("--processes", type=int, default=processes, metavar="N", help="processes side by side")
+    add("--rehearse", action="store_true", help="small, on the CPU")
+    return parser
 
 
-_WRITES = ("--out", "{folder}", "--budget", "{budget}")
-_HOT_PATH = "hot_path_gpu.json"
-_TIMES_LOSS = _python("benchmarks.hot_path", "--device", "cuda", *_WRITES, "--record", _HOT_PATH)
-_TIMES_STEPS = _python("benchmarks.step", "--device", "cuda", *_WRITES, "--record")
-PICTURE = "picture"
-SECONDS = 540.0
-"""The budget that the ends below are made for."""
-
+_TIMES_LOSS = ("benchmarks.hot_path", "--device", "cuda")
+_TIMES_STEPS = ("benchmarks.step", "--device", "cuda")
 STAGES = (
-    Stage(
-        name="precompile",
-        end=60 / SECONDS,
-        command=_python("benchmarks._gpu.precompile", *_WRITES, "--processes", "{processes}"),
-        record="precompile.json",
-        folder="precompile",
-        published=False,
-        required=False,
-    ),
-    Stage(
-        name="smoke",
-        end=95 / SECONDS,
-        command=_python("benchmarks._gpu.smoke", *_WRITES),
-        record="smoke.json",
-        folder="smoke",
-        published=False,
-        judges=True,
-    ),
-    Stage(
-        name="headlines",
-        end=220 / SECONDS,
-        command=(*_TIMES_LOSS, "--stage", "headlines"),
-        record=_HOT_PATH,
-        folder="hot_path",
-        resume=("--resume",),
-        restarts=3,
-    ),
-    Stage(
-        name="steps",
-        end=285 / SECONDS,
-        command=(*_TIMES_STEPS, "step_gpu.json"),
-        record="step_gpu.json",
-        folder="steps",
-    ),
+    Stage("precompile", 60 / SECONDS, ("benchmarks._gpu.precompile",), "precompile.json",
+          published=False, required=False),
+    Stage("smoke", 95 / SECONDS, ("benchmarks._gpu.run_tests", "--smoke"), "smoke.json",
+          published=False, judges=True),
+    Stage("headlines", 220 / SECONDS, (*_TIMES_LOSS, "--stage", "headlines"), HOT_PATH,
+          resumes=True),
+    Stage("steps", 285 / SECONDS, _TIMES_STEPS, "step_gpu.json"),
     # Profilers may disturb what they look at, so nothing is timed in these processes.
-    Stage(
-        name="launches",
-        end=320 / SECONDS,
-        command=(*_TIMES_STEPS, "launches_gpu.json", "--profile"),
-        record="launches_gpu.json",
-        folder="launches",
-    ),
-    Stage(
-        name="tests",
-        end=490 / SECONDS,
-        command=_python(
-            "benchmarks._gpu.run_tests",
-            *("--out", "{folder}/tests_gpu.json", "--budget", "{budget}"),
-            *("--processes", "{processes}"),
-        ),
-        record="tests_gpu.json",
-        folder="tests",
-        judges=True,
-    ),
-    Stage(
-        # All cases, so that headlines for which no time was left come first.
-        name="rest",
-        end=520 / SECONDS,
-        command=(*_TIMES_LOSS, "--resume"),
-        record=_HOT_PATH,
-        folder="hot_path",
-        restarts=3,
-    ),
-    Stage(
-        name=PICTURE,
-        end=532 / SECONDS,
-        command=_python("benchmarks.hot_path", "--redraw", f"{{folder}}/{_HOT_PATH}"),
-        record="hot_path_gpu.png",
-        folder="hot_path",
-        required=False,
-    ),
-)
+    Stage("launches", 320 / SECONDS, (*_TIMES_STEPS, "--profile"), "launches_gpu.json"),
+    Stage("tests", 490 / SECONDS, ("benchmarks._gpu.run_tests",), "tests_gpu.json", judges=True),
+    # All cases, so that headlines for which no time was left come first.
+    Stage("rest", 520 / SECONDS, (*_TIMES_LOSS, "--resume"), HOT_PATH, resumes=True),
+    Stage("picture", 532 / SECONDS, ("benchmarks.hot_path", "--redraw", f"{{folder}}/{HOT_PATH}"),
+          "hot_path_gpu.png", required=False),
+)  # fmt: skip

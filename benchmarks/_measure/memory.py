@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import json
-import subprocess
-import sys
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks._measure.timers import CPU, Run, attempt
+from benchmarks._measure.timers import CPU, Run
 
 
 def measured_peak(run: Run, device: torch.device = CPU) -> float:
@@ -34,21 +36,30 @@ def measured_peak(run: Run, device: torch.device = CPU) -> float:
     return (_status("VmHWM") - resident) / 1024
 
 
-def extra_memory(run: Run, device: torch.device) -> float | None:
-    """Return `measured_peak`, or None where the run fails."""
-    found = attempt(lambda: measured_peak(run, device), device)
-    return None if isinstance(found, str) else found
+def peak_memory(make_runs: Callable[..., tuple[Run, Run]], *arguments: Any) -> float | None:
+    """Return `measured_peak` of a run on the CPU, in a new process with as many threads.
 
+    Args:
+        make_runs: returns a small run and the run itself. The small one goes first: threads,
+            libraries and compiled code are not part of the memory.
+        arguments: of `make_runs`.
 
-def peak_memory(module: str, *arguments: str) -> float | None:
-    """Return the number that `python -m module *arguments` prints in a process of its own.
-
-    None where the process runs out of memory or the system has no such figure.
+    Returns:
+        The MB, or None where the process runs out of memory or the system has no such figure.
     """
-    result = subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
-    )
-    return float(json.loads(result.stdout)) if result.returncode == 0 else None
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        try:
+            return pool.submit(_peak_of, torch.get_num_threads(), make_runs, arguments).result()
+        except (BrokenProcessPool, MemoryError, OSError, RuntimeError):
+            return None
+
+
+def _peak_of(threads: int, make_runs: Callable[..., tuple[Run, Run]], arguments: Any) -> float:
+    torch.set_num_threads(threads)
+    small, run = make_runs(*arguments)
+    small()
+    return measured_peak(run)
 
 
 def _status(field: str) -> int:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, distributed
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks._measure.memory import measured_peak
-from benchmarks._measure.product_flops import ProductFlops
 from benchmarks._measure.timers import measure as measure_times
-from benchmarks._ranks.costs import Step, entries
-from benchmarks._ranks.messages import counted_messages
+from benchmarks._ranks.costs import (
+    Message,
+    Step,
+    bank_bytes,
+    bank_flops,
+    batch_flops,
+    entries,
+    messages,
+    slots,
+)
 from pixcontrast import MemoryBank, PixelContrastLoss, RandomAnchorSampler
+from pixcontrast._info_nce import operators
 
 Row = dict[str, Any]
 
@@ -37,6 +50,23 @@ GROWTH = (1, 2, 4)
 """Sizes of the bank whose times are compared, relative to `BASE`, in all ranks together."""
 WEIGHED = (16, 32, 64)
 """Sizes whose memory is measured: there tiles of positives no longer grow with a class."""
+COLLECTIVES = {
+    "all_gather_into_tensor": "all-gather",
+    "all_gather_single": "all-gather",  # its name in newer versions of PyTorch
+    "all_to_all_single": "all-to-all",
+    "all_reduce": "sum",
+}
+UNUSED = (
+    *("all_gather", "all_gather_object", "all_to_all", "barrier", "broadcast", "gather"),
+    *("broadcast_object_list", "irecv", "isend", "recv", "reduce", "reduce_scatter"),
+    *("reduce_scatter_tensor", "scatter", "send"),
+)
+"""Collectives that the library does not use; they are counted by name, without a size."""
+OPERATORS = {
+    operator._name: operator
+    for operator in vars(operators).values()
+    if hasattr(operator, "_init_fn")
+}
 
 
 class Plan(NamedTuple):
@@ -50,7 +80,7 @@ class Plan(NamedTuple):
 def plan_of(ranks: int) -> Plan:
     """List the steps: a large bank, losses of several sizes, and each kind of gathering."""
     sharded = ranks > 1
-    kinds = [(False, False), (False, True), (True, True)] if ranks > 1 else [(False, False)]
+    kinds = [(False, False), (False, True), (True, True)] if sharded else [(False, False)]
     return Plan(
         replace(BASE, pixel_slots=8 * BASE.pixel_slots, ranks=ranks, sharded=sharded),
         [step_of(ranks, growth, sharded=sharded) for growth in WEIGHED],
@@ -116,26 +146,55 @@ class Case:
         distributed.barrier()
 
 
-def measure(group: Any, rank: int, ranks: int, repeats: int) -> dict[str, Any]:
+def measure(group: Any, rank: int, ranks: int, repeats: int) -> Row:
     """Measure everything on this rank; all ranks call it together."""
     plan = plan_of(ranks)
     return {
         "bank": weigh_bank(plan.bank),
         "extra_mb": [weigh_loss(step) for step in plan.losses],
         "flops": [count_flops(step) for step in plan.kinds],
-        "messages": [[count_messages(size) for size in (step, larger(step))]
-                     for step in plan.kinds],
+        # Of the step, and of the same with a larger bank.
+        "messages": [
+            [count_messages(replace(step, pixel_slots=size * step.pixel_slots)) for size in (1, 4)]
+            for step in plan.kinds
+        ],
         "times": time_losses(ranks, repeats),
-    }  # fmt: skip
+    }
+
+
+def rows_of(ranks: int, found: list[Row]) -> dict[str, list[Row]]:
+    """Combine the measurements of all ranks to the rows of the record."""
+    plan = plan_of(ranks)
+    bank = {
+        **_which(plan.bank),
+        "slots": slots(plan.bank),
+        "held": sum(one["bank"]["held"] for one in found),
+        "computed_mb": bank_bytes(plan.bank) / MEGABYTE,
+        "tensors_mb": max(one["bank"]["tensors_mb"] for one in found),
+        "resident_mb": max(one["bank"]["resident_mb"] for one in found),
+    }
+    rows: dict[str, list[Row]] = {"banks": [bank], "losses": [], "flops": [], "messages": []}
+    for index, step in enumerate(plan.losses):
+        extra = max(one["extra_mb"][index] for one in found)
+        rows["losses"].append({**_which(step), "slots": slots(step), "extra_mb": extra})
+    for index, step in enumerate(plan.kinds):
+        flops = {"bank": bank_flops(step), "batch": batch_flops(step)}
+        counted = [one["flops"][index] for one in found]
+        rows["flops"].append({**_which(step), **flops, "counted": counted})
+        computed = [[message.collective, message.parcel] for message in messages(step)]
+        alike = all(size == computed for one in found for size in one["messages"][index])
+        rows["messages"].append({**_which(step), "computed": computed, "as_computed": alike})
+    return {**rows, "times": found[0]["times"]}
+
+
+def _which(step: Step) -> Row:
+    return {"ranks": step.ranks, "sharded": step.sharded, "gather": step.gather}
 
 
 def time_losses(ranks: int, repeats: int) -> list[Row]:
     """Measure times of the loss in turn; returns their ratios."""
-    steps = [
-        step_of(ranks, growth, sharded=sharded)
-        for growth in GROWTH
-        for sharded in ((False, True) if ranks > 1 else (False,))
-    ]
+    kinds = (False, True) if ranks > 1 else (False,)
+    steps = [step_of(ranks, growth, sharded=sharded) for growth in GROWTH for sharded in kinds]
     runs: dict[str, Callable[[], object]] = {
         str(number): Case(step, ("pixels",)).together for number, step in enumerate(steps)
     }
@@ -158,10 +217,31 @@ def time_losses(ranks: int, repeats: int) -> list[Row]:
     ]
 
 
+class ProductFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the flops of the products that are made, inside of our operators too."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "pixcontrast":
+            # What an operator does is hidden from a mode, unless it is called as a function.
+            with self:
+                return OPERATORS[func._opname]._init_fn(*args, **kwargs)
+        made = func(*args, **kwargs)
+        # The table has no entry for the CPU's attention, which has the arguments of the card's.
+        counter = flop_registry.get(func.overloadpacket)
+        if func._opname == "_scaled_dot_product_flash_attention_for_cpu":
+            counter = flop_registry[torch.ops.aten._scaled_dot_product_flash_attention]
+        if counter is not None:
+            self.flops += counter(*args, out_val=made)
+        return made
+
+
 def count_flops(step: Step) -> int:
     """Count the flops of the products in one step."""
     case = Case(step, ("batch", "pixels"))
-    with ProductFlops() as products:
+    with ProductFlops() as products:  # type: ignore[no-untyped-call]
         case()
     return int(products.flops)
 
@@ -174,9 +254,37 @@ def count_messages(step: Step) -> list[list[Any]]:
     return [[message.collective, message.parcel] for message in found]
 
 
-def larger(step: Step) -> Step:
-    """Return the step with a larger bank."""
-    return replace(step, pixel_slots=GROWTH[-1] * step.pixel_slots)
+@contextmanager
+def counted_messages(ranks: int) -> Iterator[list[Message]]:
+    """Record the collectives that are called inside the context, in order."""
+    found: list[Message] = []
+    is_outer = True
+
+    def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal is_outer
+            if not is_outer:  # a collective implemented by another one
+                return original(*arguments, **options)
+            kind, parcel = COLLECTIVES.get(name, name), 0
+            if name in COLLECTIVES:
+                sent: Tensor = arguments[0 if kind == "sum" else 1]
+                parcel = sent.nbytes // (ranks if kind == "all-to-all" else 1)
+            found.append(Message("", kind, parcel))
+            is_outer = False
+            try:
+                return original(*arguments, **options)
+            finally:
+                is_outer = True
+
+        return call
+
+    with ExitStack() as stack:
+        for name in (*COLLECTIVES, *UNUSED):
+            if hasattr(distributed, name):
+                replaced = counted(name, getattr(distributed, name))
+                stack.enter_context(patch.object(distributed, name, replaced))
+        yield found
 
 
 def weigh_bank(step: Step) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,63 +17,37 @@ from pixcontrast.functional import info_nce, info_nce_of
 MOST_ELEMENTS = 1 << 26
 """Of a float64 matrix of the truth, which is made over some anchors at a time."""
 
-
-Losses = tuple[Tensor, ...]
-"""A loss and, unless it is the forward alone, the anchors' gradient."""
-
-
-class Truth(NamedTuple):
-    """The loss and the anchors' gradient (M, D), both in float64."""
-
-    loss: Tensor
-    gradient: Tensor
+Losses = tuple[Tensor, Tensor]
+"""A loss and the anchors' gradient (M, D)."""
+Contrast = Tensor | Sequence[Tensor | None] | None
 
 
-def public_loss(
+def our_loss(
     anchors: Tensor,
     anchor_labels: Tensor,
-    contrast: Tensor | Sequence[Tensor | None] | None,
-    contrast_labels: Tensor | Sequence[Tensor | None] | None,
+    contrast: Contrast,
+    contrast_labels: Contrast,
     backend: str,
     negative_sampler: HardNegativeSampler | None = None,
-) -> Tensor:
-    """Return the loss by `info_nce`, as users call it."""
-    return info_nce(
-        anchors,
-        anchor_labels,
-        contrast,
-        contrast_labels,
-        temperature=TEMPERATURE,
-        negative_sampler=negative_sampler,
-        backend=backend,  # type: ignore[arg-type]
-    )
-
-
-def unit_length_loss(
-    anchors: Tensor,
-    anchor_labels: Tensor,
-    contrast: Tensor | Sequence[Tensor | None] | None,
-    contrast_labels: Tensor | Sequence[Tensor | None] | None,
-    backend: str,
-    negative_sampler: HardNegativeSampler | None = None,
+    *,
+    unit_length: bool = False,
     ignore_index: int = 255,
 ) -> Tensor:
-    """Return the loss in the form that the losses call: all vectors have unit length."""
-    return info_nce_of(
-        anchors,
-        anchor_labels,
-        contrast,
-        contrast_labels,
-        temperature=TEMPERATURE,
-        denominator="negatives",
-        weight=None,
-        negative_sampler=negative_sampler,
-        generator=None,
-        reduction="mean",
-        ignore_index=ignore_index,
-        backend=backend,  # type: ignore[arg-type]
-        unit_length=True,
-    ).loss
+    """Return the loss by `info_nce`, or for vectors of unit length in the form of the losses."""
+    given = (anchors, anchor_labels, contrast, contrast_labels)
+    options: dict[str, Any] = {
+        "temperature": TEMPERATURE,
+        "denominator": "negatives",
+        "weight": None,
+        "negative_sampler": negative_sampler,
+        "generator": None,
+        "reduction": "mean",
+        "ignore_index": ignore_index,
+        "backend": backend,
+    }
+    if unit_length:
+        return info_nce_of(*given, **options, unit_length=True).loss
+    return info_nce(*given, **options)
 
 
 def textbook_loss(problem: Problem) -> Tensor:
@@ -102,7 +76,7 @@ def authors_loss_under_autocast(problem: Problem) -> Tensor:
         return authors_loss(problem)
 
 
-def truth_of(problem: Problem) -> Truth:
+def truth_of(problem: Problem) -> Losses:
     """Return loss and gradient by the textbook formula in float64, some anchors at a time."""
     exact = problem.to(torch.float64)
     rows = max(1, MOST_ELEMENTS // max(1, len(exact.contrast)))
@@ -113,17 +87,14 @@ def truth_of(problem: Problem) -> Truth:
         gradient += torch.autograd.grad(part, exact.anchors)[0]
         loss += part.detach()
         count += num_anchors
-    return Truth(loss / count, gradient / count)
+    return loss / count, gradient / count
 
 
-def relative_error(found: Losses, truth: Truth) -> float:
-    """Return the larger error of a loss and, where there is one, its gradient; NaN as infinity.
-
-    The loss's error is relative to the loss, the gradient's is a ratio of norms.
-    """
+def relative_error(found: Losses, truth: Losses) -> float:
+    """Return the larger error of a loss and its gradient, ratios of norms; NaN as infinity."""
     errors = [
-        ((made.double() - right).norm() / right.norm()).item()
-        for made, right in zip(found, truth, strict=False)
+        float((made.double() - right).norm() / right.norm())
+        for made, right in zip(found, truth, strict=True)
     ]
     return max(error if error == error else float("inf") for error in errors)
 
