@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks._measure.arguments import command_parser
 from benchmarks._measure.command import write_record
 from benchmarks._measure.environment import look_at_machine
-from benchmarks._ranks.measurements import BASE, Row, measure, rows_of
+from benchmarks._ranks.measurements import BASE, Row, measure, merged
 from benchmarks._ranks.pool import Ranks
 
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
             found = ranks.run(measure, size, options.repeats)
         finally:
             ranks.close()
-        for name, own in rows_of(size, found).items():
+        for name, own in merged(found).items():
             rows.setdefault(name, []).extend(own)
             print(f"{name}, {size} ranks", *own, sep="\n")
     if options.out is not None:

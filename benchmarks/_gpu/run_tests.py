@@ -1,20 +1,22 @@
-"""Run the GPU tests in several processes, within a time budget, and record what they found.
+"""Run the GPU tests in several processes, and record what they found.
 
     python -m benchmarks._gpu.run_tests --out FOLDER --budget SECONDS --processes 14
 
-The processes have one Triton cache and take the tests in turn (`shared_tests.py`).
-compute-sanitizer's memcheck runs a few of the tests beside them. `--smoke` runs only tests that
-tell in seconds if the kernels are right on this card at all; `--rehearse` runs a few tests on the
-CPU, with the tiled form in place of the kernels.
+pytest-xdist gives each process neighbouring tests, which launch the same kernels, and replaces a
+process that crashes; pytest-timeout ends a process in which a test hangs. All processes have one
+Triton cache. compute-sanitizer's memcheck runs a few of the tests beside them. `--smoke` runs only
+tests that tell in seconds if the kernels are right on this card at all; `--rehearse` runs a few
+tests on the CPU, with the tiled form in place of the kernels.
 
-The record is written anew about once a second. `correct` is false where a test failed or memcheck
+The record is written anew while the tests run. `correct` is false where a test failed or memcheck
 found errors, null where a test did not finish, else true. The exit status is 1 where `correct` is
-false, else 0. The command ends within its budget, whatever the tests do.
+false, else 0. Tests that are marked `ungated` decide nothing and run last.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -23,21 +25,23 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from benchmarks import STARTED
 from benchmarks._gpu.process import Ended, run_limited
-from benchmarks._gpu.shared_tests import FAILED, PASSED, SKIPPED
 from benchmarks._gpu.stages import stage_parser
 from benchmarks._measure.command import write_record
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "gpu"
-# The configuration of the project needs plugins that a machine with a card may lack.
+TEST_SECONDS = 60
+# The configuration of the project has options for a machine without a card.
 PYTEST = (
-    *(sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-W", "ignore"),
-    *("--capture=sys", "-p", "no:cacheprovider", "-p", "no:timeout", "-p", "no:faulthandler"),
+    *("-m", "gpu", "-q", "--tb=short", "-W", "ignore", "-p", "no:cacheprovider"),
     *("-o", "addopts=", "-o", "filterwarnings="),
 )
 SMOKE = (
@@ -56,170 +60,106 @@ REHEARSED = (
     *(str(TESTS / f"test_{name}_on_gpu.py") for name in ("limits", "training")),
 )
 REHEARSED_SMOKE = ("-k", "test_loss_and_gradients and bf16-64-", str(TESTS))
-TEST_SECONDS = 60.0
-RESERVED_SECONDS = 1.0
-"""Of the budget; to stop a process takes up to two seconds more."""
 MEMCHECK_ERROR, MEMCHECK_FOUND = 9, "found errors"
 """The exit status that memcheck is told to have where it found an error, and what is recorded."""
+CONTEXT_LOST = 3
+"""Exit status of a process whose CUDA context is broken."""
 TAIL = 800
 """Characters of a log that are recorded."""
-Outcomes = Mapping[str, Mapping[str, str]]
 
 
-class TestRun:
-    """One run of the GPU tests.
+class Recorder:
+    """Writes the record of a run: a plugin of the process that distributes the tests."""
 
-    Args:
-        work: a folder for logs and for what the processes exchange.
-        end: `time.monotonic()` at which every process is stopped.
-        processes: how many share the tests.
-        selection: arguments of pytest that select the tests.
-        rehearse: whether they run on the CPU.
-    """
-
-    __test__ = False  # Not a test, although pytest would take it for one by its name.
-
-    def __init__(
-        self, work: Path, end: float, processes: int, selection: Sequence[str], rehearse: bool
-    ) -> None:
-        self.work = work
-        self.end = end
-        self.processes = processes
-        self.selection = selection
-        self.rehearse = rehearse
-        self.began = time.monotonic()
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tests: list[str] = []
+        self.outcomes: dict[str, tuple[str, str]] = {}
+        self.ungated: set[str] = set()
         self.memcheck = "not run"
-        self.problems: list[str] = []
+        self._written = 0.0
 
-    def run(self) -> None:
-        """Run everything. Called in a thread; `record` may be called meanwhile."""
-        threads = [_start(self._work, number) for number in range(self.processes)]
-        if not self.rehearse and self.selection != SMOKE:
-            threads.append(_start(self._run_memcheck))
-        for thread in threads:
-            thread.join()
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        self.tests = list(ids)  # The same from every process.
 
-    def record(self) -> dict[str, Any]:
-        """Return what is known at this moment."""
-        outcomes: dict[str, dict[str, str]] = {}
-        for path in sorted(self.work.glob("*.outcomes")):
-            outcomes |= read_outcomes(path)
-        collected = self.work / "collected.json"
-        groups = json.loads(collected.read_text()) if collected.exists() else {}
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if "ungated" in report.keywords:
+            self.ungated.add(report.nodeid)
+        if report.outcome != "passed" or report.when == "teardown":
+            former = self.outcomes.get(report.nodeid, ("passed", ""))
+            if former[0] != "failed" and (report.outcome != "passed" or former[0] == "passed"):
+                self.outcomes[report.nodeid] = (report.outcome, _last_line(report))
+        if time.monotonic() - self._written > 1.0:
+            self.write()
+
+    def write(self) -> dict[str, Any]:
+        """Write the record, and return it."""
+        gated = [test for test in self.tests if test not in self.ungated]
+        found = self._summary(gated)
+        if self.memcheck.startswith(MEMCHECK_FOUND):
+            found["failed"].append("memcheck")
+        whole = found["passed"] > 0 and not found["unfinished"]
+        record = {
+            "correct": False if found["failed"] else True if whole else None,
+            **found,
+            "ungated": self._summary(sorted(self.ungated)),
+            "memcheck": self.memcheck,
+        }
+        write_record(self.path, record)
+        self._written = time.monotonic()
+        return record
+
+    def _summary(self, tests: Sequence[str]) -> dict[str, Any]:
+        """Return counts, and the names of the tests that failed or have no outcome."""
+        outcomes = {test: self.outcomes.get(test, ("unfinished", "")) for test in tests}
+        failed = [test for test, (outcome, _) in outcomes.items() if outcome == "failed"]
         return {
-            **judge_tests(groups, outcomes, self.memcheck),
-            "problems": self.problems,
-            "seconds": round(time.monotonic() - self.began, 1),
+            "passed": sum(outcome == "passed" for outcome, _ in outcomes.values()),
+            "failed": failed,
+            "skipped": Counter(why for outcome, why in outcomes.values() if outcome == "skipped"),
+            "unfinished": [test for test, (found, _) in outcomes.items() if found == "unfinished"],
+            "why": {test: outcomes[test][1] for test in failed},
         }
 
-    def _work(self, number: int) -> None:
-        """Run tests in one process, or in several where a test ends the process."""
-        name = f"worker-{number}"
-        outcomes = self.work / f"{name}.outcomes"
-        plugin = ["-p", "benchmarks._gpu.shared_tests", "--share", str(self.work)]
-        plugin += ["--worker", f"{number}/{self.processes}", "--test-seconds", f"{TEST_SECONDS}"]
-        variables = {"PIXCONTRAST_GPU_TESTS_ON_CPU": "tiled"} if self.rehearse else {}
-        known = 0
-        while time.monotonic() < self.end:
-            ended = self._run(name, (*PYTEST, *plugin, *self.selection), variables)
-            found = read_outcomes(outcomes)
-            for test, outcome in found.items():
-                if "outcome" not in outcome and "why" not in outcome:
-                    line = json.dumps({"test": test, **_interrupted(ended.exit_status)})
-                    with outcomes.open("a") as file:
-                        file.write(f"{line}\n")
-            if ended.exit_status is None or (self.work / f"{name}.done").exists():
-                return
-            if len(found) == known:
-                self.problems.append(f"{name}: no test began: {self._log(name)}")
-                return
-            known = len(found)
 
-    def _run_memcheck(self) -> None:
-        program = shutil.which("compute-sanitizer")
-        if program is None:
-            self.memcheck = "compute-sanitizer not installed"
-            return
-        # Calls of the driver that fail are normal: libraries ask for what a driver may lack.
-        options = ("--tool", "memcheck", "--report-api-errors", "no", "--print-limit", "20")
-        command = (program, *options, "--error-exitcode", str(MEMCHECK_ERROR), *PYTEST, *MEMCHECK)
-        # An allocator that keeps memory would hide addresses that are out of bounds.
-        ended = self._run("memcheck", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-        log = (self.work / "memcheck.log").read_text(errors="replace")
-        self.memcheck = describe_memcheck(ended, log)
-
-    def _run(self, name: str, command: Sequence[str], variables: Mapping[str, str]) -> Ended:
-        shared = {
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(self.work / "triton")),
-        }
-        return run_limited(
-            command,
-            seconds=self.end - time.monotonic(),
-            log=self.work / f"{name}.log",
-            environment={**shared, **variables},
-        )
-
-    def _log(self, name: str) -> str:
-        return (self.work / f"{name}.log").read_text(errors="replace")[-TAIL:]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that decide nothing last: this module is a plugin of every process."""
+    items.sort(key=lambda item: item.get_closest_marker("ungated") is not None)
 
 
-def read_outcomes(path: Path) -> dict[str, dict[str, str]]:
-    """Return by test what `shared_tests` has written; one that has begun may have no outcome."""
-    found: dict[str, dict[str, str]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # The last line, while it is written.
-        found.setdefault(entry["test"], {}).update(entry)
-    return found
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, None, None]:
+    """Run one test of large memory at a time."""
+    if item.get_closest_marker("large_memory") is None:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / "pixcontrast-large-memory.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
-def judge_tests(
-    groups: Mapping[str, str | None], outcomes: Outcomes, memcheck: str
-) -> dict[str, Any]:
-    """Return the record of a run: `correct` and what it follows from.
-
-    It is False where a test that decides failed or memcheck found errors; else None where not every
-    such test has an outcome, or none passed; else True.
-
-    Args:
-        groups: of every test, the group whose outcomes decide nothing, or None.
-        outcomes: of the tests that have begun.
-        memcheck: what it found, in words.
-    """
-    of_group: dict[str | None, list[str]] = {None: []}
-    for test, group in groups.items():
-        of_group.setdefault(group, []).append(test)
-    found = _summarise(of_group.pop(None), outcomes)
-    if memcheck.startswith(MEMCHECK_FOUND):
-        found["failed"].append("memcheck")
-    whole = found["passed"] > 0 and not found["unfinished"]
-    ungated = {str(group): _summarise(tests, outcomes) for group, tests in of_group.items()}
-    return {
-        "correct": False if found["failed"] else True if whole else None,
-        **found,
-        "ungated": ungated,
-        "memcheck": memcheck,
-    }
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """End a process whose CUDA context is broken: every later test would fail there."""
+    if report.failed and "PYTEST_XDIST_WORKER" in os.environ and _context_is_lost():
+        os._exit(CONTEXT_LOST)
 
 
-def _summarise(tests: Iterable[str], outcomes: Outcomes) -> dict[str, Any]:
-    """Return counts, and the names of the tests that failed or have no outcome."""
-    by_outcome: dict[str | None, list[str]] = {}
-    for test in tests:
-        by_outcome.setdefault(outcomes.get(test, {}).get("outcome"), []).append(test)
-    failed, unfinished = by_outcome.get(FAILED, []), by_outcome.get(None, [])
-    reasons = {test: outcomes.get(test, {}).get("why") for test in (*failed, *unfinished)}
-    return {
-        "passed": len(by_outcome.get(PASSED, [])),
-        "failed": failed,
-        "skipped": dict(Counter(outcomes[test]["why"] for test in by_outcome.get(SKIPPED, []))),
-        "unfinished": unfinished,
-        "why": {test: why for test, why in reasons.items() if why is not None},
-    }
+def run_memcheck(work: Path, end: float) -> str:
+    """Return what memcheck found in some of the tests until `end`, or why it could not run."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        return "compute-sanitizer not installed"
+    # Calls of the driver that fail are normal: libraries ask for what a driver may lack.
+    options = ("--tool", "memcheck", "--report-api-errors", "no", "--print-limit", "20")
+    command = (program, *options, "--error-exitcode", str(MEMCHECK_ERROR),
+               sys.executable, "-m", "pytest", *PYTEST, *MEMCHECK)  # fmt: skip
+    # An allocator that keeps memory would hide addresses that are out of bounds.
+    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    log = work / "memcheck.log"
+    ended = run_limited(command, seconds=end - time.perf_counter(), log=log, environment=variables)
+    return describe_memcheck(ended, log.read_text(errors="replace"))
 
 
 def describe_memcheck(ended: Ended, log: str) -> str:
@@ -233,40 +173,56 @@ def describe_memcheck(ended: Ended, log: str) -> str:
     return f"could not run (exit status {ended.exit_status}): {log[-TAIL:]}"
 
 
-def _interrupted(exit_status: int | None) -> dict[str, str]:
-    """Return what is recorded of a test in which the process ended."""
-    if exit_status is not None and exit_status < 0:
-        return {"outcome": FAILED, "why": f"the process was ended by signal {-exit_status}"}
-    if exit_status is None:
-        return {"why": "stopped at the end of the budget"}
-    return {"why": f"more than {TEST_SECONDS:.0f} s, or the process ended"}
-
-
-def _start(function: Callable[..., None], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=function, args=arguments, daemon=True)
-    thread.start()
-    return thread
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tests and keep the record up to date until they end or the budget is used."""
+    """Run the tests; whoever started this process stops it when its time is over."""
     options = _parser().parse_args(arguments)
-    end = time.monotonic() + options.budget - RESERVED_SECONDS
+    end = (STARTED if arguments is None else time.perf_counter()) + options.budget
     selection: Sequence[str] = SMOKE if options.smoke else (str(TESTS),)
+    os.environ["OMP_NUM_THREADS"] = "1"
     if options.rehearse:
         selection = REHEARSED_SMOKE if options.smoke else REHEARSED
-    path = options.out / ("smoke.json" if options.smoke else "tests_gpu.json")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        tests = TestRun(Path(folder), end, options.processes, selection, options.rehearse)
-        thread = _start(tests.run)
-        while thread.is_alive() and time.monotonic() < end + 2 * RESERVED_SECONDS:
-            write_record(path, tests.record())
-            thread.join(timeout=1.0)
-        record = tests.record()
-        write_record(path, record)
-    words = {True: "correct", False: "WRONG", None: "not known to be correct"}
-    print(f"tests: {words[record['correct']]}", json.dumps(record, indent=2), flush=True)
+        os.environ["PIXCONTRAST_GPU_TESTS_ON_CPU"] = "tiled"
+    recorder = Recorder(options.out / ("smoke.json" if options.smoke else "tests_gpu.json"))
+
+    def check_memory() -> None:
+        recorder.memcheck = "not finished"
+        recorder.memcheck = run_memcheck(options.out, end)
+
+    memcheck = threading.Thread(target=check_memory, daemon=True)
+    if not (options.smoke or options.rehearse):
+        memcheck.start()
+    run_tests(recorder, options.processes, selection)
+    if memcheck.is_alive():
+        memcheck.join()
+    record = recorder.write()
+    print(json.dumps(record, indent=2), flush=True)
     return 1 if record["correct"] is False else 0
+
+
+def run_tests(recorder: Recorder, processes: int, selection: Sequence[str]) -> None:
+    """Run the selected tests in processes side by side."""
+    limits = ("--timeout", str(TEST_SECONDS), "--timeout-method", "thread")
+    shared = ("-n", str(processes), "--dist", "worksteal", "-p", "benchmarks._gpu.run_tests")
+    pytest.main([*PYTEST, *limits, *shared, *selection], plugins=[recorder])
+
+
+def _context_is_lost() -> bool:
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
+
+
+def _last_line(report: pytest.TestReport) -> str:
+    if isinstance(report.longrepr, tuple):  # Of a skipped test: file, line and reason.
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(report.longrepr if crash is None else crash.message).strip()[-500:]
 
 
 def _parser() -> argparse.ArgumentParser:

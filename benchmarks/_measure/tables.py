@@ -51,7 +51,8 @@ def remarks(rows: Mapping[str, Row]) -> list[str]:
         reasons = {way: one["status"] for way, one in row["measured"].items() if "status" in one}
         reasons |= row.get("skipped") or {}
         found += [f"  {title}: {way}: {reason}" for way, reason in reasons.items()]
-        found += [f"  {title}: {row['note']}"] * bool(row.get("note"))
+        if row.get("note"):
+            found.append(f"  {title}: {row['note']}")
     return found
 
 

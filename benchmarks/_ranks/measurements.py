@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -62,30 +63,16 @@ UNUSED = (
     *("reduce_scatter_tensor", "scatter", "send"),
 )
 """Collectives that the library does not use; they are counted by name, without a size."""
-OPERATORS = {
-    operator._name: operator
-    for operator in vars(operators).values()
-    if hasattr(operator, "_init_fn")
+MERGE: dict[str, Callable[[Iterable[Any]], Any]] = {
+    "held": sum,
+    "tensors_mb": max,
+    "resident_mb": max,
+    "extra_mb": max,
+    "counted": lambda counted: list(chain(*counted)),
+    "as_computed": all,
 }
-
-
-class Plan(NamedTuple):
-    """The steps that are measured with a number of ranks."""
-
-    bank: Step
-    losses: list[Step]
-    kinds: list[Step]
-
-
-def plan_of(ranks: int) -> Plan:
-    """List the steps: a large bank, losses of several sizes, and each kind of gathering."""
-    sharded = ranks > 1
-    kinds = [(False, False), (False, True), (True, True)] if sharded else [(False, False)]
-    return Plan(
-        replace(BASE, pixel_slots=8 * BASE.pixel_slots, ranks=ranks, sharded=sharded),
-        [step_of(ranks, growth, sharded=sharded) for growth in WEIGHED],
-        [step_of(ranks, 1, sharded=shards, gather=gather) for shards, gather in kinds],
-    )
+"""How the figures of all ranks make one."""
+OPERATORS = {one._name: one for one in vars(operators).values() if hasattr(one, "_init_fn")}
 
 
 def step_of(ranks: int, growth: int, *, sharded: bool, gather: bool = False) -> Step:
@@ -146,45 +133,41 @@ class Case:
         distributed.barrier()
 
 
-def measure(group: Any, rank: int, ranks: int, repeats: int) -> Row:
-    """Measure everything on this rank; all ranks call it together."""
-    plan = plan_of(ranks)
-    return {
-        "bank": weigh_bank(plan.bank),
-        "extra_mb": [weigh_loss(step) for step in plan.losses],
-        "flops": [count_flops(step) for step in plan.kinds],
-        # Of the step, and of the same with a larger bank.
-        "messages": [
-            [count_messages(replace(step, pixel_slots=size * step.pixel_slots)) for size in (1, 4)]
-            for step in plan.kinds
-        ],
-        "times": time_losses(ranks, repeats),
-    }
+def measure(group: Any, rank: int, ranks: int, repeats: int) -> dict[str, list[Row]]:
+    """Measure everything on this rank: a large bank, losses, and each kind of gathering.
 
-
-def rows_of(ranks: int, found: list[Row]) -> dict[str, list[Row]]:
-    """Combine the measurements of all ranks to the rows of the record."""
-    plan = plan_of(ranks)
-    bank = {
-        **_which(plan.bank),
-        "slots": slots(plan.bank),
-        "held": sum(one["bank"]["held"] for one in found),
-        "computed_mb": bank_bytes(plan.bank) / MEGABYTE,
-        "tensors_mb": max(one["bank"]["tensors_mb"] for one in found),
-        "resident_mb": max(one["bank"]["resident_mb"] for one in found),
-    }
-    rows: dict[str, list[Row]] = {"banks": [bank], "losses": [], "flops": [], "messages": []}
-    for index, step in enumerate(plan.losses):
-        extra = max(one["extra_mb"][index] for one in found)
-        rows["losses"].append({**_which(step), "slots": slots(step), "extra_mb": extra})
-    for index, step in enumerate(plan.kinds):
+    All ranks call it together.
+    """
+    sharded = ranks > 1
+    kinds = [(False, False), (False, True), (True, True)] if sharded else [(False, False)]
+    steps = [step_of(ranks, 1, sharded=shards, gather=gather) for shards, gather in kinds]
+    large = replace(BASE, pixel_slots=8 * BASE.pixel_slots, ranks=ranks, sharded=sharded)
+    rows: dict[str, list[Row]] = {"banks": [{**_which(large), **weigh_bank(large)}]}
+    rows["losses"] = [
+        {**_which(step), "slots": slots(step), "extra_mb": weigh_loss(step)}
+        for step in (step_of(ranks, growth, sharded=sharded) for growth in WEIGHED)
+    ]
+    rows["flops"], rows["messages"] = [], []
+    for step in steps:
         flops = {"bank": bank_flops(step), "batch": batch_flops(step)}
-        counted = [one["flops"][index] for one in found]
-        rows["flops"].append({**_which(step), **flops, "counted": counted})
+        rows["flops"].append({**_which(step), **flops, "counted": [count_flops(step)]})
         computed = [[message.collective, message.parcel] for message in messages(step)]
-        alike = all(size == computed for one in found for size in one["messages"][index])
+        larger = replace(step, pixel_slots=GROWTH[-1] * step.pixel_slots)
+        alike = all(count_messages(size) == computed for size in (step, larger))
         rows["messages"].append({**_which(step), "computed": computed, "as_computed": alike})
-    return {**rows, "times": found[0]["times"]}
+    return {**rows, "times": time_losses(ranks, repeats)}
+
+
+def merged(found: list[dict[str, list[Row]]]) -> dict[str, list[Row]]:
+    """Combine the rows of all ranks; what `MERGE` does not name is that of the first rank."""
+    rows: dict[str, list[Row]] = {name: [] for name in found[0]}
+    for name in rows:
+        for of_ranks in zip(*(one[name] for one in found), strict=True):
+            row = dict(of_ranks[0])
+            for key in row.keys() & MERGE.keys():
+                row[key] = MERGE[key](one[key] for one in of_ranks)
+            rows[name].append(row)
+    return rows
 
 
 def _which(step: Step) -> Row:
@@ -294,8 +277,13 @@ def weigh_bank(step: Step) -> Row:
     resident = measured_peak(lambda: kept.append(full_bank(step)))
     (bank,) = kept
     sizes = [buffer.untyped_storage().nbytes() for buffer in bank.buffers()]
-    held = int(bank.pixel_count.sum())
-    return {"held": held, "tensors_mb": sum(sizes) / MEGABYTE, "resident_mb": resident}
+    return {
+        "slots": slots(step),
+        "held": int(bank.pixel_count.sum()),
+        "computed_mb": bank_bytes(step) / MEGABYTE,
+        "tensors_mb": sum(sizes) / MEGABYTE,
+        "resident_mb": resident,
+    }
 
 
 def weigh_loss(step: Step) -> float:
