@@ -19,13 +19,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._gpu.process import run_limited
 from benchmarks._gpu.report import report
 from benchmarks._gpu.runner import Runner
 from benchmarks._gpu.stages import SECONDS, STAGES, choose_stages
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="pixcontrast-", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
         variables = _variables(work)
-        environment = _describe(options.rehearse, options.commit, work, variables)
+        environment = _describe(options.rehearse, options.commit, variables)
         if environment is None:
             print(f"{NO_DEVICE} (--rehearse runs on the CPU)")
             return REFUSED
@@ -81,20 +81,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _describe(
-    rehearse: bool, commit: str | None, work: Path, variables: dict[str, str]
+    rehearse: bool, commit: str | None, variables: dict[str, str]
 ) -> dict[str, Any] | None:
     """Return what is known of the machine, perhaps nothing; None without a CUDA device."""
     command = [sys.executable, "-m", "benchmarks._measure.environment"]
     command += ["cpu" if rehearse else "cuda", *filter(None, [commit])]
-    log = work / "environment.log"
-    ended = run_limited(command, seconds=SECONDS_OF_DESCRIPTION, log=log, environment=variables)
-    if ended.exit_status == REFUSED:
-        return None
     try:
-        described: dict[str, Any] = json.loads(log.read_text().splitlines()[-1])
-    except (IndexError, ValueError):
-        described = {}
-    return described
+        ended = subprocess.run(command, env={**os.environ, **variables}, stdout=subprocess.PIPE,
+                               timeout=SECONDS_OF_DESCRIPTION, check=False)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {}
+    described: dict[str, Any] = json.loads(ended.stdout) if ended.returncode == 0 else {}
+    return None if ended.returncode == REFUSED else described
 
 
 def _variables(work: Path) -> dict[str, str]:

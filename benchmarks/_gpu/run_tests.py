@@ -86,10 +86,10 @@ class Recorder:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if "ungated" in report.keywords:
             self.ungated.add(report.nodeid)
-        if report.outcome != "passed" or report.when == "teardown":
-            former = self.outcomes.get(report.nodeid, ("passed", ""))
-            if former[0] != "failed" and (report.outcome != "passed" or former[0] == "passed"):
-                self.outcomes[report.nodeid] = (report.outcome, _last_line(report))
+        if report.outcome != "passed":
+            self.outcomes[report.nodeid] = (report.outcome, _last_line(report))
+        elif report.when == "teardown":
+            self.outcomes.setdefault(report.nodeid, ("passed", ""))
         if time.monotonic() - self._written > 1.0:
             self.write()
 

@@ -15,14 +15,28 @@ WARM_RUNS = 3
 LISTED_KERNELS = 15
 
 
-def captured(run: Run, device: torch.device) -> Run:
-    """Return a function that replays the run and returns the static results of the capture.
+def replayed(run: Run, device: torch.device) -> Run:
+    """Return a function that captures the run when it is first called, and replays it then on.
 
-    The run may include a backward by `torch.autograd.grad`: its gradients are then static too. A
-    random number of the default generator is drawn anew by each replay.
+    It returns the static results of the capture. The run may include a backward by
+    `torch.autograd.grad`: its gradients are then static too. A random number of the default
+    generator is drawn anew by each replay.
     """
-    if device.type != "cuda":
-        raise RuntimeError("a CUDA graph needs a CUDA device")
+    graph = torch.cuda.CUDAGraph() if device.type == "cuda" else None
+    results: list[object] = []
+
+    def replay() -> object:
+        if graph is None:
+            raise RuntimeError("a CUDA graph needs a CUDA device")
+        if not results:
+            results.append(_capture(run, device, graph))
+        graph.replay()
+        return results[0]
+
+    return replay
+
+
+def _capture(run: Run, device: torch.device, graph: torch.cuda.CUDAGraph) -> object:
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -30,31 +44,12 @@ def captured(run: Run, device: torch.device) -> Run:
             run()
     current = torch.cuda.current_stream(device)
     current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
-            results = run()
+            return run()
     finally:
         # A capture that fails may leave its own stream as the current one.
         torch.cuda.set_stream(current)
-
-    def replay() -> object:
-        graph.replay()
-        return results
-
-    return replay
-
-
-def replayed(run: Run, device: torch.device) -> Run:
-    """Return a function that captures the run when it is first called, and replays it then on."""
-    graph: list[Run] = []
-
-    def replay() -> object:
-        if not graph:
-            graph.append(captured(run, device))
-        return graph[0]()
-
-    return replay
 
 
 def profile_run(run: Run, device: torch.device) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What is compiled before the stages that launch it."""
 
-import multiprocessing
-import queue
+import json
 
 from benchmarks._gpu import precompile
 
@@ -27,12 +26,15 @@ def test_a_call_that_fails_costs_no_other(monkeypatch):
     def fail():
         raise RuntimeError("no")
 
-    calls = {"first": lambda: 1, "bad": fail, "third": lambda: 3, "last": lambda: 4}
-    monkeypatch.setattr(precompile, "launch_calls", lambda rehearse: calls)
-    found, following = queue.Queue(), multiprocessing.Value("i", 1)
-    precompile.make_calls(True, following, found)
-    results = dict(found.get() for _ in range(found.qsize()))
-    # Another process has made the first one.
-    assert list(results) == ["bad", "third", "last"]
-    assert results.pop("bad") == "RuntimeError: no"
-    assert all(seconds >= 0 for seconds in results.values())
+    monkeypatch.setattr(precompile, "launch_calls", lambda rehearse: {"bad": fail, "good": int})
+    assert precompile.make_call(True, "bad") == ("bad", "RuntimeError: no")
+    name, seconds = precompile.make_call(True, "good")
+    assert name == "good"
+    assert seconds >= 0
+
+
+def test_without_time_left_no_call_is_finished(tmp_path):
+    options = ["--rehearse", "--processes", "1", "--budget", "0"]
+    assert precompile.main([*options, "--out", str(tmp_path)]) == 0
+    calls = json.loads((tmp_path / "precompile.json").read_text())["calls"]
+    assert set(calls.values()) == {precompile.NOT_FINISHED}
