@@ -69,8 +69,6 @@ def stage_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 _TIMES_LOSS = ("benchmarks.hot_path", "--device", "cuda")
 _TIMES_STEPS = ("benchmarks.step", "--device", "cuda")
 STAGES = (
-    Stage("precompile", 60 / SECONDS, ("benchmarks._gpu.precompile",), "precompile.json",
-          published=False, required=False),
     Stage("smoke", 95 / SECONDS, ("benchmarks._gpu.run_tests", "--smoke"), "smoke.json",
           published=False, judges=True),
     Stage("headlines", 220 / SECONDS, (*_TIMES_LOSS, "--stage", "headlines"), HOT_PATH,

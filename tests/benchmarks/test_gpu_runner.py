@@ -320,7 +320,7 @@ def test_a_record_of_another_form_costs_only_its_table(tmp_path):
 
 def test_the_stages_of_a_run():
     assert [stage.name for stage in STAGES] == [
-        "precompile", "smoke", "headlines", "steps", "launches", "tests", "rest", "picture",
+        "smoke", "headlines", "steps", "launches", "tests", "rest", "picture",
     ]  # fmt: skip
     ends = [stage.end for stage in STAGES]
     assert ends == sorted(ends)
