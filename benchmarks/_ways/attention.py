@@ -51,10 +51,6 @@ class FlexLoss:
     The logarithms of the heads' sums merge to Z of the negatives. The positives are a batched
     product of the anchors and entries of each class, with the exact formula. Anchors are sorted
     by label in every call, so that most blocks of the mask need no test of each element.
-
-    Args:
-        problem: what it is called with.
-        compiler: `torch.compile` or, to run uncompiled, the identity.
     """
 
     def __init__(self, problem: Problem, compiler: Callable[[Any], Any]) -> None:

@@ -16,13 +16,7 @@ TEMPERATURE = 0.1
 
 
 class Mode(NamedTuple):
-    """How a case multiplies.
-
-    Attributes:
-        dtype: of the anchors and the bank.
-        precision: of float32 products, as `torch.set_float32_matmul_precision` takes it.
-        tolerance: the largest relative error of a correct loss and gradient.
-    """
+    """How a case multiplies, and the largest relative error of a correct loss and gradient."""
 
     dtype: torch.dtype
     precision: str
@@ -53,10 +47,9 @@ class Case(NamedTuple):
 
     @property
     def useful_flops(self) -> int:
-        """The flops of forward and backward: 4·M·N·D against a bank, 6·M²·D against itself.
+        """The flops of forward and backward: two products, or three against the anchors themselves.
 
-        Similarities and the anchors' gradient are two products. Against itself the gradient has a
-        second role, which is a third. What an implementation computes twice does not count.
+        What an implementation computes twice does not count.
         """
         return (6 if self.entries is None else 4) * self.similarities * self.dim
 
@@ -95,15 +88,7 @@ def choose_cases(
     device: str,
     rehearse: bool,
 ) -> dict[Case, bool]:
-    """Return the cases in order, and whether each is a headline.
-
-    Args:
-        shapes: M, N, D and classes of each; all of them are headlines. None: those of the device.
-        modes: which to measure. None: those of the device.
-        stage: "headlines", "rest", or None for both.
-        device: "cpu" or "cuda".
-        rehearse: the tiny cases of both stages.
-    """
+    """Return the cases in order, and whether each is a headline, as all given shapes are."""
     if shapes is not None:
         chosen = modes or (list(MODES) if device == "cuda" or rehearse else ["float32"])
         return {Case(mode, *shape): True for mode in chosen for shape in shapes}
@@ -145,10 +130,7 @@ class Problem:
 
     @classmethod
     def draw(cls, case: Case, device: torch.device) -> Problem:
-        """Return the same problem for the same case and device.
-
-        It is made on the device, because a million rows take long to copy there.
-        """
+        """Return the same problem for the same case. A million rows take long to copy to a GPU."""
         generator = torch.Generator(device).manual_seed(0)
 
         def unit(rows: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -30,14 +30,10 @@ PARTS = ("labels and predictions", "sampler", "anchors and loss", "bank update",
 
 
 class StepCase:
-    """One case on one shape, with each of its implementations.
+    """One case on one shape: contrast with the batch, the bank, or the bank under mining.
 
-    Args:
-        shape: of the batch and the bank.
-        case: contrast with the "batch", with the "bank", or with the bank under "mining".
-        device: where it runs.
-        as_on_gpu: with the bank in bfloat16, logits of the size of the image, and ours under
-            autocast to bfloat16. Default: all in float32, logits of the size of the embedding.
+    As on a GPU, the bank is in bfloat16, logits have the size of the image, and ours runs under
+    autocast to bfloat16; else all is in float32, and logits have the size of the embedding.
     """
 
     def __init__(
@@ -127,37 +123,35 @@ class StepCase:
     def clock_parts(self) -> Callable[[], dict[str, float]]:
         """Return a function that makes one step of ours and returns the seconds of each part.
 
-        The step is cut where the loss calls its sampler and its bank. Checks of arguments count to
-        the part they precede; sampled pixels are gathered in "anchors and loss".
+        The step is cut where the loss calls its sampler and its bank.
         """
         criterion = self.criterion()
         bank, batch = criterion.bank, self.batch
 
         def run() -> dict[str, float]:
             seconds = dict.fromkeys(PARTS, 0.0)
-            last = self._clock()
+            last = time.perf_counter()
 
             def mark(ended: str) -> None:
                 nonlocal last
-                this = self._clock()
-                seconds[ended] += this - last
-                last = this
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                seconds[ended] += time.perf_counter() - last
+                last = time.perf_counter()
 
-            def marked(call: Callable[..., Any], before: str, itself: str) -> Callable[..., Any]:
+            def marked(owner: object, name: str, before: str, itself: str) -> Any:
+                call = getattr(owner, name)
+
                 def run_between(*arguments: Any, **options: Any) -> Any:
                     mark(before)
                     result = call(*arguments, **options)
                     mark(itself)
                     return result
 
-                return run_between
+                return patch.object(owner, name, run_between)
 
-            with ExitStack() as stack:
-                sampler = marked(criterion.anchor_sampler, *PARTS[:2])
-                stack.enter_context(patch.object(criterion, "anchor_sampler", sampler))
-                if bank is not None:
-                    update = marked(bank._add_batch, *PARTS[2:4])
-                    stack.enter_context(patch.object(bank, "_add_batch", update))
+            update = marked(bank, "_add_batch", *PARTS[2:4]) if bank else nullcontext()
+            with marked(criterion, "anchor_sampler", *PARTS[:2]), update:
                 loss = criterion(batch.emb, batch.labels, self.logits)
             mark("anchors and loss")
             torch.autograd.grad(loss, batch.emb)
@@ -202,12 +196,6 @@ class StepCase:
             return torch.autograd.grad(loss, batch.emb)
 
         return run
-
-    def _clock(self) -> float:
-        """Return the host's time once the device has finished its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
     def _as_trained(self, run: Callable[[], T]) -> Callable[[], T]:
         """Return a run of ours as training runs it: under autocast on a GPU."""

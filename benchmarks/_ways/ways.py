@@ -55,16 +55,10 @@ def make_runs(
     compiler: Callable[[Any], Any] = compile_for_shape,
     replays: bool = False,
 ) -> dict[str, Run]:
-    """Return the forward and backward of each way, in the order of `WAYS`.
+    """Return the forward and backward of each way.
 
-    Args:
-        case: its sizes.
-        problem: its anchors and entries.
-        names: the ways.
-        backend: of the fused ways. Default: "triton".
-        square: rows and columns of the large square product.
-        compiler: of the ways that compile; the identity runs them uncompiled.
-        replays: whether the fused ways are also replayed from a CUDA graph: "NAME replayed".
+    `backend` is that of the fused ways; with `replays`, these are also replayed from a CUDA graph
+    as "NAME replayed". `square` is the number of rows of the large square product.
     """
     given = (problem.anchors, problem.anchor_labels, problem.entries, problem.entry_labels)
     # The authors hold anchors and queues in float32.
