@@ -31,7 +31,7 @@ import torch
 
 from benchmarks._measure.arguments import add_device_options, add_run_options, command_parser
 from benchmarks._measure.command import REFUSED, has_device, matmul_precision, set_threads
-from benchmarks._measure.memory import measured_peak, peak_memory
+from benchmarks._measure.device import measured_peak, peak_memory
 from benchmarks._measure.session import UNFINISHED, Row, Session
 from benchmarks._measure.tables import remarks, table
 from benchmarks._measure.timers import CPU, NO_TIME, Run, attempt, measure

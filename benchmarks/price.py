@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from benchmarks._measure.arguments import add_run_options, command_parser, positive, size_of
 from benchmarks._measure.command import set_threads, write_record
+from benchmarks._measure.device import peak_memory
 from benchmarks._measure.environment import look_at_machine
-from benchmarks._measure.memory import peak_memory
 from benchmarks._measure.timers import measure
 from benchmarks._tables.text import TextTable
 from benchmarks._training.data import IGNORE_INDEX

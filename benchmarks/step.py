@@ -29,8 +29,7 @@ import torch
 
 from benchmarks._measure.arguments import add_device_options, add_run_options, command_parser
 from benchmarks._measure.command import REFUSED, has_device, set_threads
-from benchmarks._measure.cuda import profile_run
-from benchmarks._measure.memory import peak_memory
+from benchmarks._measure.device import peak_memory, profile_run
 from benchmarks._measure.session import Row, Session
 from benchmarks._measure.tables import remarks, table
 from benchmarks._measure.timers import CPU, NO_TIME, Run, measure

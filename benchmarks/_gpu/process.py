@@ -18,12 +18,7 @@ TERMINATION_SECONDS = 1.0
 
 
 class Ended(NamedTuple):
-    """How a command ended.
-
-    Attributes:
-        exit_status: None where it was stopped at its time limit; −n where signal n ended it.
-        seconds: how long it ran.
-    """
+    """How a command ended: its status is None at the time limit, and −n where signal n ended it."""
 
     exit_status: int | None
     seconds: float
@@ -40,14 +35,8 @@ def run_limited(
     """Run a command for at most `seconds`, and stop every process that it started.
 
     At the limit it receives SIGTERM and, one second later, SIGKILL. Processes that moved to another
-    session are found by an environment variable that only descendants of it inherit (Linux).
-
-    Args:
-        command: program and arguments.
-        seconds: time limit, without the up to two seconds that stopping takes.
-        log: file that standard output and standard error are appended to.
-        environment: variables added to those of this process.
-        watch: called about once a second while the command runs.
+    session are found by an environment variable that only descendants of it inherit (Linux). Its
+    output is appended to `log`; `watch` is called about once a second while it runs.
     """
     marker = f"PIXCONTRAST_COMMAND_{uuid.uuid4().hex}"
     variables = {**os.environ, **environment, marker: "1"}

@@ -24,23 +24,12 @@ TAIL, MOST_LOGGED = 2000, 100_000
 
 
 class Runner:
-    """One run of several stages.
+    """One run of several stages, with its results in the folder `out`, all else in `work`.
 
-    Args:
-        stages: in the order in which they run.
-        out: folder for the results: the summary, one log, and the published records.
-        work: folder for everything else.
-        budget: seconds for all stages together.
-        began: `time.monotonic()` at which the budget starts.
-        environment: what is recorded about the machine.
-        variables: environment variables of every stage.
-        rehearse: whether the stages are small.
-
-    Attributes:
-        outcomes: by stage its `status`, the `exit_status` of its last process (None where it was
-            stopped or not started), when it `began`, its `seconds` and their `limit`, `restarts`,
-            and `log_tail`, the end of what it printed, unless it is done.
-        before: seconds before the first stage: all stages share what is left of the budget.
+    The budget starts when `time.monotonic()` was `began`; all stages share what is left `before`
+    the first. `outcomes` has of each stage its `status`, the `exit_status` of its last process
+    (None where it was stopped or not started), when it `began`, its `seconds` and their `limit`,
+    `restarts`, and `log_tail`, the end of what it printed, unless it is done.
     """
 
     def __init__(

@@ -21,7 +21,6 @@ class Stage(NamedTuple):
     """One command that measures or checks something and writes a record while it runs.
 
     Attributes:
-        name: how the stage is called in the summary.
         end: the share of the time of all stages that is over when the stage must end. Time that
             earlier stages did not use is available to it.
         command: module and options; the options of every stage are added.

@@ -23,10 +23,8 @@ UNFINISHED = "did not finish"
 class Session:
     """What the measuring commands share at run time.
 
-    Args:
-        options: of `add_run_options` and `add_device_options`.
-        from_command_line: whether the budget counts from the start of the process, not from now on.
-        name: file name of the record, without ".json"; that of a GPU ends in "_gpu".
+    From the command line, the budget counts from the start of the process. The file of the record
+    is NAME.json, or NAME_gpu.json.
     """
 
     def __init__(self, options: argparse.Namespace, from_command_line: bool, name: str) -> None:

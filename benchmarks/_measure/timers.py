@@ -92,14 +92,12 @@ def measure(
 
     Args:
         runs: what is timed, by name.
-        repeats: samples of each run.
-        device: the CPU, where a sample is one run by the host's clock, or a CUDA device, where it
-            is several runs between two events.
+        repeats: samples of each run. On the CPU a sample is one run by the host's clock.
+        device: where they run.
         into: former results, to which these are added also where the device is lost. A status does
-            not replace figures. Default: none.
+            not replace figures.
         references: names of runs; every result has a ratio `to_NAME`, None where that run failed.
-        deadline: as `now()` tells the time; after it no run is started, and no turn but the first
-            two.
+        deadline: time of `now()` after which nothing is started but the first two turns.
         strict: raise what a run raises. Ranks that must run in step need that.
 
     Returns:

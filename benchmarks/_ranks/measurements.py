@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks._measure.memory import measured_peak
+from benchmarks._measure.device import measured_peak
 from benchmarks._measure.timers import measure as measure_times
 from benchmarks._ranks.costs import (
     Message,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,22 +18,16 @@ MOST_ELEMENTS = 1 << 26
 
 Losses = tuple[Tensor, Tensor]
 """A loss and the anchors' gradient (M, D)."""
-Contrast = Tensor | Sequence[Tensor | None] | None
 
 
 def our_loss(
-    anchors: Tensor,
-    anchor_labels: Tensor,
-    contrast: Contrast,
-    contrast_labels: Contrast,
+    *given: Any,
     backend: str,
     negative_sampler: HardNegativeSampler | None = None,
-    *,
     unit_length: bool = False,
     ignore_index: int = 255,
 ) -> Tensor:
     """Return the loss by `info_nce`, or for vectors of unit length in the form of the losses."""
-    given = (anchors, anchor_labels, contrast, contrast_labels)
     options: dict[str, Any] = {
         "temperature": TEMPERATURE,
         "denominator": "negatives",

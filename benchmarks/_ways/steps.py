@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks._measure.cuda import replayed
+from benchmarks._measure.device import replayed
 from benchmarks._measure.timers import Run
 from benchmarks._ways.authors_step import IGNORE_INDEX, AuthorsStep, Queues
 from benchmarks._ways.batches import Batch, BatchShape, draw_bank, fill_bank
@@ -167,17 +167,19 @@ class StepCase:
             _, sample = criterion(batch.emb, batch.labels, self.logits, return_anchors=True)
         rows = batch.emb.detach().movedim(1, -1).flatten(0, -2)[sample.indices]
         anchors = rows.requires_grad_()
-        entries: list[Tensor | None] = [None]
-        entry_labels: list[Tensor | None] = [None]
+        queues: list[tuple[Tensor | None, Tensor | None]] = [(None, None)]
         if criterion.bank is not None:
             queues = [criterion.bank.entries(queue) for queue in criterion.contrast_with]
-            entries, entry_labels = (list(column) for column in zip(*queues, strict=True))
+        given = (anchors, sample.labels, *map(list, zip(*queues, strict=True)))
 
         def run() -> object:
             loss = our_loss(
-                anchors, sample.labels, entries, entry_labels, "auto", criterion.negative_sampler,
-                unit_length=True, ignore_index=IGNORE_INDEX,
-            )  # fmt: skip
+                *given,
+                backend="auto",
+                negative_sampler=criterion.negative_sampler,
+                unit_length=True,
+                ignore_index=IGNORE_INDEX,
+            )
             return torch.autograd.grad(loss, anchors)
 
         return run

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks._measure.cuda import replayed
+from benchmarks._measure.device import replayed
 from benchmarks._measure.timers import Run
 from benchmarks._ways import formulas
 from benchmarks._ways.attention import FlexLoss, attention_output
@@ -64,8 +64,9 @@ def make_runs(
     # The authors hold anchors and queues in float32.
     wide = problem.to(torch.float32) if {"authors", "authors autocast"} & set(names) else problem
 
-    def ours(*options: Any, **more: Any) -> Run:
-        return backward_of(lambda: partial(formulas.our_loss, *given, *options, **more), problem)
+    def ours(backend: str, **options: Any) -> Run:
+        options["backend"] = backend
+        return backward_of(lambda: partial(formulas.our_loss, *given, **options), problem)
 
     def plain(loss: Callable[[Problem], Tensor], drawn: Problem = problem) -> Run:
         return backward_of(lambda: partial(loss, drawn), drawn)
@@ -77,7 +78,7 @@ def make_runs(
         "unit length": ours(backend, unit_length=True),
         "sdpa": plain(attention_output),
         "tiled": ours("tiled"),
-        "mined": ours("tiled", HardNegativeSampler()),
+        "mined": ours("tiled", negative_sampler=HardNegativeSampler()),
         "dense": plain(formulas.textbook_loss),
         "authors": plain(formulas.authors_loss, wide),
         "authors autocast": plain(formulas.authors_loss_under_autocast, wide),

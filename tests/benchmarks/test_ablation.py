@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import ablation, pages, price
-from benchmarks._measure.memory import measured_peak
+from benchmarks._measure.device import measured_peak
 from benchmarks._tables.ablation import ablation_table, lines_of, readings_table
 from benchmarks._training import experiment
 from benchmarks._training.criterion import contrast_weight, make_criterion

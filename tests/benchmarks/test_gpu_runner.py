@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks._gpu.process import run_limited
-from benchmarks._gpu.report import first_lines, report
 from benchmarks._gpu.runner import DONE, FAILED, NO_TIME, TIMED_OUT, Runner
 from benchmarks._gpu.stages import STAGES, Stage, choose_stages
+from benchmarks.gpu import first_lines, report
 
 ROOT = Path(gpu.__file__).parents[1]
 WRITES = """

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from benchmarks._measure.cuda import WARM_RUNS, replayed
+from benchmarks._measure.device import WARM_RUNS, replayed
 from benchmarks._measure.timers import seconds_of
 
 CUDA = torch.device("cuda")

@@ -10,7 +10,7 @@ from matplotlib import pyplot
 from benchmarks import hot_path
 from benchmarks._measure import timers
 from benchmarks._measure.command import DEVICE_LOST, REFUSED
-from benchmarks._measure.memory import measured_peak
+from benchmarks._measure.device import measured_peak
 from benchmarks._measure.timers import DeviceLostError
 from benchmarks._plots.hot_path import save_curves
 from benchmarks._ways import attention, formulas

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks import step
-from benchmarks._measure import cuda
+from benchmarks._measure import device
 from benchmarks._measure.command import DEVICE_LOST, REFUSED
-from benchmarks._measure.memory import measured_peak
+from benchmarks._measure.device import measured_peak
 from benchmarks._measure.timers import DeviceLostError
 from benchmarks._ways.batches import SHAPES
 from benchmarks._ways.steps import BASE_TEMPERATURE, PARTS, TEMPERATURE, StepCase
@@ -199,7 +199,7 @@ def test_waits_are_counted_by_the_warnings(monkeypatch):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert cuda.count_waits(run_with_two_waits, torch.device("cuda")) == 2
+        assert device.count_waits(run_with_two_waits, torch.device("cuda")) == 2
     assert modes == ["warn", "default"]
 
 
@@ -221,7 +221,7 @@ def test_kernels_are_listed_by_their_time(monkeypatch):
 
     monkeypatch.setattr(torch.profiler, "profile", lambda **_: nullcontext(Profile()))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    assert cuda._launches(lambda: None, torch.device("cuda")) == {
+    assert device._launches(lambda: None, torch.device("cuda")) == {
         "launches": 3,
         "kernels": [
             {"name": "b", "launches": 1, "microseconds": 9.0},

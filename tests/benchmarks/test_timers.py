@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import hot_path
 from benchmarks._measure import command, environment, timers
-from benchmarks._measure.memory import measured_peak, peak_memory
+from benchmarks._measure.device import measured_peak, peak_memory
 from benchmarks._measure.timers import DeviceLostError, measure
 
 CPU = torch.device("cpu")
