@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -54,14 +55,10 @@ def describe_environment(commit: str | None = None) -> dict[str, object]:
 
 def describe_device(device: torch.device) -> dict[str, object]:
     """Return the card, its driver, and the versions of CUDA and Triton; None for what is absent."""
-    has_triton = any(found.name.lower() == "triton" for found in metadata.distributions())
-    described: dict[str, object] = {
-        "device": str(device),
-        "card": None,
-        "driver": None,
-        "cuda": torch.version.cuda,
-        "triton": metadata.version("triton") if has_triton else None,
-    }
+    described: dict[str, object] = {"device": str(device), "card": None, "driver": None}
+    described |= {"cuda": torch.version.cuda, "triton": None}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        described["triton"] = metadata.version("triton")
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         fields = "driver_version,clocks.max.sm,clocks.max.memory,power.limit"

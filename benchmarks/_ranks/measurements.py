@@ -18,16 +18,8 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks._measure.device import measured_peak
 from benchmarks._measure.timers import measure as measure_times
-from benchmarks._ranks.costs import (
-    Message,
-    Step,
-    bank_bytes,
-    bank_flops,
-    batch_flops,
-    entries,
-    messages,
-    slots,
-)
+from benchmarks._ranks import costs
+from benchmarks._ranks.costs import Message, Step, entries
 from pixcontrast import MemoryBank, PixelContrastLoss, RandomAnchorSampler
 from pixcontrast._info_nce import operators
 
@@ -36,17 +28,8 @@ Row = dict[str, Any]
 MEGABYTE = 1 << 20
 SIDE = 16
 """Height and width of the embedding map."""
-BASE = Step(
-    ranks=1,
-    images=2,
-    anchors=128,
-    dim=64,
-    num_classes=8,
-    pixels_per_image=4,
-    pixel_slots=2048,
-    region_slots=0,
-    gather=False,
-)
+BASE = Step(ranks=1, images=2, anchors=128, dim=64, num_classes=8, pixels_per_image=4,
+            pixel_slots=2048, region_slots=0, gather=False)  # fmt: skip
 GROWTH = (1, 2, 4)
 """Sizes of the bank whose times are compared, relative to `BASE`, in all ranks together."""
 WEIGHED = (16, 32, 64)
@@ -144,14 +127,14 @@ def measure(group: Any, rank: int, ranks: int, repeats: int) -> dict[str, list[R
     large = replace(BASE, pixel_slots=8 * BASE.pixel_slots, ranks=ranks, sharded=sharded)
     rows: dict[str, list[Row]] = {"banks": [{**_which(large), **weigh_bank(large)}]}
     rows["losses"] = [
-        {**_which(step), "slots": slots(step), "extra_mb": weigh_loss(step)}
+        {**_which(step), "slots": costs.slots(step), "extra_mb": weigh_loss(step)}
         for step in (step_of(ranks, growth, sharded=sharded) for growth in WEIGHED)
     ]
     rows["flops"], rows["messages"] = [], []
     for step in steps:
-        flops = {"bank": bank_flops(step), "batch": batch_flops(step)}
+        flops = {"bank": costs.bank_flops(step), "batch": costs.batch_flops(step)}
         rows["flops"].append({**_which(step), **flops, "counted": [count_flops(step)]})
-        computed = [[message.collective, message.parcel] for message in messages(step)]
+        computed = [[message.collective, message.parcel] for message in costs.messages(step)]
         larger = replace(step, pixel_slots=GROWTH[-1] * step.pixel_slots)
         alike = all(count_messages(size) == computed for size in (step, larger))
         rows["messages"].append({**_which(step), "computed": computed, "as_computed": alike})
@@ -182,21 +165,19 @@ def time_losses(ranks: int, repeats: int) -> list[Row]:
         str(number): Case(step, ("pixels",)).together for number, step in enumerate(steps)
     }
     measured = list(measure_times(runs, repeats, strict=True).values())
-    medians = {
-        (step.sharded, entries(step)): one["seconds"]
-        for step, one in zip(steps, measured, strict=True)
-    }
+    kinds_of = [(step.sharded, entries(step)) for step in steps]
+    medians = dict(zip(kinds_of, (one["seconds"] for one in measured), strict=True))
     smallest = entries(steps[0])
     return [
         {
             "ranks": ranks,
-            "sharded": step.sharded,
-            "entries": entries(step),
-            "to_whole": one["seconds"] / medians[False, entries(step)],
-            "to_smallest": one["seconds"] / medians[step.sharded, smallest],
+            "sharded": sharded,
+            "entries": size,
+            "to_whole": one["seconds"] / medians[False, size],
+            "to_smallest": one["seconds"] / medians[sharded, smallest],
             "spread": one["spread"],
         }
-        for step, one in zip(steps, measured, strict=True)
+        for (sharded, size), one in zip(kinds_of, measured, strict=True)
     ]
 
 
@@ -278,9 +259,9 @@ def weigh_bank(step: Step) -> Row:
     (bank,) = kept
     sizes = [buffer.untyped_storage().nbytes() for buffer in bank.buffers()]
     return {
-        "slots": slots(step),
+        "slots": costs.slots(step),
         "held": int(bank.pixel_count.sum()),
-        "computed_mb": bank_bytes(step) / MEGABYTE,
+        "computed_mb": costs.bank_bytes(step) / MEGABYTE,
         "tensors_mb": sum(sizes) / MEGABYTE,
         "resident_mb": resident,
     }

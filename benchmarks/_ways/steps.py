@@ -20,9 +20,7 @@ from benchmarks._ways.problem import TEMPERATURE
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, PixelContrastLoss
 
 T = TypeVar("T")
-BASE_TEMPERATURE = 0.07
-PIXELS_PER_IMAGE = 10
-"""The authors' settings; temperatures are those of their configuration without memory."""
+BASE_TEMPERATURE, PIXELS_PER_IMAGE = AuthorsStep.base_temperature, AuthorsStep.pixels_per_image
 
 CASES = ("bank", "batch", "mining")
 WAYS = ("step", "replayed", "loss", "authors", "authors autocast", "unmined")
@@ -44,13 +42,7 @@ class StepCase:
         self.device = device
         self.as_on_gpu = as_on_gpu
         self.batch = Batch.draw(shape, device)
-        self.authors = AuthorsStep(
-            temperature=TEMPERATURE,
-            base_temperature=BASE_TEMPERATURE,
-            max_samples=shape.max_anchors,
-            max_views=shape.max_views,
-            pixels_per_image=PIXELS_PER_IMAGE,
-        )
+        self.authors = AuthorsStep(max_samples=shape.max_anchors, max_views=shape.max_views)
         self.logits = self.batch.logits
         if as_on_gpu:
             # The authors' code cannot take logits of this size.

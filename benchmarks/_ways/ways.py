@@ -89,9 +89,11 @@ def make_runs(
     }
     if case.mode != "bf16":
         del runs["authors autocast"]
-    chosen = {name: run for name, run in runs.items() if name in names}
-    for name in [name for name in chosen if name in REPLAYED and replays]:
-        chosen[f"{name} replayed"] = replayed(chosen[name], problem.anchors.device)
+    chosen: dict[str, Run] = {}
+    for name in [name for name in runs if name in names]:
+        chosen[name] = runs[name]
+        if replays and name in REPLAYED:
+            chosen[f"{name} replayed"] = replayed(runs[name], problem.anchors.device)
     return chosen
 
 

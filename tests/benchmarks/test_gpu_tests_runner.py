@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -102,6 +103,20 @@ recorder.write()
     assert record["unfinished"] == []
     assert record["ungated"]["passed"] == 1
     assert record["correct"] is False
+
+
+def test_the_budget_ends_everything(tmp_path):
+    command = [sys.executable, "-m", "benchmarks._gpu.run_tests", "--out", str(tmp_path)]
+    start = time.monotonic()
+    ended = subprocess.run(
+        [*command, "--budget", "4", "--processes", "1", "--rehearse"],
+        capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert time.monotonic() - start < 30
+    record = json.loads((tmp_path / "tests_gpu.json").read_text())
+    assert record["correct"] is None
+    assert record["failed"] == []
 
 
 @pytest.mark.long

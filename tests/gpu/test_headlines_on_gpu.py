@@ -41,6 +41,7 @@ def test_step_of_a_headline(shape, case):
 
 
 @pytest.mark.ungated("inductor")
+@pytest.mark.timeout(90)
 @pytest.mark.plain_empty
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(bool(REHEARSAL), reason="torch.compile of these takes long")
