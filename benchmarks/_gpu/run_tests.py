@@ -33,11 +33,12 @@ import pytest
 
 from benchmarks import STARTED
 from benchmarks._gpu.process import Ended, run_limited
-from benchmarks._gpu.stages import stage_parser
+from benchmarks._measure.arguments import command_parser
 from benchmarks._measure.command import write_record
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "gpu"
+MOST_PROCESSES = 14
 TEST_SECONDS, RESERVED_SECONDS = 60, 1.0
 """Limit of each test, and what of the budget is left for the record."""
 # The configuration of the project has options for a machine without a card.
@@ -239,8 +240,14 @@ def _last_line(report: pytest.TestReport) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = stage_parser("run_tests", __doc__)
-    parser.add_argument("--smoke", action="store_true", help="only those that tell in seconds")
+    parser = command_parser("_gpu.run_tests", __doc__)
+    processes = max(1, min(MOST_PROCESSES, (os.cpu_count() or 2) - 2))
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="FOLDER", help="for the record")
+    add("--budget", type=float, default=170.0, metavar="SECONDS", help="for everything")
+    add("--processes", type=int, default=processes, metavar="N", help="processes side by side")
+    add("--rehearse", action="store_true", help="a few tests, on the CPU")
+    add("--smoke", action="store_true", help="only those that tell in seconds")
     return parser
 
 

@@ -4,23 +4,55 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks._gpu.process import run_limited
-from benchmarks._gpu.stages import RESTARTS, Stage
 from benchmarks._measure.command import write_record, write_whole
 
 Record = dict[str, Any]
 DONE, FAILED, TIMED_OUT, NO_TIME = "done", "failed", "timed out", "no time left"
+RESTARTS = 3
 LEAST_SECONDS = 1.0
 """A stage with less time than that is not started."""
 FINISHING_SHARE, MOST_FINISHING_SECONDS = 0.2, 3.0
 """Of a stage's time, what it has after its own budget to end in order."""
 TAIL, MOST_LOGGED = 2000, 100_000
 """Characters of the output of a stage, in the summary where it is not done, and in the log."""
+
+
+class Stage(NamedTuple):
+    """One command that measures or checks something and writes a record while it runs.
+
+    Attributes:
+        end: the share of the time of all stages that is over when the stage must end. Time that
+            earlier stages did not use is available to it.
+        command: module and options; the options of every stage are added.
+        record: the file that it writes. Stages that continue the same record share a folder.
+        published: whether the record becomes a result file; else it is a part of the summary.
+        judges: whether the record has `"correct"` and `"failed"`, for the verdict over the run.
+        resumes: whether it starts again after a crash, with `--resume`.
+        required: whether the run is incomplete without it.
+    """
+
+    name: str
+    end: float
+    command: tuple[str, ...]
+    record: str
+    published: bool = True
+    judges: bool = False
+    resumes: bool = False
+    required: bool = True
+
+    def arguments(self, folder: Path, budget: float, rehearse: bool, is_restart: bool) -> list[str]:
+        """Return the command line; a restart continues the record that exists."""
+        given = [word.replace("{folder}", str(folder)) for word in self.command]
+        given += ["--out", str(folder), "--budget", f"{budget:.1f}"]
+        given += ["--rehearse"] * rehearse + ["--resume"] * is_restart
+        return [sys.executable, "-m", *given]
 
 
 class Runner:

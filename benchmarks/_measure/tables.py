@@ -33,12 +33,12 @@ SHORT = {
 def table(rows: Mapping[str, Row], figures: Sequence[str] = tuple(FIGURES)) -> list[str]:
     """Return a heading and, for each row, a line for each figure that any implementation has."""
     ways = list(dict.fromkeys(way for row in rows.values() for way in row["measured"]))
-    lines = [f"{'':<40}" + "".join(f"{SHORT.get(way, way):>10}" for way in ways)]
+    lines = [f"{'':<40}" + "".join(f"{SHORT.get(way, way):>12}" for way in ways)]
     for title, row in rows.items():
         measured = row["measured"]
         known = [name for name in figures if any(name in one for one in measured.values())]
         for number, name in enumerate(known):
-            cells = "".join(f"{_cell(measured.get(way), name):>10}" for way in ways)
+            cells = "".join(f"{_cell(measured.get(way), name):>12}" for way in ways)
             wrong = "  WRONG" if number == 0 and row.get("correct") is False else ""
             lines.append(f"{title if number == 0 else '':<30}{FIGURES[name][0]:>10}{cells}{wrong}")
     return lines

@@ -11,9 +11,8 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks._gpu.process import run_limited
-from benchmarks._gpu.runner import DONE, FAILED, NO_TIME, TIMED_OUT, Runner
-from benchmarks._gpu.stages import STAGES, Stage, choose_stages
-from benchmarks.gpu import first_lines, report
+from benchmarks._gpu.runner import DONE, FAILED, NO_TIME, TIMED_OUT, Runner, Stage
+from benchmarks.gpu import STAGES, first_lines, report
 
 ROOT = Path(gpu.__file__).parents[1]
 WRITES = """
@@ -327,8 +326,6 @@ def test_the_stages_of_a_run():
     assert ends[-1] < 1.0
     # Beside the summary and the log, with one place free of the seven.
     assert len({stage.record for stage in STAGES if stage.published}) + 2 <= 7
-    assert [stage.name for stage in choose_stages(["tests", "smoke"])] == ["smoke", "tests"]
-    assert choose_stages(None) == STAGES
 
 
 def test_without_a_device_it_refuses(tmp_path):
@@ -353,13 +350,13 @@ def test_stopped_from_outside_it_stops_its_stage_and_keeps_the_figures(tmp_path)
     program = f"""
 import sys
 from benchmarks import gpu
-from benchmarks._gpu.stages import Stage
+from benchmarks._gpu.runner import Stage
 import signal
 class Slow(Stage):
     def arguments(self, folder, *_):
         return [sys.executable, "-S", "-c", sys.argv[1], str(folder)]
 gpu._describe = lambda *_: {{}}
-gpu.choose_stages = lambda *_: [Slow("slow", 1.0, (), "slow.json")]
+gpu.STAGES = [Slow("slow", 1.0, (), "slow.json")]
 signal.signal(signal.SIGTERM, gpu._stop)
 sys.exit(gpu.main(["--out", {str(tmp_path / "out")!r}, "--budget", "60"]))
 """
