@@ -5,14 +5,14 @@
     python -m benchmarks.hot_path --device cuda --out FOLDER --budget 240
     python -m benchmarks.hot_path --redraw benchmarks/results/hot_path.json
 
-Implementations are timed in turn within one run. A name alone is forward and backward; on CUDA
-"forward" is the forward alone and "replayed" a CUDA graph. The floor is the two plain matrix
-products of the same problem, "sdpa" is PyTorch's attention in the same shapes, without mask and
-loss: a ceiling. Rates count 4·M·N·D flops against a bank and 6·M²·D against itself, whatever an
-implementation computes twice; `of_square` and `of_floor` are shares of the rate of a large square
-product and of the floor. On CUDA the loss and the gradient of each implementation are compared
-with the textbook formula in float64: `error` is the larger relative error. Memory is the peak of
-what one run needs beyond its inputs: on the CPU in a process of its own.
+Forward and backward of every implementation are timed in turn within one run; on CUDA "replayed"
+is a CUDA graph. The floor is the two plain matrix products of the same problem, "sdpa" is PyTorch's
+attention in the same shapes, without mask and loss: a ceiling. Rates count 4·M·N·D flops against a
+bank and 6·M²·D against itself, whatever an implementation computes twice; `of_square` and
+`of_floor` are shares of the rate of a large square product and of the floor. On CUDA the loss and
+the gradient of each implementation are compared with the textbook formula in float64: `error` is
+the larger relative error. Memory is the peak of what one run needs beyond its inputs: on the CPU in
+a process of its own.
 
 The record is written as figures become known, so that a process that is stopped keeps them.
 """
@@ -21,44 +21,30 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from benchmarks._measure.arguments import command_parser
-from benchmarks._measure.command import (
-    REFUSED,
-    add_device_options,
-    add_run_options,
-    matmul_precision,
-    start_run,
-)
-from benchmarks._measure.memory import extra_memory, measured_peak, peak_memory
-from benchmarks._measure.session import UNFINISHED, Session
-from benchmarks._measure.tables import hot_path_head, hot_path_lines
-from benchmarks._measure.timers import CPU, NO_TIME, Run
-from benchmarks._ways.cases import STAGES, choose_cases, parse_case_shape
-from benchmarks._ways.comparison import Comparison
-from benchmarks._ways.problem import MODES, Case, Problem
-from benchmarks._ways.products import copy_bandwidth
-from benchmarks._ways.ways import (
-    COMPILED_WAYS,
-    CPU_WAYS,
-    CUDA_WAYS,
-    PHASES,
-    WAYS,
-    Means,
-    compile_for_shape,
-    make_runs,
-)
+from benchmarks._measure.arguments import add_device_options, add_run_options, command_parser
+from benchmarks._measure.command import REFUSED, has_device, matmul_precision, set_threads
+from benchmarks._measure.device import measured_peak, peak_memory
+from benchmarks._measure.session import UNFINISHED, Row, Session
+from benchmarks._measure.tables import remarks, table
+from benchmarks._measure.timers import CPU, NO_TIME, Run, attempt, measure
+from benchmarks._ways import ways
+from benchmarks._ways.formulas import Losses, relative_error, truth_of
+from benchmarks._ways.problem import MODES, STAGES, Case, Problem, choose_cases, parse_case_shape
 
-Row = dict[str, Any]
+Phases = Sequence[Sequence[str]]
 COMPILE_SECONDS = 60.0
 """What the ways that compile for long are expected to take at most, in one case."""
+MOST_SIMILARITIES = 100_000_000
+"""On the CPU only the floor and the tiled form run above so many similarities: what holds them all
+takes gigabytes, and mining, which holds a part at a time, takes long."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,12 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
         rows = json.loads(options.redraw.read_text())["rows"]
         _draw((options.out or options.redraw.parent) / f"{options.redraw.stem}.png", rows)
         return 0
-    if not start_run(options):
+    set_threads(options.threads)
+    if not options.rehearse and not has_device(options.device):
         return REFUSED
-    if options.peak is not None:
-        print(json.dumps(_peak_of_one(options)))
-        return 0
-    session = Session(options, arguments is None, ("hot_path.json", "hot_path_gpu.json"))
+    session = Session(options, arguments is None, "hot_path")
     status = _HotPath(options, session).measure_all()
     if status == 0 and session.path is not None and not session.as_on_gpu:
         _draw(session.path.with_suffix(".png"), session.record["rows"])
@@ -86,22 +70,23 @@ class _HotPath:
     def __init__(self, options: argparse.Namespace, session: Session) -> None:
         self.options = options
         self.session = session
-        self.means = Means(session.device, "triton", compile_for_shape, square=8192)
+        self.device, self.on_gpu = session.device, session.as_on_gpu
+        self.means: dict[str, Any] = {"square": 8192}
         if options.rehearse:
-            self.means = Means(session.device, "tiled", lambda function: function, square=32)
-        self.ways = options.ways or (CUDA_WAYS if session.as_on_gpu else CPU_WAYS)
+            self.means = {"square": 32, "backend": "tiled", "compiler": lambda function: function}
+        self.ways = options.ways or (ways.CUDA_WAYS if self.on_gpu else ways.CPU_WAYS)
         self.cases = choose_cases(
-            options.shapes, options.modes, options.stage, session.device.type, options.rehearse
+            options.shapes, options.modes, options.stage, self.device.type, options.rehearse
         )
-        again = {_key(asdict(case)) for case in self.cases}
-        former = session.record.get("rows", [])
-        self.rows: list[Row] = [
-            row for row in former if row["note"] != NO_TIME or _key(row) not in again
-        ]
-        session.record["rows"] = self.rows
-        if session.as_on_gpu and not session.resumed:
-            num_bytes = 1 << (12 if options.rehearse else 30)
-            session.record["copy_gb_per_second"] = copy_bandwidth(session.device, num_bytes)
+        former = {
+            Case(*(row[name] for name in Case._fields)): row
+            for row in session.record.get("rows", [])
+        }
+        self.rows: dict[Case, Row] = {
+            case: row
+            for case, row in former.items()
+            if row["note"] != NO_TIME or case not in self.cases
+        }
 
     def measure_all(self) -> int:
         """Measure what the record lacks; return the exit status.
@@ -109,107 +94,136 @@ class _HotPath:
         As on a GPU, the ways that compile for long come after everything else: a compiler that
         never ends then costs no other figure.
         """
-        print(hot_path_head(), flush=True)
-        done = {_key(row) for row in self.rows}
-        on_gpu = self.session.as_on_gpu
-        quick = [way for way in self.ways if not (on_gpu and way in COMPILED_WAYS)]
-        for case in (case for case in self.cases if _key(asdict(case)) not in done):
-            row: Row = {**asdict(case), "flops": case.useful_flops, "note": NO_TIME}
-            row |= {"correct": None, "measured": {}, "skipped": {}}
-            self.rows.append(row)
-            status = self._measure(case, row, quick, PHASES if on_gpu else (WAYS,), 0.0)
+        compiled = [way for way in self.ways if self.on_gpu and way in ways.COMPILED_WAYS]
+        quick = [way for way in self.ways if way not in compiled]
+        for case in [case for case in self.cases if case not in self.rows]:
+            row: Row = {**case._asdict(), "flops": case.useful_flops, "note": NO_TIME}
+            self.rows[case] = row | {"correct": None, "measured": {}, "skipped": {}}
+            status = self._measure(case, quick, ways.PHASES if self.on_gpu else (ways.WAYS,), 0.0)
             if status != 0:
                 return status
-        status = self._measure_compiled() if on_gpu else 0
-        left_out = sum(row["note"] == NO_TIME for row in self.rows)
-        print(f"{len(self.rows) - left_out} of {len(self.rows)} cases measured")
-        return status
-
-    def _measure_compiled(self) -> int:
-        """Measure the headlines again with the ways that compile, while there is time for it."""
-        compiled = [way for way in self.ways if way in COMPILED_WAYS]
-        rows = {_key(row): row for row in self.rows}
-        for case in (case for case, is_headline in self.cases.items() if is_headline):
-            row = rows[_key(asdict(case))]
+        for case in [case for case, is_headline in self.cases.items() if is_headline]:
+            row = self.rows[case]
             missing = [way for way in compiled if way not in (*row["measured"], *row["skipped"])]
             if not missing or row["note"] is not None or not self.session.has_time(COMPILE_SECONDS):
                 continue
             # A process that dies here does not come back to them.
             row["skipped"] |= dict.fromkeys(missing, UNFINISHED)
-            status = self._measure(case, row, self.ways, (WAYS,), COMPILE_SECONDS)
+            status = self._measure(case, self.ways, (ways.WAYS,), COMPILE_SECONDS)
             torch.compiler.reset()  # Each case is compiled for its own shapes.
-            self._save()
             if status != 0:
                 return status
+        left_out = sum(row["note"] == NO_TIME for row in self.rows.values())
+        print(f"{len(self.rows) - left_out} of {len(self.rows)} cases measured")
         return 0
 
-    def _measure(
-        self,
-        case: Case,
-        row: Row,
-        ways: Sequence[str],
-        phases: Sequence[Sequence[str]],
-        extra_seconds: float,
-    ) -> int:
-        expected = extra_seconds + _expected_seconds(case, self.session.device)
-        job = partial(self._compare, case, row, ways, phases)
-        status = self.session.fill(row, job, expected)
-        finished = {way for way in row["measured"] if row["skipped"].get(way) == UNFINISHED}
-        row["skipped"] = {way: said for way, said in row["skipped"].items() if way not in finished}
+    def _measure(self, case: Case, names: Sequence[str], phases: Phases, extra: float) -> int:
+        row = self.rows[case]
         self._save()
-        print("\n".join(hot_path_lines(row)), flush=True)
+        # On CUDA, what a case takes at most without the implementations that compile.
+        seconds = 2.0 + 2e-9 * case.similarities if self.device.type == "cuda" else 0.0
+        job = partial(self._compare, case, row, names, phases)
+        status = self.session.fill(row, job, extra + seconds)
+        for way in [way for way, why in row["skipped"].items() if why == UNFINISHED]:
+            if way in row["measured"]:
+                del row["skipped"][way]
+        self._save()
+        shown = {str(case): row}
+        print(*table(shown), *remarks(shown), sep="\n", flush=True)
         return status
 
-    def _compare(
-        self, case: Case, row: Row, ways: Sequence[str], phases: Sequence[Sequence[str]]
-    ) -> None:
-        session = self.session
-        comparison = Comparison(case, session.device, row, self.means.square, session.save)
+    def _compare(self, case: Case, row: Row, names: Sequence[str], phases: Phases) -> None:
+        """Time the ways of the first phase, then those of both; check and weigh them.
+
+        A process that is stopped in the second phase has figures of the first.
+        """
         with matmul_precision(MODES[case.mode].precision):
-            problem = Problem.draw(case, session.device)
-            runs = make_runs(case, problem, ways, self.means, session.as_on_gpu)
-            comparison.leave_out(runs, say=session.as_on_gpu)
-            comparison.time(runs, self.options.repeats, session.deadline, phases)
-            if session.as_on_gpu and session.has_time(0.0):
-                comparison.check(runs, problem)
-            comparison.weigh(runs, self._weigher(case))
+            problem = Problem.draw(case, self.device)
+            runs = ways.make_runs(case, problem, names, replays=self.on_gpu, **self.means)
+            for name in [name for name in runs if too_large(name, case, self.device)]:
+                del runs[name]
+                if self.on_gpu:
+                    row["skipped"][name] = "M×N is too large to try"
+            chosen: dict[str, Run] = {}
+            for phase in phases:
+                chosen |= {name: run for name, run in runs.items() if ways.way_of(name) in phase}
+                self._time(case, row, chosen)
+                chosen = {name: runs[name] for name in _timed(row) if name in chosen}
+                if not self.session.has_time():
+                    break
+            runs = {name: runs[name] for name in _timed(row) if name in runs}
+            if self.on_gpu and self.session.has_time():
+                found = attempt(partial(self._check, case, row, runs, problem), self.device)
+                if isinstance(found, str):  # The figures stand without the check.
+                    row["skipped"]["check"] = found
+                self._save()
+            for name, run in runs.items():
+                row["measured"][name]["extra_mb"] = self._weigh(case, name, run)
+
+    def _time(self, case: Case, row: Row, runs: dict[str, Run]) -> None:
+        """Time the runs in turn, and save them with their rates and ratios."""
+        references = [name for name in ways.REFERENCES if name in {*row["measured"], *runs}]
+        measure(runs, self.options.repeats, self.device, into=row["measured"],
+                references=references, deadline=self.session.deadline)  # fmt: skip
+        timed = _timed(row)
+        for name, one in timed.items():
+            flops = ways.flops_of(name, case, self.means["square"])
+            one["tflops"] = flops / one["seconds"] / 1e12
+        for bound in {"square", "floor"} & set(timed):
+            for one in timed.values():
+                one[f"of_{bound}"] = one["tflops"] / timed[bound]["tflops"]
+        self._save()
+
+    def _check(self, case: Case, row: Row, runs: dict[str, Run], problem: Problem) -> None:
+        """Compare loss and gradient of the runs with the truth, once each."""
+        truth, ours = truth_of(problem), []
+        for name, run in runs.items():
+            if ways.way_of(name) not in ways.UNCHECKED:
+                error = attempt(partial(_error_of, run, truth), self.device)
+                right = not isinstance(error, str) and error <= MODES[case.mode].tolerance
+                error = "not finite" if error == math.inf else error
+                row["measured"][name] |= {"error": error, "correct": right}
+                ours += [right] * (ways.way_of(name) in ways.OURS)
+        row["correct"] = all(ours) if ours else None
+
+    def _weigh(self, case: Case, name: str, run: Run) -> float | None:
+        """Return the MB that a run needs; on the CPU in a process of its own."""
+        if not self.options.memory:
+            return None
+        if self.on_gpu:
+            found = attempt(partial(measured_peak, run, self.device), self.device)
+            return None if isinstance(found, str) else found
+        return peak_memory(runs_to_weigh, case, name)
 
     def _save(self) -> None:
-        known = [row["correct"] for row in self.rows if row["correct"] is not None]
-        self.session.record["correct"] = all(known) if known else None
+        rows = list(self.rows.values())
+        known = [row["correct"] for row in rows if row["correct"] is not None]
+        self.session.record |= {"rows": rows, "correct": all(known) if known else None}
         self.session.save()
 
-    def _weigher(self, case: Case) -> Callable[[str, Run], float | None]:
-        """Return a function from a name and its run to the MB it needs."""
-        if not self.options.memory:
-            return lambda name, run: None
-        if self.session.as_on_gpu:
-            return lambda name, run: extra_memory(run, self.session.device)
-        shape = f"{case.anchors}x{case.entries or 'itself'}x{case.dim}x{case.classes}"
-        given = ("--shapes", shape, "--modes", case.mode)
-        return lambda name, run: peak_memory("benchmarks.hot_path", "--peak", name, *given)
+
+def too_large(way: str, case: Case, device: torch.device) -> bool:
+    """Return whether a way needs more than there is time or memory for."""
+    if device.type != "cuda":
+        return way not in ("floor", "tiled") and case.similarities > MOST_SIMILARITIES
+    # All that hold M×N matrices hold three of float32 at least.
+    total: int = torch.cuda.get_device_properties(device).total_memory
+    return way in ways.DENSE_WAYS and 3 * 4 * case.similarities > total
 
 
-def _peak_of_one(options: argparse.Namespace) -> float:
-    """Return the MB of one implementation on the first case, in this process."""
-    (case, *_) = choose_cases(options.shapes, options.modes, None, "cpu", False)
-    # First on a tiny problem: threads, libraries and compiled code are not part of the run.
-    tiny = Case(case.mode, min(case.anchors, 64), 4 * case.classes, case.dim, case.classes)
-    found = 0.0
-    for one in (tiny, case):
-        means = Means(CPU, "tiled", compile_for_shape, square=32)
-        run = make_runs(one, Problem.draw(one, CPU), (options.peak,), means, False)[options.peak]
-        found = measured_peak(run)
-    return found
+def _timed(row: Row) -> dict[str, Row]:
+    return {name: one for name, one in row["measured"].items() if "seconds" in one}
 
 
-def _expected_seconds(case: Case, device: torch.device) -> float:
-    """Return what a case takes at most on CUDA, without the implementations that compile."""
-    return 2.0 + 2e-9 * case.similarities if device.type == "cuda" else 0.0
+def _error_of(run: Run, truth: Losses) -> float:
+    return relative_error(cast(Losses, run()), truth)
 
 
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("mode", "anchors", "entries", "dim", "classes"))
+def runs_to_weigh(case: Case, way: str) -> tuple[Run, Run]:
+    """Return a way on a tiny problem, and on that of a case."""
+    tiny = case._replace(anchors=min(case.anchors, 64), entries=4 * case.classes)
+    small, run = (ways.make_runs(one, Problem.draw(one, CPU), (way,))[way] for one in (tiny, case))
+    return small, run
 
 
 def _draw(path: Path, rows: list[Row]) -> None:
@@ -228,10 +242,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--shapes", nargs="+", type=parse_case_shape, metavar="MxNxD[xC]",
         help='N may be "itself" (default: by device)')  # fmt: skip
     add("--modes", nargs="+", choices=MODES, metavar="MODE", help=f"out of {', '.join(MODES)}")
-    add("--ways", nargs="+", choices=WAYS, metavar="WAY", help=f"out of {', '.join(WAYS)}")
+    add(
+        "--ways", nargs="+", choices=ways.WAYS, metavar="WAY", help=f"out of {', '.join(ways.WAYS)}"
+    )
     add("--stage", choices=STAGES, help="a part of the cases (default: both)")
     add("--redraw", type=Path, metavar="JSON", help="draw the picture of an existing record")
-    add("--peak", choices=WAYS, help=argparse.SUPPRESS)
     return parser
 
 

@@ -10,17 +10,17 @@ projection head and is not measured.
 """
 
 import argparse
-import dataclasses
-import json
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks._measure.arguments import command_parser, positive, size_of
-from benchmarks._measure.command import add_run_options, look_at_machine, set_threads, write_record
-from benchmarks._measure.memory import measured_peak, peak_memory
+from benchmarks._measure.arguments import add_run_options, command_parser, positive, size_of
+from benchmarks._measure.command import set_threads, write_record
+from benchmarks._measure.device import peak_memory
+from benchmarks._measure.environment import look_at_machine
 from benchmarks._measure.timers import measure
 from benchmarks._tables.text import TextTable
 from benchmarks._training.data import IGNORE_INDEX
@@ -28,7 +28,7 @@ from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.protocol import BANK, LARGE, SGD
 from benchmarks._training.recipe import Recipe
 from benchmarks._training.training import Arm
-from benchmarks._ways.batches import BatchShape, draw_bank, draw_patches
+from benchmarks._ways.batches import BatchShape, draw_patches, fill_bank
 
 Row = dict[str, Any]
 
@@ -39,8 +39,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "both banks": {"sources": None},
 }
 BASES = {
-    "small": dataclasses.replace(SGD, **BANK),
-    "large": dataclasses.replace(LARGE, bank=500, pixels_per_image=10),
+    "small": replace(SGD, **BANK),
+    "large": replace(LARGE, bank=500, pixels_per_image=10),
 }
 NUM_CLASSES = 11
 CLASSES_OF_IMAGE = (6, 10)
@@ -68,12 +68,7 @@ class Step:
         images = torch.randn(recipe.batch_size, 3, *self.labels.shape[-2:])
         self.images = images.contiguous(memory_format=torch.channels_last)
         if self.arm.criterion is not None and self.arm.criterion.bank is not None:
-            bank = self.arm.criterion.bank
-            pixels, regions = draw_bank(shape, labels.device)
-            bank.pixels.copy_(pixels)
-            bank.regions.copy_(regions)
-            bank.pixel_count.fill_(bank.pixel_slots)
-            bank.region_count.fill_(bank.region_slots)
+            fill_bank(self.arm.criterion.bank, shape)
 
     def __call__(self) -> None:
         """Take one step."""
@@ -82,14 +77,14 @@ class Step:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure a step of every implementation; print a table and write a JSON."""
-    options = _parser().parse_args(arguments)
+    parser = command_parser("price", __doc__)
+    add = parser.add_argument
+    add("--networks", nargs="+", choices=list(BASES), default=list(BASES), metavar="NAME")
+    add("--size", type=size_of, metavar="HxW", help="size of the images")
+    add("--batch-size", type=positive, metavar="N", help="images in a batch")
+    add_run_options(parser, repeats=9)
+    options = parser.parse_args(arguments)
     set_threads(options.threads)
-    if options.peak is not None:
-        recipe = _recipe(options.networks[0], options.peak, options)
-        # A tiny batch first: threads and libraries allocate memory that is not the step's.
-        Step(dataclasses.replace(recipe, size=(16, 16), batch_size=2))()
-        print(json.dumps(measured_peak(Step(recipe))))
-        return
     environment = look_at_machine(options.refuse_busy)
     rows = [_measure(name, options) for name in tqdm(options.networks, leave=False, disable=None)]
     print(price_table(rows).aligned())
@@ -118,45 +113,23 @@ def price_table(rows: list[Row]) -> TextTable:
     return TextTable(("", "way", "ms a step", "ratio", "extra MB", "ratio"), cells)
 
 
-def _recipe(network: str, way: str, options: argparse.Namespace) -> Recipe:
+def _measure(network: str, options: argparse.Namespace) -> Row:
     given = {name: getattr(options, name) for name in ("size", "batch_size")}
     changes = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(BASES[network], **WAYS[way], **changes)
-
-
-def _measure(network: str, options: argparse.Namespace) -> Row:
-    steps = {way: Step(_recipe(network, way, options)) for way in WAYS}
+    recipes = {way: replace(BASES[network], **WAYS[way], **changes) for way in WAYS}
+    steps = {way: Step(recipe) for way, recipe in recipes.items()}
     measured = measure(steps, options.repeats, references=(REFERENCE,), strict=True)
     parameters = sum(weight.numel() for weight in steps[REFERENCE].arm.network.parameters())
     steps.clear()
     for way, one in measured.items():
-        one["extra_mb"] = _peak(network, way, options) if options.memory else None
-    recipe = _recipe(network, "both banks", options)
-    return {
-        "network": network,
-        "parameters": parameters,
-        "recipe": dataclasses.asdict(recipe),
-        "measured": measured,
-    }
+        one["extra_mb"] = peak_memory(runs_to_weigh, recipes[way]) if options.memory else None
+    recipe = asdict(recipes["both banks"])
+    return {"network": network, "parameters": parameters, "recipe": recipe, "measured": measured}
 
 
-def _peak(network: str, way: str, options: argparse.Namespace) -> float | None:
-    recipe = _recipe(network, way, options)
-    size, batch = "x".join(map(str, recipe.size)), str(recipe.batch_size)
-    given = ("--networks", network, "--size", size, "--batch-size", batch)
-    threads = ("--threads", str(torch.get_num_threads()))
-    return peak_memory("benchmarks.price", "--peak", way, *given, *threads)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("price", __doc__)
-    add = parser.add_argument
-    add("--networks", nargs="+", choices=list(BASES), default=list(BASES), metavar="NAME")
-    add("--size", type=size_of, metavar="HxW", help="size of the images")
-    add("--batch-size", type=positive, metavar="N", help="images in a batch")
-    add_run_options(parser, repeats=9)
-    add("--peak", choices=list(WAYS), help=argparse.SUPPRESS)
-    return parser
+def runs_to_weigh(recipe: Recipe) -> tuple[Step, Step]:
+    """Return a step on a tiny batch, and that of a recipe."""
+    return Step(replace(recipe, size=(16, 16), batch_size=2)), Step(recipe)
 
 
 if __name__ == "__main__":

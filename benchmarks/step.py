@@ -20,27 +20,23 @@ no time: it counts waits of the host and launches, times each kernel, and measur
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import statistics
 from dataclasses import asdict
 from functools import partial
-from itertools import chain
-from typing import Any
 
 import torch
 
-from benchmarks._measure.arguments import command_parser
-from benchmarks._measure.command import REFUSED, add_device_options, add_run_options, start_run
-from benchmarks._measure.counts import profile_run
-from benchmarks._measure.memory import measured_peak, peak_memory
-from benchmarks._measure.session import Session
-from benchmarks._measure.tables import part_lines, sampler_lines, step_head, step_lines
-from benchmarks._measure.timers import CPU, NO_TIME, Measured, add_ratios, keep_figures, measure
+from benchmarks._measure.arguments import add_device_options, add_run_options, command_parser
+from benchmarks._measure.command import REFUSED, has_device, set_threads
+from benchmarks._measure.device import peak_memory, profile_run
+from benchmarks._measure.session import Row, Session
+from benchmarks._measure.tables import remarks, table
+from benchmarks._measure.timers import CPU, NO_TIME, Run, measure
 from benchmarks._ways.batches import SHAPES, STEP_SHAPES
 from benchmarks._ways.samplers import measure_samplers
-from benchmarks._ways.steps import CASES, PARTS, WAYS, StepCase
+from benchmarks._ways.steps import CASES, PARTS, StepCase
 
-Row = dict[str, Any]
 REFERENCES = ("step", "loss")
 CASE_SECONDS = 12.0
 """What a case is expected to take at most on CUDA, kernels being compiled."""
@@ -49,107 +45,74 @@ CASE_SECONDS = 12.0
 def main(arguments: list[str] | None = None) -> int:
     """Measure the steps, their parts and the samplers; return the exit status."""
     options = _parser().parse_args(arguments)
-    if not start_run(options):
+    set_threads(options.threads)
+    if not options.rehearse and not has_device(options.device):
         return REFUSED
-    if options.peak is not None:
-        print(json.dumps(_peak_of_one(options)))
-        return 0
-    names = ("step_profile.json",) * 2 if options.profile else ("step.json", "step_gpu.json")
-    return _Steps(options, Session(options, arguments is None, names)).measure_all()
+    session = Session(options, arguments is None, "launches" if options.profile else "step")
+    shapes = options.shapes or (("small",) if options.rehearse else STEP_SHAPES)
+    cases = options.cases or (CASES if session.as_on_gpu else (*CASES, "sampler"))
+    steps: list[Row] = [row for row in session.record.get("steps", []) if row["note"] != NO_TIME]
+    samplers: list[Row] = []
+    session.record |= {"steps": steps, "samplers": samplers}
+    done = {(row["name"], row["case"]) for row in steps}
+    for name, case in itertools.product(shapes, cases):
+        if case == "sampler" or (name, case) in done:
+            continue
+        row: Row = {"name": name, "case": case, "shape": asdict(SHAPES[name])}
+        row |= {"note": NO_TIME, "measured": {}}
+        steps.append(row)
+        expected = CASE_SECONDS if session.device.type == "cuda" else 0.0
+        status = session.fill(row, partial(_measure, row, options, session), expected)
+        shown = {f"{name}, {case}": row}
+        print(*table(shown), *remarks(shown), sep="\n", flush=True)
+        for part, seconds in row.get("parts", {}).items():
+            print(f"  {part:<38}{1000 * seconds:>11.1f} ms of the step")
+        if status != 0:
+            return status
+    for name in shapes if "sampler" in cases else ():
+        samplers += measure_samplers(name, options.repeats, session.device)
+    title = "{images}x{pixels}, {classes}, {labels}"
+    print(*table({title.format(**row): row for row in samplers}), sep="\n")
+    session.save()
+    return 0
 
 
-class _Steps:
-    """The cases of one run of the command."""
-
-    def __init__(self, options: argparse.Namespace, session: Session) -> None:
-        self.options = options
-        self.session = session
-        former = session.record.get("steps", [])
-        self.steps: list[Row] = [row for row in former if row["note"] != NO_TIME]
-        self.samplers: list[Row] = []
-        session.record |= {"steps": self.steps, "samplers": self.samplers}
-
-    def measure_all(self) -> int:
-        """Measure every case that the record lacks; return the exit status."""
-        options, on_gpu = self.options, self.session.as_on_gpu
-        shapes = options.shapes or (("small",) if options.rehearse else STEP_SHAPES)
-        cases = options.cases or (CASES if on_gpu else (*CASES, "sampler"))
-        done = {(row["name"], row["case"]) for row in self.steps}
-        chosen = [(name, case) for name in shapes for case in cases if case != "sampler"]
-        print(step_head(), flush=True)
-        for name, case in (one for one in chosen if one not in done):
-            row: Row = {"name": name, "case": case, "shape": asdict(SHAPES[name])}
-            row |= {"note": NO_TIME, "measured": {}}
-            self.steps.append(row)
-            expected = CASE_SECONDS if self.session.device.type == "cuda" else 0.0
-            status = self.session.fill(row, partial(self._measure, row), expected)
-            print("\n".join(step_lines(row)), flush=True)
-            if status != 0:
-                return status
-        if "sampler" in cases:
-            for name in shapes:
-                found = measure_samplers(name, options.repeats, self.session.device)
-                self.samplers.extend(found)
-        for line in chain(*map(part_lines, self.steps), *map(sampler_lines, self.samplers)):
-            print(line)
-        self.session.save()
-        return 0
-
-    def _measure(self, row: Row) -> None:
-        torch.manual_seed(0)
-        shape = SHAPES[row["name"]]
-        case = StepCase(shape, row["case"], self.session.device, as_on_gpu=self.session.as_on_gpu)
-        if self.options.profile:
-            self._profile(row, case)
-        else:
-            self._time(row, case)
-        row["anchors"] = case.anchors()
-
-    def _time(self, row: Row, case: StepCase) -> None:
-        session, repeats = self.session, self.options.repeats
-        runs = {way: case.way(way) for way in case.ways()}
-        measured: dict[str, Measured] = row["measured"]
-        if session.as_on_gpu:
-            # Ours first: a process that is stopped later has them.
-            ours = {way: run for way, run in runs.items() if not way.startswith("authors")}
-            found = measure(ours, repeats, session.device, deadline=session.deadline)
-            keep_figures(measured, found)
-            session.save()
-        found = measure(runs, repeats, session.device, deadline=session.deadline)
-        keep_figures(measured, found)
-        add_ratios(measured, REFERENCES)
-        session.save()
-        # The processes that measure memory have banks and queues of their own.
-        runs.clear()
-        if not session.as_on_gpu:
-            for way, one in measured.items():
-                one["extra_mb"] = self._peak(way, row) if self.options.memory else None
-            row["parts"] = self._parts(case)
-
-    def _profile(self, row: Row, case: StepCase) -> None:
+def _measure(row: Row, options: argparse.Namespace, session: Session) -> None:
+    """Fill in the row of one case."""
+    torch.manual_seed(0)
+    device, measured = session.device, row["measured"]
+    case = StepCase(SHAPES[row["name"]], row["case"], device, as_on_gpu=session.as_on_gpu)
+    if options.profile:
         for way in case.ways():
-            if way != "replayed" and self.session.has_time(0.0):
-                row["measured"][way] = profile_run(case.way(way), self.session.device)
-                self.session.save()
-        row["parts"] = self._parts(case)
-
-    def _parts(self, case: StepCase) -> dict[str, float]:
+            if way != "replayed" and session.has_time():
+                measured[way] = profile_run(case.way(way), device)
+                session.save()
+    else:
+        runs = {way: case.way(way) for way in case.ways()}
+        ours = {way: run for way, run in runs.items() if not way.startswith("authors")}
+        # On a GPU ours first: a process that is stopped later has them.
+        for chosen in (ours, runs) if session.as_on_gpu else (runs,):
+            measure(chosen, options.repeats, device,
+                    into=measured, references=REFERENCES, deadline=session.deadline)  # fmt: skip
+            session.save()
+        # The processes that measure memory have banks and queues of their own.
+        ours.clear()
+        runs.clear()
+        for way, one in measured.items() if not session.as_on_gpu else ():
+            given = (runs_to_weigh, row["name"], row["case"], way)
+            one["extra_mb"] = peak_memory(*given) if options.memory else None
+    if options.profile or not session.as_on_gpu:
         clock = case.clock_parts()
         clock()
-        clocked = [clock() for _ in range(self.options.repeats)]
-        return {part: statistics.median(one[part] for one in clocked) for part in PARTS}
-
-    def _peak(self, way: str, row: Row) -> float | None:
-        given = ("--shapes", row["name"], "--cases", row["case"])
-        return peak_memory("benchmarks.step", "--peak", way, *given)
+        clocked = [clock() for _ in range(options.repeats)]
+        row["parts"] = {part: statistics.median(one[part] for one in clocked) for part in PARTS}
+    row["anchors"] = case.anchors()
 
 
-def _peak_of_one(options: argparse.Namespace) -> float:
-    """Return the MB of one implementation on the first shape and case, in this process."""
-    way, case = options.peak, options.cases[0]
-    # First on a tiny batch: threads and libraries are not part of the run.
-    StepCase(SHAPES["small"], case, CPU).way(way)()
-    return measured_peak(StepCase(SHAPES[options.shapes[0]], case, CPU).way(way))
+def runs_to_weigh(shape: str, case: str, way: str) -> tuple[Run, Run]:
+    """Return an implementation on a tiny batch, and on that of a case."""
+    small, run = (StepCase(SHAPES[name], case, CPU).way(way) for name in ("small", shape))
+    return small, run
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,7 +125,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--cases", nargs="+", choices=[*CASES, "sampler"], metavar="CASE",
         help=f"out of {', '.join(CASES)}, sampler")  # fmt: skip
     add("--profile", action="store_true", help="count launches and waits; measure no time")
-    add("--peak", choices=WAYS, help=argparse.SUPPRESS)
     return parser
 
 

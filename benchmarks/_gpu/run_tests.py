@@ -1,23 +1,22 @@
-"""Run the GPU tests in several processes, within a time budget, and record what they found.
+"""Run the GPU tests in several processes, and record what they found.
 
-    python -m benchmarks._gpu.run_tests --out FILE --budget SECONDS --processes 14
+    python -m benchmarks._gpu.run_tests --out FOLDER --budget SECONDS --processes 14
 
-1. Count, without the GPU, which kernels each test compiles (`kernel_counts.py`).
-2. Run the tests in processes that share a Triton cache, packed by the number of kernels that they
-   compile (`packing.py`). One process more runs the tests that need much of the card's memory, one
-   after the other. Tests that decide nothing (marked `ungated`) follow where a process has
-   finished, each in a process of its own. compute-sanitizer's memcheck runs beside all of this.
-
-The record is a JSON file, written anew about once a second. `correct` is false where a test failed
-or memcheck found errors, null where a test did not finish, else true. The exit status is 1 where
-`correct` is false, else 0. The command ends within its budget, whatever the tests do.
-
+pytest-xdist gives each process neighbouring tests, which launch the same kernels, and replaces a
+process that crashes; pytest-timeout ends a process in which a test hangs. All processes have one
+Triton cache. compute-sanitizer's memcheck runs a few of the tests beside them. `--smoke` runs only
+tests that compile what is timed next, and that tell if the kernels are right on this card at all;
 `--rehearse` runs a few tests on the CPU, with the tiled form in place of the kernels.
+
+The record is written anew while the tests run. `correct` is false where a test failed or memcheck
+found errors, null where a test did not finish, else true. The exit status is 1 where `correct` is
+false, else 0. Tests that are marked `ungated` decide nothing and come last.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -25,248 +24,231 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks._gpu.kernel_counts import Planned, kernels_of, read_plan
-from benchmarks._gpu.outcomes import (
-    MEMCHECK_ERROR,
-    TAIL,
-    describe_memcheck,
-    judge_tests,
-    read_outcomes,
-    report_lines,
-)
-from benchmarks._gpu.packing import pack
+import pytest
+
+from benchmarks import STARTED
 from benchmarks._gpu.process import Ended, run_limited
-from benchmarks._gpu.records import Record, write_record
-from benchmarks._gpu.selected_tests import FAILED
+from benchmarks._measure.arguments import command_parser
+from benchmarks._measure.command import write_record
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "gpu"
-# The configuration of the project needs plugins that a machine with a card may lack.
+MOST_PROCESSES = 14
+TEST_SECONDS, RESERVED_SECONDS = 60, 1.0
+"""Limit of each test, and what of the budget is left for the record."""
+# The configuration of the project has options for a machine without a card.
 PYTEST = (
-    *(sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-W", "ignore"),
-    *("--capture=sys", "-p", "no:cacheprovider", "-p", "no:timeout", "-p", "no:faulthandler"),
+    *("-m", "gpu", "-q", "--tb=short", "-W", "ignore", "-p", "no:cacheprovider"),
     *("-o", "addopts=", "-o", "filterwarnings="),
 )
-REHEARSED_FILES = (TESTS / "test_limits_on_gpu.py", TESTS / "test_training_on_gpu.py")
-REHEARSED = "strides_change and transposed or many_anchors or overflow or opcheck and mined"
-ON_CPU = "PIXCONTRAST_GPU_TESTS_ON_CPU"
-TEST_SECONDS = 60.0
-RESERVED_SECONDS = 1.0
-"""Of the budget; to stop a process takes up to two seconds more."""
-COUNTING_SHARE = 0.25
-"""The largest part of the budget for counting. Tests that are not counted by then weigh little."""
+EQUATION = str(TESTS / "test_equation_on_gpu.py")
+SMOKE = (
+    "-k",
+    "headline or test_loss_and_gradients and -negatives and (64- or 256-) or unit_length"
+    " or test_step_on_gpu and not compiled and (0] or 2] or 0-default or 2-default)",
+    *(EQUATION, str(TESTS / "test_headlines_on_gpu.py"), str(TESTS / "test_step_on_gpu.py")),
+)
+MEMCHECK = (
+    *("-k", "test_loss_and_gradients and (123- or -3-) or test_mining and bf16"),
+    EQUATION,
+)
+"""Few tests, because each compiles kernels of its own; at sizes that are no multiple of a tile."""
+REHEARSED = (
+    *("-k", "strides_change and transposed or many_anchors or overflow or opcheck and mined"),
+    *(str(TESTS / f"test_{name}_on_gpu.py") for name in ("limits", "training")),
+)
+REHEARSED_SMOKE = ("-k", "test_loss_and_gradients and bf16-64-", EQUATION)
+MEMCHECK_ERROR, MEMCHECK_FOUND = 9, "found errors"
+"""The exit status that memcheck is told to have where it found an error, and what is recorded."""
+UNGATED_FILE = "PIXCONTRAST_UNGATED"
+"""Environment variable: the file in which a process lists the tests that decide nothing."""
+CONTEXT_LOST = 3
+"""Exit status of a process whose CUDA context is broken."""
+TAIL = 800
+"""Characters of a log that are recorded."""
 
 
-class TestRun:
-    """One run of the GPU tests.
+class Recorder:
+    """Writes the record of a run: a plugin of the process that distributes the tests."""
 
-    Args:
-        work: a folder for logs and for what the processes exchange.
-        end: `time.monotonic()` at which every process is stopped.
-        processes: how many share the tests.
-        rehearse: whether to run a few tests on the CPU.
-    """
-
-    __test__ = False  # Not a test, although pytest would take it for one by its name.
-
-    def __init__(self, work: Path, end: float, processes: int, rehearse: bool) -> None:
-        self.work = work
-        self.end = end
-        self.processes = processes
-        self.rehearse = rehearse
-        self.began = time.monotonic()
-        self.plan: dict[str, Planned] = {}
-        self.plan_is_whole = False
-        self.memcheck = "not finished"
-        self.problems: list[str] = []
-        self._ungated: list[str] = []
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tests: list[str] = []
+        self.outcomes: dict[str, tuple[str, str]] = {}
+        self.memcheck = "not run"
+        self._written = 0.0
         self._lock = threading.Lock()
 
-    def run(self) -> None:
-        """Count, pack and run. Called in a thread; `record` may be called meanwhile."""
-        memcheck = _start(self._run_memcheck)
-        self._count()
-        kernels = kernels_of(self.plan)
-        gated = [test for test, planned in self.plan.items() if planned["ungated"] is None]
-        large = [test for test in gated if self.plan[test]["large_memory"]]
-        self._ungated = [test for test in self.plan if test not in gated]
-        packed = pack({test: kernels[test] for test in gated if test not in large}, self.processes)
-        workers = [
-            _start(self._work, f"tests-{number}", tests)
-            for number, tests in enumerate([large, *packed])
-        ]
-        for thread in (*workers, memcheck):
-            thread.join()
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
+        self.tests = list(ids)  # The same from every process.
 
-    def record(self) -> Record:
-        """What is known at this moment."""
-        outcomes: dict[str, dict[str, str]] = {}
-        for path in sorted(self.work.glob("*.outcomes")):
-            outcomes |= read_outcomes(path)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.outcome != "passed":
+            self.outcomes[report.nodeid] = (report.outcome, _last_line(report))
+        elif report.when == "teardown":
+            self.outcomes.setdefault(report.nodeid, ("passed", ""))
+        if time.monotonic() - self._written > 1.0:
+            self.write()
+
+    def write(self) -> dict[str, Any]:
+        """Write the record, and return it."""
+        list_of_ungated = self.path.with_suffix(".ungated")
+        ungated = json.loads(list_of_ungated.read_text()) if list_of_ungated.exists() else []
+        found = self._summary([test for test in self.tests if test not in ungated])
+        if self.memcheck.startswith(MEMCHECK_FOUND):
+            found["failed"].append("memcheck")
+        whole = found["passed"] > 0 and not found["unfinished"]
+        record = {
+            "correct": False if found["failed"] else True if whole else None,
+            **found,
+            "ungated": self._summary(ungated),
+            "memcheck": self.memcheck,
+        }
+        with self._lock:
+            write_record(self.path, record)
+        self._written = time.monotonic()
+        return record
+
+    def _summary(self, tests: Sequence[str]) -> dict[str, Any]:
+        """Return counts, and the names of the tests that failed or have no outcome."""
+        outcomes = {test: self.outcomes.get(test, ("unfinished", "")) for test in tests}
+        failed = [test for test, (outcome, _) in outcomes.items() if outcome == "failed"]
         return {
-            **judge_tests(self.plan, self.plan_is_whole, outcomes, self.memcheck),
-            "kernels": len(set[str]().union(*kernels_of(self.plan).values())),
-            "problems": self.problems,
-            "seconds": round(time.monotonic() - self.began, 1),
+            "passed": sum(outcome == "passed" for outcome, _ in outcomes.values()),
+            "failed": failed,
+            "skipped": Counter(why for outcome, why in outcomes.values() if outcome == "skipped"),
+            "unfinished": [test for test, (found, _) in outcomes.items() if found == "unfinished"],
+            "why": {test: outcomes[test][1] for test in failed},
         }
 
-    def _count(self) -> None:
-        """Fill the plan: all tests, and the kernels of those that are counted in time."""
-        seconds = COUNTING_SHARE * (self.end - self.began)
-        files = [self.work / f"counts-{number}.json" for number in range(self.processes)]
-        ends: dict[Path, Ended] = {}
 
-        def count(number: int, file: Path) -> None:
-            arguments = ["-p", "benchmarks._gpu.kernel_counts", "--kernel-counts", str(file)]
-            arguments += ["--part", f"{number}/{self.processes}", *self._selection()]
-            variables = {ON_CPU: "count", "CUDA_VISIBLE_DEVICES": ""}
-            ends[file] = self._run(file.stem, (*PYTEST, *arguments), variables, seconds)
+@pytest.hookimpl(trylast=True)  # After -k and -m.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that decide nothing last: this module is a plugin of every process."""
+    items.sort(key=lambda item: item.get_closest_marker("ungated") is not None)
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw0":
+        ungated = [item.nodeid for item in items if item.get_closest_marker("ungated") is not None]
+        Path(os.environ[UNGATED_FILE]).write_text(json.dumps(ungated))
 
-        threads = [_start(count, number, file) for number, file in enumerate(files)]
-        for thread in threads:
-            thread.join()
-        parts = [read_plan(file) for file in files]
-        # In the order of collection, of which each part has every n-th test.
-        longest = max(map(len, parts), default=0)
-        for place in range(longest):
-            for part in parts:
-                self.plan.update(list(part.items())[place : place + 1])
-        self.plan_is_whole = all(file.exists() for file in files)
-        self.problems += [
-            f"{file.stem}: exit status {ended.exit_status}: {self._log(file.stem)}"
-            for file, ended in ends.items()
-            if ended.exit_status != 0
-        ]
 
-    def _work(self, name: str, tests: Sequence[str]) -> None:
-        """Run tests, then ungated ones as long as there are any."""
-        self._run_list(name, tests)
-        while True:
-            with self._lock:
-                if not self._ungated:
-                    return
-                test = self._ungated.pop(0)
-            self._run_list(name, [test])
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)  # Before the time limit begins.
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, None, None]:
+    """Run one test of large memory at a time."""
+    if item.get_closest_marker("large_memory") is None:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / "pixcontrast-large-memory.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
-    def _run_list(self, name: str, tests: Sequence[str]) -> None:
-        """Run tests in one process, or in several where a test ends the process."""
-        selected, outcomes = self.work / f"{name}.selected", self.work / f"{name}.outcomes"
-        left = list(tests)
-        while left and time.monotonic() < self.end:
-            selected.write_text(json.dumps(left))
-            arguments = ["-p", "benchmarks._gpu.selected_tests", "--selected", str(selected)]
-            arguments += ["--outcomes", str(outcomes), "--test-seconds", str(TEST_SECONDS)]
-            # Only the files of these tests, because each takes time to import.
-            arguments += sorted({str(ROOT / test.split("::")[0]) for test in left})
-            variables = {ON_CPU: "tiled"} if self.rehearse else {}
-            ended = self._run(name, (*PYTEST, *arguments), variables)
-            found = read_outcomes(outcomes)
-            for test in left:
-                if test in found and "outcome" not in found[test]:
-                    _add_line(outcomes, {"test": test, **_interrupted(ended.exit_status)})
-            begun = [test for test in left if test in found]
-            left = [test for test in left if test not in found]
-            if not begun:
-                if ended.exit_status is not None:
-                    self.problems.append(f"{name}: no test began: {self._log(name)}")
-                return
 
-    def _run_memcheck(self) -> None:
-        program = shutil.which("compute-sanitizer")
-        if self.rehearse or program is None:
-            self.memcheck = "not rehearsed" if self.rehearse else "compute-sanitizer not installed"
-            return
-        # Calls of the driver that fail are normal: libraries ask for what a driver may lack.
-        command = (
-            *(program, "--tool", "memcheck", "--report-api-errors", "no", "--print-limit", "20"),
-            *("--error-exitcode", str(MEMCHECK_ERROR)),
-            *(sys.executable, "-m", "benchmarks._gpu.memcheck_cases"),
-        )
-        # An allocator that keeps memory would hide addresses that are out of bounds.
-        ended = self._run("memcheck", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-        log = (self.work / "memcheck.log").read_text(errors="replace")
-        self.memcheck = describe_memcheck(ended, log)
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """End a process whose CUDA context is broken: every later test would fail there."""
+    if report.failed and "PYTEST_XDIST_WORKER" in os.environ and _context_is_lost():
+        os._exit(CONTEXT_LOST)
 
-    def _run(
-        self,
-        name: str,
-        command: Sequence[str],
-        variables: Mapping[str, str],
-        seconds: float = float("inf"),
-    ) -> Ended:
-        log = self.work / f"{name}.log"
-        shared = {
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(self.work / "triton")),
-        }
-        return run_limited(
-            command,
-            seconds=min(seconds, self.end - time.monotonic()),
-            output=log,
-            errors=log,
-            environment={**shared, **variables},
-        )
 
-    def _selection(self) -> list[str]:
-        return ["-k", REHEARSED, *map(str, REHEARSED_FILES)] if self.rehearse else [str(TESTS)]
+def run_memcheck(work: Path, end: float) -> str:
+    """Return what memcheck found in some of the tests until `end`, or why it could not run."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        return "compute-sanitizer not installed"
+    # Calls of the driver that fail are normal: libraries ask for what a driver may lack.
+    options = ("--tool", "memcheck", "--report-api-errors", "no", "--print-limit", "20")
+    command = (program, *options, "--error-exitcode", str(MEMCHECK_ERROR),
+               sys.executable, "-m", "pytest", *PYTEST, *MEMCHECK)  # fmt: skip
+    # An allocator that keeps memory would hide addresses that are out of bounds.
+    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    log = work / "memcheck.log"
+    ended = run_limited(command, seconds=end - time.perf_counter(), log=log, environment=variables)
+    return describe_memcheck(ended, log.read_text(errors="replace"))
 
-    def _log(self, name: str) -> str:
-        return (self.work / f"{name}.log").read_text(errors="replace")[-TAIL:]
+
+def describe_memcheck(ended: Ended, log: str) -> str:
+    """Return what memcheck found. Only its own exit status for errors counts as a fault."""
+    if ended.exit_status is None:
+        return f"not finished after {ended.seconds:.0f} s"
+    if ended.exit_status == MEMCHECK_ERROR:
+        return f"{MEMCHECK_FOUND}: {log[-TAIL:]}"
+    if ended.exit_status == 0 and "ERROR SUMMARY: 0 errors" in log:
+        return f"no errors after {ended.seconds:.0f} s"
+    return f"could not run (exit status {ended.exit_status}): {log[-TAIL:]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tests and keep the record up to date until they end or the budget is used."""
+    """Run the tests, and end within the budget whatever they do."""
     options = _parser().parse_args(arguments)
-    end = time.monotonic() + options.budget - RESERVED_SECONDS
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        tests = TestRun(Path(folder), end, options.processes, options.rehearse)
-        thread = _start(tests.run)
-        while True:
-            write_record(options.out, tests.record())
-            thread.join(timeout=1.0)
-            if not thread.is_alive() or time.monotonic() > end + 2 * RESERVED_SECONDS:
-                break
-        record = tests.record()
-        write_record(options.out, record)
-    print("\n".join(report_lines(record)), flush=True)
+    end = (STARTED if arguments is None else time.perf_counter()) + options.budget
+    selection: Sequence[str] = SMOKE if options.smoke else (str(TESTS),)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if options.rehearse:
+        selection = REHEARSED_SMOKE if options.smoke else REHEARSED
+        os.environ["PIXCONTRAST_GPU_TESTS_ON_CPU"] = "tiled"
+    recorder = Recorder(options.out / ("smoke.json" if options.smoke else "tests_gpu.json"))
+
+    def stop() -> None:
+        os._exit(1 if recorder.write()["correct"] is False else 0)
+
+    def check_memory() -> None:
+        recorder.memcheck = "not finished"
+        recorder.memcheck = run_memcheck(options.out, end - 2 * RESERVED_SECONDS)
+
+    timer = threading.Timer(end - RESERVED_SECONDS - time.perf_counter(), stop)
+    timer.daemon = True
+    timer.start()
+    memcheck = threading.Thread(target=check_memory, daemon=True)
+    if not (options.smoke or options.rehearse):
+        memcheck.start()
+    run_tests(recorder, options.processes, selection)
+    if memcheck.is_alive():
+        memcheck.join()
+    record = recorder.write()
+    print(json.dumps(record, indent=2), flush=True)
     return 1 if record["correct"] is False else 0
 
 
-def _interrupted(exit_status: int | None) -> dict[str, str]:
-    """What is recorded of a test in which the process ended."""
-    if exit_status is not None and exit_status < 0:
-        return {"outcome": FAILED, "why": f"the process was ended by signal {-exit_status}"}
-    if exit_status is None:
-        return {"why": "stopped at the end of the budget"}
-    return {"why": f"more than {TEST_SECONDS:.0f} s, or the process ended"}
+def run_tests(recorder: Recorder, processes: int, selection: Sequence[str]) -> None:
+    """Run the selected tests in processes side by side."""
+    os.environ[UNGATED_FILE] = str(recorder.path.with_suffix(".ungated"))
+    limits = ("--timeout", str(TEST_SECONDS), "--timeout-method", "thread")
+    shared = ("-n", str(processes), "--dist", "worksteal", "-p", "benchmarks._gpu.run_tests")
+    pytest.main([*PYTEST, *limits, *shared, *selection], plugins=[recorder])
 
 
-def _add_line(path: Path, entry: Mapping[str, str]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+def _context_is_lost() -> bool:
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
 
 
-def _start(function: Callable[..., None], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=function, args=arguments, daemon=True)
-    thread.start()
-    return thread
+def _last_line(report: pytest.TestReport) -> str:
+    if isinstance(report.longrepr, tuple):  # Of a skipped test: file, line and reason.
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(report.longrepr if crash is None else crash.message).strip()[-500:]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks._gpu.run_tests",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("_gpu.run_tests", __doc__)
+    processes = max(1, min(MOST_PROCESSES, (os.cpu_count() or 2) - 2))
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="FILE", help="the JSON record")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="for the record")
     add("--budget", type=float, default=170.0, metavar="SECONDS", help="for everything")
-    add("--processes", type=int, default=14, help="tests side by side")
-    add("--rehearse", action="store_true", help="a few tests on the CPU, with the tiled form")
+    add("--processes", type=int, default=processes, metavar="N", help="processes side by side")
+    add("--rehearse", action="store_true", help="a few tests, on the CPU")
+    add("--smoke", action="store_true", help="only those that tell in seconds")
     return parser
 
 

@@ -3,71 +3,65 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks._gpu.process import run_limited
-from benchmarks._gpu.records import (
-    Record,
-    Verdict,
-    judge,
-    read_record,
-    write_record,
-    write_whole,
-)
-from benchmarks._gpu.stages import Stage
+from benchmarks._measure.command import write_record, write_whole
 
+Record = dict[str, Any]
 DONE, FAILED, TIMED_OUT, NO_TIME = "done", "failed", "timed out", "no time left"
-SUMMARY, LOG = "summary.json", "gpu.log"
+RESTARTS = 3
 LEAST_SECONDS = 1.0
 """A stage with less time than that is not started."""
 FINISHING_SHARE, MOST_FINISHING_SECONDS = 0.2, 3.0
 """Of a stage's time, what it has after its own budget to end in order."""
-TAIL = 2000
-MOST_LOGGED = 100_000
+TAIL, MOST_LOGGED = 2000, 100_000
 """Characters of the output of a stage, in the summary where it is not done, and in the log."""
 
 
-@dataclass
-class Outcome:
-    """What became of a stage.
+class Stage(NamedTuple):
+    """One command that measures or checks something and writes a record while it runs.
 
     Attributes:
-        status: one of the four words above.
-        exit_status: of its last process; None where it was stopped or not started.
-        began, seconds: since the run began, and how long.
-        limit: seconds that it could have taken.
-        restarts: how often it was started again.
-        kernels: how many kernels it added to the Triton cache.
-        log_tail: the end of what it printed, unless it is done.
+        end: the share of the time of all stages that is over when the stage must end. Time that
+            earlier stages did not use is available to it.
+        command: module and options; the options of every stage are added.
+        record: the file that it writes. Stages that continue the same record share a folder.
+        published: whether the record becomes a result file; else it is a part of the summary.
+        judges: whether the record has `"correct"` and `"failed"`, for the verdict over the run.
+        resumes: whether it starts again after a crash, with `--resume`.
+        required: whether the run is incomplete without it.
     """
 
-    status: str
-    exit_status: int | None = None
-    began: float = 0.0
-    seconds: float = 0.0
-    limit: float = 0.0
-    restarts: int = 0
-    kernels: int = 0
-    log_tail: str = ""
+    name: str
+    end: float
+    command: tuple[str, ...]
+    record: str
+    published: bool = True
+    judges: bool = False
+    resumes: bool = False
+    required: bool = True
+
+    def arguments(self, folder: Path, budget: float, rehearse: bool, is_restart: bool) -> list[str]:
+        """Return the command line; a restart continues the record that exists."""
+        given = [word.replace("{folder}", str(folder)) for word in self.command]
+        given += ["--out", str(folder), "--budget", f"{budget:.1f}"]
+        given += ["--rehearse"] * rehearse + ["--resume"] * is_restart
+        return [sys.executable, "-m", *given]
 
 
 class Runner:
-    """One run of several stages.
+    """One run of several stages, with its results in the folder `out`, all else in `work`.
 
-    Args:
-        stages: in the order in which they run.
-        out: folder for the results: the summary, one log, and the published records.
-        work: folder for everything else.
-        budget: seconds for all stages together.
-        began: `time.monotonic()` at which the budget starts.
-        environment: what is recorded about the machine.
-        variables: environment variables of every stage.
-        processes: how many processes a stage may use side by side.
-        say: receives a line when a stage ends.
+    The budget starts when `time.monotonic()` was `began`; all stages share what is left `before`
+    the first. `outcomes` has of each stage its `status`, the `exit_status` of its last process
+    (None where it was stopped or not started), when it `began`, its `seconds` and their `limit`,
+    `restarts`, and `log_tail`, the end of what it printed, unless it is done.
     """
 
     def __init__(
@@ -80,8 +74,7 @@ class Runner:
         began: float,
         environment: Mapping[str, Any],
         variables: Mapping[str, str],
-        processes: int = 1,
-        say: Callable[[str], None] = print,
+        rehearse: bool = False,
     ) -> None:
         self.stages = stages
         self.out = out
@@ -90,126 +83,72 @@ class Runner:
         self.began = began
         self.environment = environment
         self.variables = variables
-        self.processes = processes
-        self.say = say
-        self.outcomes: dict[str, Outcome] = {}
+        self.rehearse = rehearse
+        self.outcomes: dict[str, Record] = {}
         self.before = 0.0
-        """Seconds before the first stage: all stages share what is left of the budget."""
 
     def run(self) -> None:
         """Run every stage for which time is left; returns whatever happens in them."""
         self.before = self._elapsed()
-        (self.work / "logs").mkdir(parents=True, exist_ok=True)
         for stage in self.stages:
+            began = self._elapsed()
+            limit = max(0.0, self.before + stage.end * (self.budget - self.before) - began)
+            outcome = {"status": NO_TIME, "exit_status": None, "began": began, "limit": limit}
             try:
-                self.outcomes[stage.name] = self._run_stage(stage)
+                self._run_stage(stage, outcome, began + limit)
             except Exception as error:  # The other stages must still run.
-                self.outcomes[stage.name] = Outcome(FAILED, log_tail=repr(error))
-            outcome = self.outcomes[stage.name]
+                outcome |= {"status": FAILED, "log_tail": repr(error)}
+            outcome["seconds"] = self._elapsed() - began
+            if outcome["status"] != DONE:
+                outcome.setdefault("log_tail", self._log(stage, TAIL))
+            self.outcomes[stage.name] = outcome
             self.publish()
-            self.say(
-                f"[{self._elapsed():5.0f} s] {stage.name}: {outcome.status} "
-                f"after {outcome.seconds:.1f} of {outcome.limit:.0f} s"
+            print(
+                f"[{self._elapsed():5.0f} s] {stage.name}: {outcome['status']} "
+                f"after {outcome['seconds']:.1f} of {limit:.0f} s",
+                flush=True,
             )
 
     def record_of(self, stage: Stage) -> Record | None:
-        """What the stage has written so far."""
-        return read_record(self.work / stage.folder / stage.record)
+        """Return what the stage has written so far; None where that is no whole record."""
+        try:
+            # JSON has no NaN, but Python reads and writes it.
+            text = self._path(stage).read_text()
+            record = json.loads(text, parse_constant=lambda name: None)
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None
 
-    def verdict(self) -> Verdict:
-        """Whether the results are right, by the stages that check them."""
-        first = {stage.record: stage for stage in reversed(self.stages)}
-        return judge(
-            {stage.name: self.record_of(stage) for stage in self.stages if stage in first.values()},
-            {stage.name: self._status(stage) == DONE for stage in self.stages if stage.judges},
-        )
+    def verdict(self) -> tuple[bool | None, list[str]]:
+        """Return whether the results are right, and the cases that are wrong, after their stage.
+
+        Every record may say that something is wrong. That nothing is, only the records of the
+        stages that judge say, once these are done; None where one of them is missing.
+        """
+        failed: list[str] = []
+        answers: list[bool | None] = []
+        for stage in {one.record: one for one in reversed(self.stages)}.values():
+            record = self.record_of(stage) or {}
+            wrong = record.get("failed") or ["correct is false"] * (record.get("correct") is False)
+            failed = [f"{stage.name}: {case}" for case in wrong] + failed
+            if stage.judges:
+                answers.append(record.get("correct") if self.status(stage) == DONE else None)
+        return False if failed else True if answers and all(answers) else None, failed
 
     def complete(self) -> bool:
-        """Whether every required stage is done."""
-        return all(self._status(stage) == DONE for stage in self.stages if stage.required)
+        """Return whether every required stage is done."""
+        return all(self.status(stage) == DONE for stage in self.stages if stage.required)
+
+    def status(self, stage: Stage) -> str:
+        """Return one of the four words, or "not done" so far."""
+        return str(self.outcomes.get(stage.name, {}).get("status", "not done"))
 
     def publish(self) -> None:
         """Write every result file anew, from what the stages have written so far."""
         correct, failed = self.verdict()
-        with contextlib.suppress(OSError):  # A full disk must not end the stages to come.
-            for stage in {stage.record: stage for stage in self.stages}.values():
-                self._publish_record(stage, correct, failed)
-            write_record(self.out / SUMMARY, self._summary(correct, failed))
-            write_whole(self.out / LOG, self._joined_logs().encode())
-
-    def _run_stage(self, stage: Stage) -> Outcome:
-        began, kernels = self._elapsed(), self._count_kernels()
-        end = self.before + stage.end * (self.budget - self.before)
-        limit = end - began
-        outcome = Outcome(NO_TIME, began=began, limit=max(0.0, limit))
-        (self.work / stage.folder).mkdir(parents=True, exist_ok=True)
-        for restarts in range(stage.restarts + 1):
-            left = end - self._elapsed()
-            if left < LEAST_SECONDS:
-                break
-            values = {
-                "folder": self.work / stage.folder,
-                "budget": f"{left - min(MOST_FINISHING_SECONDS, FINISHING_SHARE * left):.1f}",
-                "processes": self.processes,
-            }
-            ended = run_limited(
-                stage.arguments(values, restarts > 0),
-                seconds=left,
-                output=self._log(stage, "out"),
-                errors=self._log(stage, "err"),
-                environment=self.variables,
-                watch=self.publish,
-            )
-            outcome.restarts, outcome.exit_status = restarts, ended.exit_status
-            outcome.status = self._judge_end(stage, ended.exit_status)
-            if outcome.status != FAILED:
-                break
-        outcome.seconds = self._elapsed() - began
-        outcome.kernels = self._count_kernels() - kernels
-        if outcome.status != DONE:
-            outcome.log_tail = self._joined_log(stage)[-TAIL:]
-        return outcome
-
-    def _judge_end(self, stage: Stage, exit_status: int | None) -> str:
-        if exit_status is None:
-            return TIMED_OUT
-        record = self.record_of(stage) if stage.judges else None
-        # A command that checks may say by its exit status too that something is wrong.
-        found_wrong = record is not None and record.get("correct") is False and exit_status == 1
-        return DONE if exit_status == 0 or found_wrong else FAILED
-
-    def _publish_record(self, stage: Stage, correct: bool | None, failed: list[str]) -> None:
-        source = self.work / stage.folder / stage.record
-        if not stage.published or not source.exists():
-            return
-        if source.suffix != ".json":
-            if self._status(stage) == DONE:
-                write_whole(self.out / stage.record, source.read_bytes())
-            return
-        record = self.record_of(stage)
-        if record is None:
-            return  # It is being written at this moment; what is published stays.
-        sharing = [other for other in self.stages if other.record == stage.record]
-        stamped = {
-            "correct": correct,  # unless the record says so of its own figures
-            **record,
-            "environment": {**self.environment, **_known(record.get("environment") or {})},
-            "run": {
-                "correct": correct,
-                "failed": failed,
-                "stages": {other.name: self._status(other) for other in sharing},
-            },
-        }
-        write_record(self.out / stage.record, stamped)
-
-    def _summary(self, correct: bool | None, failed: list[str]) -> Record:
-        stages: Record = {}
-        for stage in self.stages:
-            outcome = self.outcomes.get(stage.name)
-            stages[stage.name] = {"status": "not done"} if outcome is None else asdict(outcome)
-            if not stage.published:
-                stages[stage.name]["record"] = self.record_of(stage)
-        return {
+        stages = {one.name: dict(self.outcomes.get(one.name, {"status": "not done"}))
+                  for one in self.stages}  # fmt: skip
+        summary = {
             "correct": correct,
             "failed": failed,
             "complete": self.complete(),
@@ -219,34 +158,65 @@ class Runner:
             "environment": self.environment,
             "stages": stages,
         }
+        with contextlib.suppress(OSError):  # A full disk must not end the stages to come.
+            for stage in self.stages:
+                if stage.published:
+                    self._publish_record(stage, {"correct": correct, "failed": failed})
+                else:
+                    stages[stage.name]["record"] = self.record_of(stage)
+            write_record(self.out / "summary.json", summary)
+            logs = [f"==== {one.name}\n{self._log(one, MOST_LOGGED)}\n" for one in self.stages]
+            write_whole(self.out / "gpu.log", "".join(logs).encode())
 
-    def _status(self, stage: Stage) -> str:
-        outcome = self.outcomes.get(stage.name)
-        return "not done" if outcome is None else outcome.status
+    def _run_stage(self, stage: Stage, outcome: Record, end: float) -> None:
+        folder = self._path(stage).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        for restarts in range(1 + RESTARTS * stage.resumes):
+            left = end - self._elapsed()
+            if left < LEAST_SECONDS:
+                return
+            own = left - min(MOST_FINISHING_SECONDS, FINISHING_SHARE * left)
+            status = run_limited(
+                stage.arguments(folder, own, self.rehearse, restarts > 0),
+                seconds=left,
+                log=self.work / f"{stage.name}.log",
+                environment=self.variables,
+                watch=self.publish,
+            ).exit_status
+            # A command that checks may say by its exit status too that something is wrong.
+            record = (self.record_of(stage) if stage.judges else None) or {}
+            is_done = status == 0 or (status == 1 and record.get("correct") is False)
+            word = TIMED_OUT if status is None else DONE if is_done else FAILED
+            outcome |= {"status": word, "exit_status": status, "restarts": restarts}
+            if word != FAILED:
+                return
+
+    def _publish_record(self, stage: Stage, run: Record) -> None:
+        source = self._path(stage)
+        if source.suffix != ".json":
+            if self.status(stage) == DONE and source.exists():
+                write_whole(self.out / stage.record, source.read_bytes())
+            return
+        record = self.record_of(stage)
+        if record is None:
+            return  # It is being written at this moment; what is published stays.
+        own = record.get("environment") or {}
+        known = {name: value for name, value in own.items() if value is not None}
+        sharing = [other for other in self.stages if other.record == stage.record]
+        stamped = {
+            "correct": run["correct"],  # unless the record says so of its own figures
+            **record,
+            "environment": {**self.environment, **known},
+            "run": {**run, "stages": {other.name: self.status(other) for other in sharing}},
+        }
+        write_record(self.out / stage.record, stamped)
+
+    def _path(self, stage: Stage) -> Path:
+        return self.work / Path(stage.record).stem / stage.record
 
     def _elapsed(self) -> float:
         return time.monotonic() - self.began
 
-    def _count_kernels(self) -> int:
-        cache = self.variables.get("TRITON_CACHE_DIR")
-        return 0 if cache is None else sum(1 for _ in Path(cache).glob("*/*.cubin"))
-
-    def _log(self, stage: Stage, kind: str) -> Path:
-        return self.work / "logs" / f"{stage.name}.{kind}"
-
-    def _joined_log(self, stage: Stage) -> str:
-        return _read(self._log(stage, "out")) + _read(self._log(stage, "err"))
-
-    def _joined_logs(self) -> str:
-        return "".join(
-            f"==== {stage.name}\n{self._joined_log(stage)[-MOST_LOGGED:]}\n"
-            for stage in self.stages
-        )
-
-
-def _read(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
-
-
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    def _log(self, stage: Stage, characters: int) -> str:
+        path = self.work / f"{stage.name}.log"
+        return path.read_text(errors="replace")[-characters:] if path.exists() else ""

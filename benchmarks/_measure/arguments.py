@@ -1,8 +1,9 @@
-"""Types of command-line arguments."""
+"""Options and types of command-line arguments. Imports no PyTorch."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def size_of(text: str) -> tuple[int, int]:
@@ -35,3 +36,33 @@ def command_parser(name: str, description: str | None, **options: str) -> argpar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         **options,  # type: ignore[arg-type]
     )
+
+
+def add_run_options(parser: argparse.ArgumentParser, repeats: int) -> None:
+    """Add the options of every command that measures time."""
+    add = parser.add_argument
+    add("--repeats", type=_at_least_two, default=repeats, metavar="N",
+        help=f"samples of each implementation, at least 2 (default: {repeats})")  # fmt: skip
+    add("--threads", type=int, metavar="N", help="number of PyTorch threads")
+    add("--no-memory", dest="memory", action="store_false", help="do not measure memory")
+    add("--refuse-busy", action="store_true", help="exit if the machine is busy")
+    add("--out", type=Path, metavar="FOLDER", help="folder for the results")
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the commands that run on the CPU and on a GPU."""
+    add = parser.add_argument
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
+    add("--budget", type=float, default=float("inf"), metavar="SECONDS",
+        help="start nothing that is expected to end later (default: no limit)")  # fmt: skip
+    add("--resume", action="store_true", help="continue the record in the folder")
+    add("--commit", metavar="HASH", help="commit to record where there is no git repository")
+    add("--rehearse", action="store_true",
+        help="tiny shapes on the CPU, the tiled form in place of the kernels")  # fmt: skip
+
+
+def _at_least_two(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"expected at least 2, for a spread: {text}")
+    return number

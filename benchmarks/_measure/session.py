@@ -10,16 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks import STARTED
-from benchmarks._measure.command import DEVICE_LOST, look_at_machine, write_record
-from benchmarks._measure.environment import describe_device
-from benchmarks._measure.timers import (
-    NO_TIME,
-    DeviceLostError,
-    in_words,
-    keep_figures,
-    now,
-    release,
-)
+from benchmarks._measure.command import DEVICE_LOST, write_record
+from benchmarks._measure.environment import describe_device, look_at_machine
+from benchmarks._measure.timers import NO_TIME, DeviceLostError, in_words, now, release
 
 Row = dict[str, Any]
 MARGIN_SECONDS = 4.0
@@ -30,39 +23,26 @@ UNFINISHED = "did not finish"
 class Session:
     """What the measuring commands share at run time.
 
-    Args:
-        options: of `add_run_options` and `add_device_options`.
-        from_command_line: whether the budget counts from the start of the process. Default: from
-            now on.
-        names: default file name of the record on the CPU and on a GPU.
-
-    Attributes:
-        device: where it runs.
-        as_on_gpu: whether it measures as on a GPU: there, or in a rehearsal.
-        path: of the record, or None.
-        record: what is written.
-        resumed: whether the record was read from `path`.
+    From the command line, the budget counts from the start of the process. The file of the record
+    is NAME.json, or NAME_gpu.json.
     """
 
-    def __init__(
-        self, options: argparse.Namespace, from_command_line: bool, names: tuple[str, str]
-    ) -> None:
+    def __init__(self, options: argparse.Namespace, from_command_line: bool, name: str) -> None:
         self.started = STARTED if from_command_line else now()
         self.deadline = self.started + options.budget - MARGIN_SECONDS
-        self.device: torch.device = options.device
+        self.device = torch.device("cpu" if options.rehearse else options.device)
         self.as_on_gpu: bool = options.rehearse or self.device.type == "cuda"
-        name = options.record or names[self.as_on_gpu]
-        self.path = None if options.out is None else options.out / name
-        self.resumed = bool(options.resume and self.path is not None and self.path.exists())
+        file = f"{name}_gpu.json" if self.as_on_gpu else f"{name}.json"
+        self.path = None if options.out is None else options.out / file
         self.record: Row
-        if self.resumed and self.path is not None:
+        if options.resume and self.path is not None and self.path.exists():
             self.record = json.loads(self.path.read_text())
             self.record["resumed"] = self.record.get("resumed", 0) + 1
         else:
             environment = look_at_machine(options.refuse_busy, options.commit)
             self.record = {"environment": {**environment, **describe_device(self.device)}}
 
-    def has_time(self, seconds: float) -> bool:
+    def has_time(self, seconds: float = 0.0) -> bool:
         """Return whether something that takes so long would end before the deadline."""
         return bool(now() + seconds < self.deadline)
 
@@ -73,30 +53,21 @@ class Session:
             write_record(self.path, self.record)
 
     def fill(self, row: Row, job: Callable[[], None], expected_seconds: float) -> int:
-        """Run a job that fills in a row of the record, and write the record.
+        """Run a job that fills in a row of the record; return 0 or `DEVICE_LOST`.
 
-        What the job raises becomes the row's `note`, and the other rows are still measured; a job
-        that is not expected to end before the deadline is not started. On the CPU of a user
-        errors are raised.
-
-        Returns:
-            0, or `DEVICE_LOST`.
+        What it raises becomes the row's `note`, and the other rows are still measured; on the CPU
+        of a user errors are raised. It is not started if it would end after the deadline.
         """
-        if not self.has_time(expected_seconds):
-            row["note"] = NO_TIME
-            self.save()
-            return 0
-        row["note"] = UNFINISHED
+        in_time = self.has_time(expected_seconds)
+        row["note"], status = UNFINISHED if in_time else NO_TIME, 0
         self.save()
-        status = 0
         try:
-            release(self.device)
-            job()
-            row["note"] = None
+            if in_time:
+                release(self.device)
+                job()
+                row["note"] = None
         except DeviceLostError as lost:
-            keep_figures(row["measured"], getattr(lost, "measured", {}))
-            row["note"] = f"the device was lost: {lost}"
-            status = DEVICE_LOST
+            row["note"], status = f"the device was lost: {lost}", DEVICE_LOST
         except Exception as error:
             if not self.as_on_gpu:
                 raise

@@ -11,11 +11,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+T = TypeVar("T")
 Run = Callable[[], object]
 Measured = dict[str, Any]
 CPU = torch.device("cpu")
@@ -31,9 +32,6 @@ SLOW_SECONDS = 0.25
 
 class DeviceLostError(RuntimeError):
     """The device no longer responds, most often after an illegal address in a kernel."""
-
-    measured: dict[str, Measured]
-    """The results known by then, with a status for the run in which it happened."""
 
 
 def now() -> float:
@@ -60,49 +58,24 @@ def seconds_of(run: Run, device: torch.device, times: int = 1, untimed: int = 0)
     return float(begin.elapsed_time(end)) / 1000 / times
 
 
-@dataclass
-class _Samples:
-    """The samples of one run, or the words that stand in their place."""
+class _Plan(NamedTuple):
+    """How a run is sampled: runs in a sample, untimed runs before it, and the most samples."""
 
-    run: Run
-    device: torch.device
-    status: str | None = NO_TIME
-    seconds: list[float] = field(default_factory=list)
     times: int = 1
     untimed: int = 0
     most: float = math.inf
 
-    def warm_up(self) -> float:
-        """Run once untimed: the first run compiles and allocates. On CUDA, size the samples."""
-        if self.device.type != "cuda":
-            self.run()
-            return 0.0
-        seconds = seconds_of(self.run, self.device, untimed=1)
-        if seconds > SLOW_SECONDS:
-            self.most = 2
-        else:
-            self.times = max(1, min(MOST_RUNS, round(SAMPLE_SECONDS / max(seconds, 1e-9))))
-            # The memory and caches that the run before left behind are not this run's own.
-            self.untimed = 1
-        return seconds
 
-    def sample(self) -> float:
-        return seconds_of(self.run, self.device, self.times, self.untimed)
-
-    def attempt(self, job: Callable[[], float], strict: bool) -> float | None:
-        """Return what a job gives, or None and keep the reason as the status."""
-        found = job() if strict else attempt(job, self.device)
-        self.status = found if isinstance(found, str) else None
-        return None if isinstance(found, str) else found
-
-    def summary(self) -> Measured:
-        if self.status is not None or not self.seconds:
-            return {"status": self.status or NO_TIME}
-        return {
-            "seconds": statistics.median(self.seconds),
-            "spread": spread(self.seconds) if len(self.seconds) > 1 else None,
-            "samples": len(self.seconds),
-        }
+def _warm_up(run: Run, device: torch.device) -> _Plan:
+    """Run once untimed: the first run compiles and allocates. On CUDA, size the samples."""
+    if device.type != "cuda":
+        run()
+        return _Plan()
+    seconds = seconds_of(run, device, untimed=1)
+    if seconds > SLOW_SECONDS:
+        return _Plan(most=2)
+    # The memory and caches that the run before left behind are not this run's own.
+    return _Plan(max(1, min(MOST_RUNS, round(SAMPLE_SECONDS / max(seconds, 1e-9)))), untimed=1)
 
 
 def measure(
@@ -110,6 +83,7 @@ def measure(
     repeats: int,
     device: torch.device = CPU,
     *,
+    into: dict[str, Measured] | None = None,
     references: Sequence[str] = (),
     deadline: float = math.inf,
     strict: bool = False,
@@ -118,57 +92,62 @@ def measure(
 
     Args:
         runs: what is timed, by name.
-        repeats: samples of each run.
-        device: the CPU, where a sample is one run by the host's clock, or a CUDA device, where it
-            is several runs between two events.
+        repeats: samples of each run. On the CPU a sample is one run by the host's clock.
+        device: where they run.
+        into: former results, to which these are added also where the device is lost. A status does
+            not replace figures.
         references: names of runs; every result has a ratio `to_NAME`, None where that run failed.
-        deadline: as `now()` tells the time; after it no run is started, and no turn but the first
-            two.
+        deadline: time of `now()` after which nothing is started but the first two turns.
         strict: raise what a run raises. Ranks that must run in step need that.
 
     Returns:
         By name, `seconds` (median), `spread`, `samples` and the ratios, or `status`.
     """
-    samples = {name: _Samples(run, device) for name, run in runs.items()}
+    measured: dict[str, Measured] = {} if into is None else into
+    plans: dict[str, _Plan] = {}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    status = dict.fromkeys(runs, NO_TIME)
     try:
-        for one in samples.values():
-            if now() > deadline:
-                break
-            one.attempt(one.warm_up, strict)
-        for turn in range(repeats):
-            if turn >= 2 and now() > deadline:
-                break
-            for one in samples.values():
-                if one.status is None and turn < one.most:
-                    found = one.attempt(one.sample, strict)
-                    if found is not None:
-                        one.seconds.append(found)
+        for turn in range(-1, repeats):
+            for name, run in runs.items():
+                if now() > deadline and not 0 <= turn < 2:
+                    break
+                if turn >= plans.get(name, _Plan(most=0)).most:
+                    continue
+                job: Callable[[], Any] = partial(_warm_up, run, device)
+                if turn >= 0:
+                    job = partial(seconds_of, run, device, plans[name].times, plans[name].untimed)
+                found = job() if strict else attempt(job, device)
+                if isinstance(found, str):
+                    status[name] = found
+                    plans.pop(name, None)
+                elif isinstance(found, _Plan):
+                    plans[name] = found
+                else:
+                    samples[name].append(found)
     except DeviceLostError as lost:
-        one.status = f"the device was lost: {lost}"
-        lost.measured = {name: one.summary() for name, one in samples.items()}
+        status[name] = f"the device was lost: {lost}"
+        plans.pop(name, None)
         raise
-    measured = {name: one.summary() for name, one in samples.items()}
-    add_ratios(measured, references)
+    finally:
+        for name, seconds in samples.items():
+            if seconds and name in plans:
+                measured[name] = {
+                    "seconds": statistics.median(seconds),
+                    "spread": spread(seconds) if len(seconds) > 1 else None,
+                    "samples": len(seconds),
+                }
+            elif "seconds" not in measured.get(name, {}):
+                measured[name] = {"status": status[name]}
+        for reference in references:
+            whole = measured.get(reference, {}).get("seconds")
+            for one in measured.values():
+                if "seconds" in one:
+                    one[f"to_{reference}"] = one["seconds"] / whole if whole else None
     return measured
 
 
-def keep_figures(measured: dict[str, Measured], found: Mapping[str, Measured]) -> None:
-    """Put new results into `measured`. A status does not replace figures."""
-    for name, one in found.items():
-        if "seconds" in one or "seconds" not in measured.get(name, {}):
-            measured[name] = dict(one)
-
-
-def add_ratios(measured: Mapping[str, Measured], references: Sequence[str]) -> None:
-    """Add to each result with `seconds` its ratio `to_NAME` for each reference."""
-    for reference in references:
-        seconds = measured.get(reference, {}).get("seconds")
-        for one in measured.values():
-            if "seconds" in one:
-                one[f"to_{reference}"] = one["seconds"] / seconds if seconds else None
-
-
-def attempt(job: Callable[[], float], device: torch.device) -> float | str:
+def attempt(job: Callable[[], T], device: torch.device) -> T | str:
     """Return what a job gives, or in words why it fails."""
     try:
         return job()

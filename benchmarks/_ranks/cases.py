@@ -64,15 +64,10 @@ CASES = {
 
 @dataclass(frozen=True)
 class Device:
-    """Rates per second of one GPU and of its links to others.
+    """Rates per second of one GPU and of its links, each in one direction.
 
-    Attributes:
-        flops: of bfloat16 products.
-        memory: bytes read or written.
-        exponentials: number of exponentials.
-        link: bytes in one direction between GPUs of a node.
-        network: bytes in one direction between a GPU and other nodes.
-        node: GPUs of a node.
+    In bfloat16 flops, bytes of memory, exponentials, and bytes between the GPUs of a node and to
+    other nodes; and the number of GPUs of a node.
     """
 
     flops: float

@@ -23,19 +23,9 @@ ALIGNMENT = 8
 class Step:
     """A step of `PixelContrastLoss` against batch and bank, on each of several ranks.
 
-    Attributes:
-        ranks: number of ranks W.
-        images: images of a rank B.
-        anchors: anchors of a rank K, including padding.
-        dim: embedding size D.
-        num_classes: number of classes C.
-        pixels_per_image: pixels of a class that an image adds to the bank, at most.
-        pixel_slots, region_slots: slots of a class on one rank.
-        gather: whether anchors are contrasted with the batches of all ranks.
-        sharded: whether the bank is sharded over the ranks.
-        anchor_bytes, bank_bytes: size of a number in an anchor, and in a stored vector.
-        sum_bytes: size of a number in a partial sum.
-        written: number of entries in the whole bank. None for a full bank.
+    W ranks have B images and K anchors each, including padding. Slots are those of a class on one
+    rank; `..._bytes` is the size of a number in an anchor, a stored vector or a partial sum;
+    `written` is the number of entries in the whole bank, None for a full one.
     """
 
     ranks: int
@@ -55,13 +45,7 @@ class Step:
 
 
 class Message(NamedTuple):
-    """A collective operation.
-
-    Attributes:
-        what: its content.
-        collective: `"all-gather"`, which sends the same to every other rank, or `"all-to-all"`.
-        parcel: bytes that one rank sends to one other.
-    """
+    """What a collective operation sends, its kind, and the bytes from one rank to one other."""
 
     what: str
     collective: str

@@ -51,10 +51,6 @@ class FlexLoss:
     The logarithms of the heads' sums merge to Z of the negatives. The positives are a batched
     product of the anchors and entries of each class, with the exact formula. Anchors are sorted
     by label in every call, so that most blocks of the mask need no test of each element.
-
-    Args:
-        problem: what it is called with.
-        compiler: `torch.compile` or, to run uncompiled, the identity.
     """
 
     def __init__(self, problem: Problem, compiler: Callable[[Any], Any]) -> None:
@@ -89,9 +85,7 @@ class FlexLoss:
         _, aux = self.flex(
             query, keys, keys, block_mask=mask, scale=1 / TEMPERATURE, **self.request
         )
-        # The logarithms of the heads' sums, (1, H, M).
-        lse = getattr(aux, "lse", aux)
-        z = lse[0].logsumexp(dim=0)
+        z = getattr(aux, "lse", aux)[0].logsumexp(dim=0)  # of (1, H, M)
         rows, row_mask = _class_index(labels, self.num_classes, self.capacity)
         positive = row_mask[:, :, None] & self.column_mask[:, None, :]
         by_class = self.bank
@@ -112,15 +106,23 @@ def negatives_mask(labels: Tensor, entry_labels: Tensor) -> Any:
     def is_negative(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         return labels[row] != entry_labels[head, column]
 
-    low, high = _block_ranges(labels[None])
-    entry_low, entry_high = _block_ranges(entry_labels)
-    low, high = low[:, :, None], high[:, :, None]
-    entry_low, entry_high = entry_low[:, None, :], entry_high[:, None, :]
+    def ranges(of_heads: Tensor) -> tuple[Tensor, Tensor]:
+        last = of_heads[:, -1:].expand(-1, -of_heads.shape[1] % BLOCK)
+        blocks = torch.cat((of_heads, last), dim=1).view(len(of_heads), -1, BLOCK)
+        return blocks.amin(dim=2), blocks.amax(dim=2)
+
+    def selected_first(selected: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the number of selected blocks of each row, and all blocks in that order."""
+        order = selected.int().argsort(dim=-1, descending=True, stable=True)
+        return selected.sum(dim=-1, dtype=torch.int32)[None], order.int()[None].contiguous()
+
+    low, high = (bound[:, :, None] for bound in ranges(labels[None]))
+    entry_low, entry_high = (bound[:, None, :] for bound in ranges(entry_labels))
     full = (high < entry_low) | (low > entry_high)
     empty = (low == high) & (entry_low == entry_high) & (low == entry_low)
     return BlockMask.from_kv_blocks(
-        *_ordered_blocks(~full & ~empty),
-        *_ordered_blocks(full),
+        *selected_first(~full & ~empty),
+        *selected_first(full),
         BLOCK_SIZE=BLOCK,
         mask_mod=is_negative,
         seq_lengths=(len(labels), entry_labels.shape[1]),
@@ -141,30 +143,13 @@ def _split(anchors: Tensor, entries: Tensor, heads: int) -> tuple[Tensor, Tensor
     return query, entries.view(1, heads, -1, entries.shape[1])
 
 
-def _block_ranges(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least and the largest of (H, n) labels in each block."""
-    padding = -labels.shape[1] % BLOCK
-    last = labels[:, -1:].expand(-1, padding)
-    blocks = torch.cat((labels, last), dim=1).view(len(labels), -1, BLOCK)
-    return blocks.amin(dim=2), blocks.amax(dim=2)
-
-
-def _ordered_blocks(selected: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the number of selected blocks of each row, and the blocks with those first."""
-    numbers = selected.sum(dim=-1, dtype=torch.int32)
-    order = selected.int().argsort(dim=-1, descending=True, stable=True)
-    return numbers[None], order.int()[None].contiguous()
-
-
 def _class_index(labels: Tensor, num_classes: int, capacity: int) -> tuple[Tensor, Tensor]:
     """Return the (C, capacity) indices of each class in ascending labels, and which are valid."""
     classes = torch.arange(num_classes, device=labels.device)
     starts = torch.searchsorted(labels, classes)
-    index = starts[:, None] + torch.arange(capacity, device=labels.device)
-    index = index.clamp(max=len(labels) - 1)
     stops = torch.searchsorted(labels, classes, right=True)
-    mask = torch.arange(capacity, device=labels.device) < (stops - starts)[:, None]
-    return index, mask
+    index = starts[:, None] + torch.arange(capacity, device=labels.device)
+    return index.clamp(max=len(labels) - 1), index < stops[:, None]
 
 
 def _losses_of_positives(anchors: Tensor, entries: Tensor, z: Tensor, positive: Tensor) -> Tensor:

@@ -2,11 +2,8 @@
 
 github.com/tfzhou/ContrastiveSeg, `loss_contrast.py` and `loss_contrast_mem.py` for anchors and
 loss, `trainer_contrastive.py` for the queues. What that code gets wrong is wrong here too, where
-it neither costs nor saves time; tests/losses/test_authors_defects.py says what. Departures:
-
-- any device;
-- the queues take labels at the stride of the embedding. The released configuration says 8 beside
-  features at a quarter of the size, which makes a label stand for another pixel.
+it neither costs nor saves time; tests/losses/test_authors_defects.py says what. Here it runs on any
+device, and the queues take labels at the stride of the embedding, in place of another pixel's.
 """
 
 from __future__ import annotations

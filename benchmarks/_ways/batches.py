@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks._ways.authors_step import IGNORE_INDEX
+from pixcontrast import MemoryBank
 
 SHARE_WRONG = 0.15
 SHARE_IGNORED = 0.04
@@ -34,13 +35,6 @@ class BatchShape:
     slots: int
     max_anchors: int = 1024
     max_views: int = 100
-
-    def __str__(self) -> str:
-        return (
-            f"{self.images} x {self.dim} x {self.height} x {self.width}, labels "
-            f"{self.stride * self.height} x {self.stride * self.width}, bank {self.num_classes} x "
-            f"({self.slots} + {self.slots})"
-        )
 
 
 SHAPES = {
@@ -78,11 +72,20 @@ class Batch:
         return cls(emb.to(device).requires_grad_(), labels.to(device), logits.to(device))
 
 
-def draw_bank(shape: BatchShape, device: torch.device) -> tuple[Tensor, Tensor]:
+def draw_bank(shape: BatchShape) -> tuple[Tensor, Tensor]:
     """Full queues of pixels and regions, (C, slots, D) each, around the batch's directions."""
     generator = torch.Generator().manual_seed(1)
     around = _directions(shape)[:, None].expand(-1, shape.slots, -1)
-    return _unit_near(around, generator).to(device), _unit_near(around, generator).to(device)
+    return _unit_near(around, generator), _unit_near(around, generator)
+
+
+def fill_bank(bank: MemoryBank, shape: BatchShape) -> MemoryBank:
+    """Write every slot of a bank, as after the first epochs."""
+    for queue, drawn in zip((bank.pixels, bank.regions), draw_bank(shape), strict=True):
+        queue.copy_(drawn)
+    for count in (bank.pixel_count, bank.region_count):
+        count.fill_(shape.slots)
+    return bank
 
 
 def draw_patches(shape: BatchShape, generator: torch.Generator) -> tuple[Tensor, Tensor]:

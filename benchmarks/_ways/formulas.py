@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,58 +20,36 @@ from pixcontrast.mining import HardNegativeSampler, draw_seed
 MOST_ELEMENTS = 1 << 26
 """Of a float64 matrix of the truth, which is made over some anchors at a time."""
 
-
-Losses = tuple[Tensor, ...]
-"""A loss and, unless it is the forward alone, the anchors' gradient."""
-
-
-class Truth(NamedTuple):
-    """The loss and the anchors' gradient (M, D), both in float64."""
-
-    loss: Tensor
-    gradient: Tensor
+Losses = tuple[Tensor, Tensor]
+"""A loss and the anchors' gradient (M, D)."""
 
 
-def public_loss(
-    anchors: Tensor,
-    anchor_labels: Tensor,
-    contrast: Tensor | Sequence[Tensor | None] | None,
-    contrast_labels: Tensor | Sequence[Tensor | None] | None,
+def our_loss(
+    *given: Any,
     backend: str,
     negative_sampler: HardNegativeSampler | None = None,
-) -> Tensor:
-    """Return the loss by `info_nce`, as users call it."""
-    return info_nce(
-        anchors,
-        anchor_labels,
-        contrast,
-        contrast_labels,
-        temperature=TEMPERATURE,
-        negative_sampler=negative_sampler,
-        backend=backend,  # type: ignore[arg-type]
-    )
-
-
-def unit_length_loss(
-    anchors: Tensor,
-    anchor_labels: Tensor,
-    contrast: Tensor | Sequence[Tensor | None] | None,
-    contrast_labels: Tensor | Sequence[Tensor | None] | None,
-    backend: str,
-    negative_sampler: HardNegativeSampler | None = None,
+    unit_length: bool = False,
     ignore_index: int = 255,
 ) -> Tensor:
-    """Return the loss in the form that the losses call: all vectors have unit length."""
-    tensors, labels_of_tensors = (
-        [given] if given is None or isinstance(given, Tensor) else given
-        for given in (contrast, contrast_labels)
+    """Return the loss by `info_nce`, or for vectors of unit length in the form of the losses."""
+    if not unit_length:
+        return info_nce(
+            *given,
+            temperature=TEMPERATURE,
+            negative_sampler=negative_sampler,
+            ignore_index=ignore_index,
+            backend=backend,  # type: ignore[arg-type]
+        )
+    anchors, labels, *others = given
+    contrast, contrast_labels = (
+        [one] if one is None or isinstance(one, Tensor) else one for one in others
     )
     problem = ContrastProblem.of(
         anchors,
-        mark_ignored(anchor_labels, ignore_index),
+        mark_ignored(labels, ignore_index),
         [
-            (entries, None if labels is None else mark_ignored(labels, ignore_index))
-            for entries, labels in zip(tensors, labels_of_tensors, strict=True)
+            (entries, None if names is None else mark_ignored(names, ignore_index))
+            for entries, names in zip(contrast, contrast_labels, strict=True)
         ],
         form=choose(backend, anchors),  # type: ignore[arg-type]
         temperature=TEMPERATURE,
@@ -109,7 +86,7 @@ def authors_loss_under_autocast(problem: Problem) -> Tensor:
         return authors_loss(problem)
 
 
-def truth_of(problem: Problem) -> Truth:
+def truth_of(problem: Problem) -> Losses:
     """Return loss and gradient by the textbook formula in float64, some anchors at a time."""
     exact = problem.to(torch.float64)
     rows = max(1, MOST_ELEMENTS // max(1, len(exact.contrast)))
@@ -120,17 +97,14 @@ def truth_of(problem: Problem) -> Truth:
         gradient += torch.autograd.grad(part, exact.anchors)[0]
         loss += part.detach()
         count += num_anchors
-    return Truth(loss / count, gradient / count)
+    return loss / count, gradient / count
 
 
-def relative_error(found: Losses, truth: Truth) -> float:
-    """Return the larger error of a loss and, where there is one, its gradient; NaN as infinity.
-
-    The loss's error is relative to the loss, the gradient's is a ratio of norms.
-    """
+def relative_error(found: Losses, truth: Losses) -> float:
+    """Return the larger error of a loss and its gradient, ratios of norms; NaN as infinity."""
     errors = [
-        ((made.double() - right).norm() / right.norm()).item()
-        for made, right in zip(found, truth, strict=False)
+        float((made.double() - right).norm() / right.norm())
+        for made, right in zip(found, truth, strict=True)
     ]
     return max(error if error == error else float("inf") for error in errors)
 

@@ -1,8 +1,12 @@
-"""One case of the hot path: its sizes, and the problem drawn for it."""
+"""The cases of the hot path, in the order in which a budget is spent on them, and their data."""
 
 from __future__ import annotations
 
+import argparse
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,15 +15,8 @@ from torch.nn import functional as F
 TEMPERATURE = 0.1
 
 
-@dataclass(frozen=True)
-class Mode:
-    """How a case multiplies.
-
-    Attributes:
-        dtype: of the anchors and the bank.
-        precision: of float32 products, as `torch.set_float32_matmul_precision` takes it.
-        tolerance: the largest relative error of a correct loss and gradient.
-    """
+class Mode(NamedTuple):
+    """How a case multiplies, and the largest relative error of a correct loss and gradient."""
 
     dtype: torch.dtype
     precision: str
@@ -34,8 +31,7 @@ MODES = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """M anchors against N entries of a bank, or against themselves where `entries` is None."""
 
     mode: str
@@ -45,27 +41,82 @@ class Case:
     classes: int = 19
 
     @property
-    def num_entries(self) -> int:
-        """N."""
-        return self.anchors if self.entries is None else self.entries
-
-    @property
     def similarities(self) -> int:
         """M·N."""
-        return self.anchors * self.num_entries
+        return self.anchors * (self.anchors if self.entries is None else self.entries)
 
     @property
     def useful_flops(self) -> int:
-        """The flops of forward and backward: 4·M·N·D against a bank, 6·M²·D against itself.
+        """The flops of forward and backward: two products, or three against the anchors themselves.
 
-        Similarities and the anchors' gradient are two products. Against itself the gradient has a
-        second role, which is a third. What an implementation computes twice does not count.
+        What an implementation computes twice does not count.
         """
         return (6 if self.entries is None else 4) * self.similarities * self.dim
 
     def __str__(self) -> str:
         entries = "itself" if self.entries is None else f"{self.entries:,}"
         return f"{self.mode}, {self.anchors:,} x {entries} x {self.dim}"
+
+
+CPU_SHAPES = (
+    *((975, n, 256) for n in (19_000, 47_500, 95_000, 190_000, 475_000, 1_000_000)),
+    *((m, 47_500, 256) for m in (244, 488, 1950)),
+    (512, 100_000, 128),
+)
+HEADLINES = (
+    Case("bf16", 1024, 190_000, 256),
+    Case("bf16", 4096, 190_000, 256),
+    Case("bf16", 1024, 190_000, 64),
+    Case("bf16", 1024, 190_000, 128),
+    Case("bf16", 16384, None, 256),
+    Case("bf16", 1024, None, 256),
+    Case("tf32", 1024, 190_000, 256),
+    Case("float32", 1024, 190_000, 256),
+)
+"""The cases on CUDA that claims are made of: the first with every way, whatever the budget."""
+REHEARSED = (Case("bf16", 40, 304, 16, 4), Case("bf16", 32, None, 16, 4))
+REHEARSED_REST = (Case("tf32", 40, 304, 16, 4), Case("float32", 32, None, 16, 4))
+SIZES = ((1024, 4096, 16384), (None, 190_000, 1_000_000), (64, 128, 256))
+"""M, N and D of the cases on CUDA."""
+STAGES = ("headlines", "rest")
+
+
+def choose_cases(
+    shapes: Sequence[tuple[int, int | None, int, int]] | None,
+    modes: Sequence[str] | None,
+    stage: str | None,
+    device: str,
+    rehearse: bool,
+) -> dict[Case, bool]:
+    """Return the cases in order, and whether each is a headline, as all given shapes are."""
+    if shapes is not None:
+        chosen = modes or (list(MODES) if device == "cuda" or rehearse else ["float32"])
+        return {Case(mode, *shape): True for mode in chosen for shape in shapes}
+    headlines: tuple[Case, ...] = HEADLINES
+    rest: tuple[Case, ...] = REHEARSED_REST
+    if rehearse:
+        headlines = REHEARSED
+    elif device == "cuda":
+        every = [Case(mode, *sizes) for mode in MODES for sizes in itertools.product(*SIZES)]
+        # The cheap ones first: a budget then leaves out the largest.
+        every.sort(key=lambda case: case.similarities * case.dim)
+        rest = tuple(case for case in every if case not in HEADLINES)
+    else:
+        headlines, rest = tuple(Case("float32", *shape) for shape in CPU_SHAPES), ()
+    cases = {case: True for case in headlines if stage in (None, "headlines")}
+    cases |= {case: False for case in rest if stage in (None, "rest")}
+    return {case: first for case, first in cases.items() if modes is None or case.mode in modes}
+
+
+def parse_case_shape(text: str) -> tuple[int, int | None, int, int]:
+    """Parse MxNxD or MxNxDxC, where N may be `itself`."""
+    try:
+        anchors, entries, dim, classes = (text if text.count("x") > 2 else f"{text}x19").split("x")
+        return int(anchors), None if entries == "itself" else int(entries), int(dim), int(classes)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected MxNxD or MxNxDxC, N a number or itself, not {text!r}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -79,16 +130,12 @@ class Problem:
 
     @classmethod
     def draw(cls, case: Case, device: torch.device) -> Problem:
-        """Return the same problem for the same case and device.
-
-        It is made on the device, because a million rows take long to copy there.
-        """
+        """Return the same problem for the same case. A million rows take long to copy to a GPU."""
         generator = torch.Generator(device).manual_seed(0)
-        dtype = MODES[case.mode].dtype
 
         def unit(rows: int) -> Tensor:
             made = torch.randn(rows, case.dim, generator=generator, device=device)
-            return F.normalize(made, dim=1).to(dtype)
+            return F.normalize(made, dim=1).to(MODES[case.mode].dtype)
 
         anchors = unit(case.anchors).requires_grad_()
         labels = torch.randint(case.classes, (case.anchors,), generator=generator, device=device)

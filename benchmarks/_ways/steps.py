@@ -11,18 +11,16 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks._measure.graphs import replayed
+from benchmarks._measure.device import replayed
 from benchmarks._measure.timers import Run
 from benchmarks._ways.authors_step import IGNORE_INDEX, AuthorsStep, Queues
-from benchmarks._ways.batches import Batch, BatchShape, draw_bank
-from benchmarks._ways.formulas import unit_length_loss
+from benchmarks._ways.batches import Batch, BatchShape, draw_bank, fill_bank
+from benchmarks._ways.formulas import our_loss
 from benchmarks._ways.problem import TEMPERATURE
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, PixelContrastLoss
 
 T = TypeVar("T")
-BASE_TEMPERATURE = 0.07
-PIXELS_PER_IMAGE = 10
-"""The authors' settings; temperatures are those of their configuration without memory."""
+BASE_TEMPERATURE, PIXELS_PER_IMAGE = AuthorsStep.base_temperature, AuthorsStep.pixels_per_image
 
 CASES = ("bank", "batch", "mining")
 WAYS = ("step", "replayed", "loss", "authors", "authors autocast", "unmined")
@@ -30,29 +28,21 @@ PARTS = ("labels and predictions", "sampler", "anchors and loss", "bank update",
 
 
 class StepCase:
-    """One case on one shape: each of its implementations, and how many anchors it has.
+    """One case on one shape: contrast with the batch, the bank, or the bank under mining.
 
-    Args:
-        shape: of the batch and the bank.
-        case: contrast with the "batch", with the "bank", or with the bank under "mining".
-        device: where it runs.
-        as_on_gpu: with the bank in bfloat16, logits of the size of the image, and ours under
-            autocast to bfloat16. Default: all in float32, logits of the size of the embedding.
+    As on a GPU, the bank is in bfloat16, logits have the size of the image, and ours runs under
+    autocast to bfloat16; else all is in float32, and logits have the size of the embedding.
     """
 
     def __init__(
-        self,
-        shape: BatchShape,
-        case: str,
-        device: torch.device,
-        *,
-        as_on_gpu: bool = False,
+        self, shape: BatchShape, case: str, device: torch.device, *, as_on_gpu: bool = False
     ) -> None:
         self.shape = shape
         self.case = case
         self.device = device
         self.as_on_gpu = as_on_gpu
         self.batch = Batch.draw(shape, device)
+        self.authors = AuthorsStep(max_samples=shape.max_anchors, max_views=shape.max_views)
         self.logits = self.batch.logits
         if as_on_gpu:
             # The authors' code cannot take logits of this size.
@@ -61,121 +51,52 @@ class StepCase:
 
     def ways(self) -> tuple[str, ...]:
         """Return what is compared. The authors' released code has no mining."""
-        replays = ("replayed",) if self.as_on_gpu else ()
+        ours = ("step", *(("replayed",) * self.as_on_gpu), "loss")
         if self.case == "mining":
-            return ("step", *replays, "loss", "unmined")
-        return ("step", *replays, "loss", "authors", *(("authors autocast",) * self.as_on_gpu))
+            return (*ours, "unmined")
+        return (*ours, "authors", *(("authors autocast",) * self.as_on_gpu))
 
     def way(self, name: str) -> Run:
         """Return one implementation, from the network's outputs to the embeddings' gradient."""
         if name == "replayed":
             return replayed(self.way("step"), self.device)
         if name == "authors":
-            return self.authors_step()
+            return self._authors_step()
         if name == "authors autocast":
-            return self._under_autocast(self.authors_step())
-        run = (
-            self.own_loss() if name == "loss" else self.our_step(self.criterion(name != "unmined"))
+            return self._under_autocast(self._authors_step())
+        if name == "loss":
+            return self._as_trained(self._own_loss())
+        criterion, batch = self.criterion(may_mine=name != "unmined"), self.batch
+        return self._as_trained(
+            lambda: torch.autograd.grad(criterion(batch.emb, batch.labels, self.logits), batch.emb)
         )
-        return self._under_autocast(run) if self.as_on_gpu else run
 
     def criterion(self, may_mine: bool = True) -> PixelContrastLoss:
         """Return our loss; with a bank, it contrasts with the bank's entries alone, as theirs."""
-        bank = None if self.case == "batch" else self.full_bank()
+        shape, bank = self.shape, None
+        if self.case != "batch":
+            bank = MemoryBank(
+                shape.num_classes,
+                shape.dim,
+                pixel_slots=shape.slots,
+                region_slots=shape.slots,
+                pixels_per_image=PIXELS_PER_IMAGE,
+                ignore_index=IGNORE_INDEX,
+                dtype=torch.bfloat16 if self.as_on_gpu else torch.float32,
+            )
+            bank = fill_bank(bank, shape).to(self.device)
         mined = may_mine and self.case == "mining"
         return PixelContrastLoss(
             temperature=TEMPERATURE,
             base_temperature=BASE_TEMPERATURE,
             ignore_index=IGNORE_INDEX,
             anchor_sampler=HardAnchorSampler(
-                max_anchors=self.shape.max_anchors, max_views=self.shape.max_views
+                max_anchors=shape.max_anchors, max_views=shape.max_views
             ),
             negative_sampler=HardNegativeSampler() if mined else None,
             bank=bank,
             contrast_with=("batch",) if bank is None else ("pixels", "regions"),
         )
-
-    def our_step(self, criterion: PixelContrastLoss) -> Run:
-        """Return labels, sampling, loss, bank update, and backward to the embedding map."""
-        batch = self.batch
-        return lambda: torch.autograd.grad(
-            criterion(batch.emb, batch.labels, self.logits), batch.emb
-        )
-
-    def own_loss(self) -> Run:
-        """Return the loss alone, forward and backward, of the step's anchors and entries."""
-        criterion = self.criterion()
-        batch = self.batch
-        with torch.no_grad():
-            _, sample = criterion(batch.emb, batch.labels, self.logits, return_anchors=True)
-        rows = batch.emb.detach().movedim(1, -1).flatten(0, -2)[sample.indices]
-        anchors = rows.requires_grad_()
-        bank = criterion.bank
-        queues = (
-            [(None, None)] if bank is None else [bank.entries(q) for q in criterion.contrast_with]
-        )
-        entries: list[Tensor | None] = [vectors for vectors, _ in queues]
-        entry_labels: list[Tensor | None] = [labels for _, labels in queues]
-
-        def run() -> object:
-            loss = unit_length_loss(
-                anchors,
-                sample.labels,
-                entries,
-                entry_labels,
-                backend="auto",
-                negative_sampler=criterion.negative_sampler,
-                ignore_index=IGNORE_INDEX,
-            )
-            return torch.autograd.grad(loss, anchors)
-
-        return run
-
-    def authors_step(self) -> Run:
-        """Return the same of the released code; it enqueues before the backward, as ours does."""
-        step = self.authors()
-        batch = self.batch
-        queues = None
-        if self.case != "batch":
-            pixels, regions = draw_bank(self.shape, self.device)
-            queues = Queues.of(segments=regions, pixels=pixels)
-
-        def run() -> object:
-            loss = step.loss(batch.emb, batch.labels, batch.logits, queues)
-            if queues is not None:
-                step.enqueue(batch.emb.detach(), batch.labels, queues)
-            return torch.autograd.grad(loss, batch.emb)
-
-        return run
-
-    def authors(self) -> AuthorsStep:
-        """Return the authors' step with the options of ours."""
-        return AuthorsStep(
-            temperature=TEMPERATURE,
-            base_temperature=BASE_TEMPERATURE,
-            max_samples=self.shape.max_anchors,
-            max_views=self.shape.max_views,
-            pixels_per_image=PIXELS_PER_IMAGE,
-        )
-
-    def full_bank(self) -> MemoryBank:
-        """Return a bank whose every slot is written, as after the first epochs."""
-        shape = self.shape
-        bank = MemoryBank(
-            shape.num_classes,
-            shape.dim,
-            pixel_slots=shape.slots,
-            region_slots=shape.slots,
-            pixels_per_image=PIXELS_PER_IMAGE,
-            ignore_index=IGNORE_INDEX,
-            dtype=torch.bfloat16 if self.as_on_gpu else torch.float32,
-        ).to(self.device)
-        pixels, regions = draw_bank(shape, self.device)
-        bank.pixels.copy_(pixels)
-        bank.regions.copy_(regions)
-        for count in (bank.pixel_count, bank.region_count):
-            count.fill_(shape.slots)
-        return bank
 
     def anchors(self) -> dict[str, int]:
         """Return how many anchors each step takes: the authors leave small groups out."""
@@ -185,7 +106,7 @@ class StepCase:
                 batch.emb, batch.labels, self.logits, return_anchors=True
             )
         labels = batch.labels[:, :: shape.stride, :: shape.stride].flatten(1)
-        views, _ = self.authors().sample(
+        views, _ = self.authors.sample(
             batch.emb.new_zeros(*labels.shape, 1), labels, batch.logits.argmax(dim=1).flatten(1)
         )
         ours = int((sample.labels != IGNORE_INDEX).sum())
@@ -194,38 +115,37 @@ class StepCase:
     def clock_parts(self) -> Callable[[], dict[str, float]]:
         """Return a function that makes one step of ours and returns the seconds of each part.
 
-        The step is cut where the loss calls its sampler and its bank. Checks of arguments count to
-        the part they precede; sampled pixels are gathered in "anchors and loss".
+        The step is cut where the loss calls its sampler and its bank.
         """
         criterion = self.criterion()
         bank, batch = criterion.bank, self.batch
 
         def run() -> dict[str, float]:
             seconds = dict.fromkeys(PARTS, 0.0)
-            last = self._clock()
+            last = time.perf_counter()
 
             def mark(ended: str) -> None:
                 nonlocal last
-                this = self._clock()
-                seconds[ended] += this - last
-                last = this
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                seconds[ended] += time.perf_counter() - last
+                last = time.perf_counter()
 
-            def marked(call: Callable[..., Any], before: str, itself: str) -> Callable[..., Any]:
+            def marked(owner: object, name: str, before: str, itself: str) -> Any:
+                call = getattr(owner, name)
+
                 def run_between(*arguments: Any, **options: Any) -> Any:
                     mark(before)
                     result = call(*arguments, **options)
                     mark(itself)
                     return result
 
-                return run_between
+                return patch.object(owner, name, run_between)
 
             with ExitStack() as stack:
-                sampler = marked(criterion.anchor_sampler, *PARTS[:2])
-                stack.enter_context(patch.object(criterion, "anchor_sampler", sampler))
-                if bank is not None:
-                    for name in ("_draw_pixels", "_new_entries", "_store"):
-                        update = marked(getattr(bank, name), *PARTS[2:4])
-                        stack.enter_context(patch.object(bank, name, update))
+                stack.enter_context(marked(criterion, "anchor_sampler", *PARTS[:2]))
+                for name in ("_draw_pixels", "_new_entries", "_store") if bank else ():
+                    stack.enter_context(marked(bank, name, *PARTS[2:4]))
                 loss = criterion(batch.emb, batch.labels, self.logits)
             mark("anchors and loss")
             torch.autograd.grad(loss, batch.emb)
@@ -234,11 +154,44 @@ class StepCase:
 
         return self._as_trained(run)
 
-    def _clock(self) -> float:
-        """Return the host's time once the device has finished its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+    def _own_loss(self) -> Run:
+        """Return the loss alone, forward and backward, of the step's anchors and entries."""
+        criterion, batch = self.criterion(), self.batch
+        with torch.no_grad():
+            _, sample = criterion(batch.emb, batch.labels, self.logits, return_anchors=True)
+        rows = batch.emb.detach().movedim(1, -1).flatten(0, -2)[sample.indices]
+        anchors = rows.requires_grad_()
+        queues: list[tuple[Tensor | None, Tensor | None]] = [(None, None)]
+        if criterion.bank is not None:
+            queues = [criterion.bank.entries(queue) for queue in criterion.contrast_with]
+        given = (anchors, sample.labels, *map(list, zip(*queues, strict=True)))
+
+        def run() -> object:
+            loss = our_loss(
+                *given,
+                backend="auto",
+                negative_sampler=criterion.negative_sampler,
+                unit_length=True,
+                ignore_index=IGNORE_INDEX,
+            )
+            return torch.autograd.grad(loss, anchors)
+
+        return run
+
+    def _authors_step(self) -> Run:
+        """Return the same of the released code; it enqueues before the backward, as ours does."""
+        batch, queues = self.batch, None
+        if self.case != "batch":
+            pixels, regions = (drawn.to(self.device) for drawn in draw_bank(self.shape))
+            queues = Queues.of(segments=regions, pixels=pixels)
+
+        def run() -> object:
+            loss = self.authors.loss(batch.emb, batch.labels, batch.logits, queues)
+            if queues is not None:
+                self.authors.enqueue(batch.emb.detach(), batch.labels, queues)
+            return torch.autograd.grad(loss, batch.emb)
+
+        return run
 
     def _as_trained(self, run: Callable[[], T]) -> Callable[[], T]:
         """Return a run of ours as training runs it: under autocast on a GPU."""

@@ -1,23 +1,19 @@
-"""The implementations of the loss that are timed against each other."""
+"""The implementations of the loss that are timed against each other, and what the device can do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks._measure.command import matmul_precision
-from benchmarks._measure.graphs import replayed
+from benchmarks._measure.device import replayed
 from benchmarks._measure.timers import Run
 from benchmarks._ways import formulas
 from benchmarks._ways.attention import FlexLoss, attention_output
-from benchmarks._ways.cases import Launched
-from benchmarks._ways.problem import MODES, Case, Problem
-from benchmarks._ways.products import MOST_ELEMENTS, floor_products, square_product
+from benchmarks._ways.problem import Case, Problem
 from pixcontrast import HardNegativeSampler
 
 PHASES = (
@@ -31,32 +27,17 @@ COMPILED_WAYS = ("flex", "compiled")
 WAYS = (*PHASES[0], *PHASES[1], *COMPILED_WAYS)
 CPU_WAYS = ("floor", "tiled", "mined", "compiled", "dense", "authors")
 CUDA_WAYS = tuple(name for name in WAYS if name != "mined")
-LOSSES = ("info_nce", "unit length", "tiled", "dense", "flex", "compiled", "authors",
-          "authors autocast")  # fmt: skip
-"""The ways whose loss and gradient are compared with the truth."""
+UNCHECKED = ("square", "floor", "sdpa", "mined")
+"""The ways that have another result than the loss, or none."""
 OURS = ("info_nce", "unit length", "tiled")
-REPLAYED = ("info_nce", "unit length")
 REFERENCES = ("floor", "tiled", "info_nce")
 """Each result has a ratio to the time of these, where they are measured."""
+REPLAYED = ("info_nce", "unit length")
 DENSE_WAYS = ("dense", "compiled", "authors", "authors autocast")
 """The ways that hold M×N matrices."""
-
-
-@dataclass(frozen=True)
-class Means:
-    """What the ways are made with.
-
-    Attributes:
-        device: where they run.
-        backend: of the fused ways: "triton", or "tiled" in a rehearsal.
-        compiler: of the compiled ways: `torch.compile`, or the identity in a rehearsal.
-        square: rows and columns of the large square product.
-    """
-
-    device: torch.device
-    backend: str
-    compiler: Callable[[Any], Any]
-    square: int
+MOST_ELEMENTS = 1 << 28
+"""On a GPU, of the intermediate result of the floor; beyond it the products are made over some
+columns at a time."""
 
 
 def compile_for_shape(function: Any) -> Any:
@@ -64,128 +45,114 @@ def compile_for_shape(function: Any) -> Any:
     return torch.compile(function, dynamic=False)
 
 
-class Way:
-    """One implementation on one problem, built when it first runs: it may fail or compile then.
+def make_runs(
+    case: Case,
+    problem: Problem,
+    names: Collection[str],
+    *,
+    backend: str = "triton",
+    square: int = 8192,
+    compiler: Callable[[Any], Any] = compile_for_shape,
+    replays: bool = False,
+) -> dict[str, Run]:
+    """Return the forward and backward of each way.
 
-    Args:
-        problem: anchors and entries.
-        build: returns the function that computes the loss of a problem.
-        dtype: of the numbers it is given. Default: those of the problem.
+    `backend` is that of the fused ways; with `replays`, these are also replayed from a CUDA graph
+    as "NAME replayed". `square` is the number of rows of the large square product.
     """
+    given = (problem.anchors, problem.anchor_labels, problem.entries, problem.entry_labels)
+    # The authors hold anchors and queues in float32.
+    wide = problem.to(torch.float32) if {"authors", "authors autocast"} & set(names) else problem
 
-    def __init__(
-        self,
-        problem: Problem,
-        build: Callable[[Problem], Callable[[], Tensor]],
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self._drawn = problem
-        self._build = build
-        self._dtype = dtype
+    def ours(backend: str, **options: Any) -> Run:
+        options["backend"] = backend
+        return backward_of(lambda: partial(formulas.our_loss, *given, **options), problem)
 
-    @cached_property
-    def problem(self) -> Problem:
-        """The anchors and entries in the way's own dtype."""
-        return self._drawn if self._dtype is None else self._drawn.to(self._dtype)
+    def plain(loss: Callable[[Problem], Tensor], drawn: Problem = problem) -> Run:
+        return backward_of(lambda: partial(loss, drawn), drawn)
 
-    @cached_property
-    def output(self) -> Callable[[], Tensor]:
-        """The function that computes the loss."""
-        return self._build(self.problem)
+    runs: dict[str, Run] = {
+        "square": square_product(problem.anchors, square),
+        "floor": floor_products(problem, MOST_ELEMENTS if replays else case.similarities),
+        "info_nce": ours(backend),
+        "unit length": ours(backend, unit_length=True),
+        "sdpa": plain(attention_output),
+        "tiled": ours("tiled"),
+        "mined": ours("tiled", negative_sampler=HardNegativeSampler()),
+        "dense": plain(formulas.textbook_loss),
+        "authors": plain(formulas.authors_loss, wide),
+        "authors autocast": plain(formulas.authors_loss_under_autocast, wide),
+        "flex": backward_of(lambda: FlexLoss(problem, compiler), problem),
+        "compiled": backward_of(
+            lambda: partial(compiler(formulas.textbook_loss), problem), problem
+        ),
+    }
+    if case.mode != "bf16":
+        del runs["authors autocast"]
+    chosen: dict[str, Run] = {}
+    for name in [name for name in runs if name in names]:
+        chosen[name] = runs[name]
+        if replays and name in REPLAYED:
+            chosen[f"{name} replayed"] = replayed(runs[name], problem.anchors.device)
+    return chosen
 
-    def forward(self) -> formulas.Losses:
-        """Return the loss alone, as in evaluation."""
-        with torch.no_grad():
-            return (self.output(),)
 
-    def both(self) -> formulas.Losses:
-        """Return the loss and the anchors' gradient; against themselves, of both their roles."""
-        output = self.output()
+def backward_of(build: Callable[[], Callable[[], Tensor]], problem: Problem) -> Run:
+    """Return a run of the loss and the anchors' gradient; against themselves, of both roles.
+
+    The loss is built when it first runs: it may fail or compile then.
+    """
+    built: list[Callable[[], Tensor]] = []
+
+    def run() -> formulas.Losses:
+        if not built:
+            built.append(build())
+        output = built[0]()
         upstream = None if output.dim() == 0 else torch.ones_like(output)
-        (gradient,) = torch.autograd.grad(output, self.problem.anchors, upstream)
+        (gradient,) = torch.autograd.grad(output, problem.anchors, upstream)
         return output.detach(), gradient
 
-
-def make_runs(
-    case: Case, problem: Problem, names: Collection[str], means: Means, parts: bool
-) -> dict[str, Run]:
-    """Return what is timed, by name, in the order of `PHASES`.
-
-    A way's own name is its forward and backward. With `parts`, "NAME forward" is the forward
-    alone, and the fused ways are also replayed from a CUDA graph: "NAME replayed" and
-    "NAME forward replayed".
-    """
-    runs: dict[str, Run] = {
-        "square": square_product(MODES[case.mode].dtype, means.device, means.square),
-        "floor": floor_products(problem, MOST_ELEMENTS if parts else case.similarities),
-    }
-    for name, way in _ways(problem, means).items():
-        runs[name] = way.both
-        if parts:
-            runs[f"{name} forward"] = way.forward
-        if parts and name in REPLAYED:
-            runs[f"{name} replayed"] = replayed(way.both, means.device)
-            runs[f"{name} forward replayed"] = replayed(way.forward, means.device)
-    chosen = [name for name in names if name != "authors autocast" or case.mode == "bf16"]
-    return {name: run for name, run in runs.items() if way_of(name) in chosen}
+    return run
 
 
 def way_of(name: str) -> str:
     """Return the way that a run of `make_runs` belongs to."""
-    return name.removesuffix(" replayed").removesuffix(" forward")
+    return name.removesuffix(" replayed")
 
 
-def launch(launched: Launched, device: torch.device, backend: str = "triton") -> None:
-    """Run forward, and forward and backward, once: every kernel of them is then compiled."""
-    mode = "float32" if launched.mode == "autocast" else launched.mode
-    drawn = [
-        Problem.draw(Case(mode, launched.anchors, entries, launched.dim), device)
-        for entries in launched.entries
-    ]
-    banks = [problem.entries for problem in drawn]
-    if launched.mode == "autocast":
-        banks = [None if bank is None else bank.bfloat16() for bank in banks]
-    loss = formulas.public_loss if launched.form == "info_nce" else formulas.unit_length_loss
-    options = {"negative_sampler": HardNegativeSampler()} if launched.form == "mined" else {}
-    anchors, labels = drawn[0].anchors, drawn[0].anchor_labels
-    way = Way(drawn[0], lambda _: partial(
-        loss, anchors, labels, banks, [problem.entry_labels for problem in drawn], backend,
-        **options,
-    ))  # fmt: skip
-    with (
-        matmul_precision(MODES[mode].precision),
-        torch.autocast(device.type, torch.bfloat16, enabled=launched.mode == "autocast"),
-    ):
-        way.forward()
-        way.both()
+def floor_products(problem: Problem, most_elements: int) -> Run:
+    """Return the two products of a loss, M×D by D×N and M×N by N×D, into allocated results."""
+    anchors, entries = problem.anchors.detach(), problem.contrast.detach()
+    rows = max(len(anchors), 1)
+    columns = max(1, min(len(entries), most_elements // rows))
+    results: list[Tensor] = []
+
+    def run() -> None:
+        if not results:
+            results.extend((anchors.new_empty(rows * columns), torch.empty_like(anchors)))
+        between, result = results
+        for part in torch.split(entries, columns):
+            tile = between[: rows * len(part)].view(rows, len(part))
+            torch.mm(anchors, part.T, out=tile)
+            torch.mm(tile, part, out=result)
+
+    return run
 
 
-def _ways(problem: Problem, means: Means) -> dict[str, Way]:
-    given = (
-        problem.anchors,
-        problem.anchor_labels,
-        problem.entries,
-        problem.entry_labels,
-    )
+def square_product(like: Tensor, size: int) -> Run:
+    """Return one large product. It is of random numbers: zeros take less power and run faster."""
+    operands: list[Tensor] = []
 
-    def ours(loss: Callable[..., Tensor], *options: Any) -> Way:
-        return Way(problem, lambda _: partial(loss, *given, *options))
+    def run() -> None:
+        if not operands:
+            drawn = (torch.randn(size, size, device=like.device).to(like.dtype) for _ in range(2))
+            operands.extend((*drawn, like.new_empty(size, size)))
+        torch.mm(operands[0], operands[1], out=operands[2])
 
-    def plain(loss: Callable[[Problem], Tensor], dtype: torch.dtype | None = None) -> Way:
-        return Way(problem, lambda converted: partial(loss, converted), dtype)
+    return run
 
-    return {
-        "info_nce": ours(formulas.public_loss, means.backend),
-        "unit length": ours(formulas.unit_length_loss, means.backend),
-        "sdpa": plain(attention_output),
-        "tiled": ours(formulas.public_loss, "tiled"),
-        "mined": ours(formulas.public_loss, "tiled", HardNegativeSampler()),
-        "dense": plain(formulas.textbook_loss),
-        # The authors hold anchors and queues in float32.
-        "authors": plain(formulas.authors_loss, torch.float32),
-        "authors autocast": plain(formulas.authors_loss_under_autocast, torch.float32),
-        "flex": Way(problem, lambda drawn: FlexLoss(drawn, means.compiler)),
-        "compiled": Way(
-            problem, lambda drawn: partial(means.compiler(formulas.textbook_loss), drawn)
-        ),
-    }
+
+def flops_of(name: str, case: Case, square: int) -> int:
+    """Return the flops of a run; the floor has two products whatever the loss needs."""
+    bounds = {"floor": 4 * case.similarities * case.dim, "square": 2 * square**3}
+    return bounds.get(name, case.useful_flops)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import ablation, pages, price
+from benchmarks._measure.device import measured_peak
 from benchmarks._tables.pairs import ablation_table, lines_of, readings_table
 from benchmarks._training import experiment
 from benchmarks._training.network import SegmentationNetwork
@@ -259,8 +260,9 @@ def test_the_price_of_a_step(tmp_path, capsys):
         for one in row["measured"].values():
             assert one["to_cross entropy"] == pytest.approx(one["seconds"] / first)
     assert "both banks" in capsys.readouterr().out
-    price.main(["--peak", "both banks", *options[:2], *options[3:]])
-    assert float(capsys.readouterr().out) >= 0
+    recipe = replace(price.BASES["small"], **price.WAYS["both banks"], size=(24, 24), batch_size=2)
+    _, step = price.runs_to_weigh(recipe)
+    assert measured_peak(step) >= 0
 
 
 def test_a_step_that_is_priced_learns_and_finds_its_bank_full():

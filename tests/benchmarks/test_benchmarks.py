@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks._ways import sampler_loop
 from benchmarks._ways.authors_step import AuthorsStep, Queues, queue_entries
 from benchmarks._ways.batches import SHAPES, SHARE_WRONG, Batch, draw_noise, draw_patches
-from benchmarks._ways.samplers import sampler_runs
+from benchmarks._ways.samplers import sampler_runs, scanned_groups, sorted_groups
 from benchmarks._ways.steps import BASE_TEMPERATURE, TEMPERATURE
 from pixcontrast import HardAnchorSampler, MemoryBank
 from pixcontrast.functional import info_nce
@@ -120,7 +119,7 @@ def test_loops_sample_by_the_samplers_rule(draw, options):
 def test_groups_of_a_loop_are_those_of_the_labels():
     labels, preds = torch.tensor([[-1, 0, 2, 0], [2, 2, -1, 2]]), torch.tensor([[0, 0, 1, 1]] * 2)
     expected = [([3], [1]), ([2], []), ([4, 5, 7], [])]
-    for groups in (sampler_loop.scanned_groups, sampler_loop.sorted_groups):
+    for groups in (scanned_groups, sorted_groups):
         found = [(hard.tolist(), easy.tolist()) for hard, easy in groups(labels, preds)]
         assert [(sorted(hard), sorted(easy)) for hard, easy in found] == expected
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks._gpu.stages import STAGES, choose_stages
+from benchmarks.gpu import STAGES
 
 ROOT = Path(gpu.__file__).parents[1]
 REHEARSED = ("smoke", "headlines", "steps", "picture")
@@ -21,16 +21,14 @@ REHEARSED = ("smoke", "headlines", "steps", "picture")
 @pytest.mark.parametrize("rehearse", [False, True], ids=["on a card", "rehearsal"])
 @pytest.mark.parametrize("name", [stage.name for stage in STAGES])
 def test_a_stage_takes_the_options_that_it_is_given(name, rehearse, tmp_path):
-    (stage,) = choose_stages([name], rehearse)
-    values = {"folder": tmp_path, "budget": "12.5", "processes": 14}
-    python, flag, module, *given = stage.arguments(values, is_restart=True)
+    (stage,) = (one for one in STAGES if one.name == name)
+    python, flag, module, *given = stage.arguments(tmp_path, 12.5, rehearse, stage.resumes)
     assert (python, flag) == (sys.executable, "-m")
     options = vars(importlib.import_module(module)._parser().parse_args(given))
-    written = options["out"] or options["redraw"]
-    assert written.is_relative_to(tmp_path)
-    if name != "picture":
-        assert options["budget"] == 12.5
-        assert options["rehearse"] is rehearse
+    assert options["out"] == tmp_path
+    assert options["budget"] == 12.5
+    assert options["rehearse"] is rehearse
+    assert options.get("redraw") in (None, tmp_path / "hot_path_gpu.json")
 
 
 @pytest.mark.long
@@ -55,8 +53,9 @@ def test_a_rehearsal_goes_through_stages_without_a_card(tmp_path):
     assert {name: stage["status"] for name, stage in summary["stages"].items()} == dict.fromkeys(
         REHEARSED, "done"
     )
-    checks = summary["stages"]["smoke"]["record"]["checks"]
-    assert checks["bf16, D = 16, bank"]["status"] == "right"
+    checks = summary["stages"]["smoke"]["record"]
+    assert checks["passed"] > 5
+    assert checks["failed"] == []
     record = json.loads((tmp_path / "out" / "hot_path_gpu.json").read_text())
     assert record["environment"]["date"] != summary["environment"]["date"]
     assert all(row["measured"]["info_nce"]["seconds"] > 0 for row in record["rows"])
@@ -69,8 +68,8 @@ def test_a_rehearsal_goes_through_stages_without_a_card(tmp_path):
 
 
 def test_nothing_is_imported_that_a_machine_with_a_gpu_may_lack():
-    missing = ["tqdm", "sklearn", "PIL", "matplotlib", "pytest_timeout", "xdist"]
-    modules = sorted({stage.command[2] for stage in STAGES} | {"benchmarks._gpu.launch_calls"})
+    missing = ["tqdm", "sklearn", "PIL", "matplotlib"]
+    modules = sorted({stage.command[0] for stage in STAGES})
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({missing})); import {', '.join(modules)}"
     )

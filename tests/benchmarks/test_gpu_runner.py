@@ -5,17 +5,14 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import gpu
 from benchmarks._gpu.process import run_limited
-from benchmarks._gpu.records import judge, write_record
-from benchmarks._gpu.report import first_lines, report
-from benchmarks._gpu.runner import DONE, FAILED, NO_TIME, TIMED_OUT, Runner
-from benchmarks._gpu.stages import STAGES, Stage, choose_stages
+from benchmarks._gpu.runner import DONE, FAILED, NO_TIME, TIMED_OUT, Runner, Stage
+from benchmarks.gpu import STAGES, first_lines, report
 
 ROOT = Path(gpu.__file__).parents[1]
 WRITES = """
@@ -34,15 +31,21 @@ def stage(name, end, program, *, record=None, **options):
     """A stage that runs a program, which has `write` for its record."""
     record = record or f"{name}.json"
     lines = WRITES.replace("{path!r}", f"os.path.join(sys.argv[1], {record!r})") + program
-    command = (sys.executable, "-S", "-c", lines.replace("{", "{{").replace("}", "}}"))
-    return Stage(name, end, (*command, "{folder}", "{budget}"), record, name, **options)
+    return ProgramStage(name, end, (lines,), record, **options)
+
+
+class ProgramStage(Stage):
+    """A stage whose command is a program."""
+
+    def arguments(self, folder, budget, rehearse, is_restart):
+        given = [str(folder), f"{budget:.1f}", *(["--resume"] * is_restart)]
+        return [sys.executable, "-S", "-c", *self.command, *given]
 
 
 def run(tmp_path, *stages, budget=20.0, **options):
     """Run stages; returns the runner and the summary that it wrote."""
     runner = Runner(stages, tmp_path / "out", tmp_path / "work", budget, began=time.monotonic(),
-                    environment={"card": "a card"}, variables={}, say=lambda line: None,
-                    **options)  # fmt: skip
+                    environment={"card": "a card"}, variables={}, **options)  # fmt: skip
     runner.run()
     return runner, published(tmp_path, "summary")
 
@@ -124,7 +127,7 @@ def test_a_slow_start_costs_every_stage_the_same_share(tmp_path):
     tells = "write(budget=float(sys.argv[2]))"
     began = time.monotonic() - 40
     runner = Runner([stage("first", 0.5, tells)], tmp_path / "out", tmp_path / "work", 60.0,
-                    began=began, environment={}, variables={}, say=print)  # fmt: skip
+                    began=began, environment={}, variables={})  # fmt: skip
     runner.run()
     # Half of the 20 seconds that were left, but for the two in which a stage ends in order.
     assert 7.5 < published(tmp_path, "first")["budget"] <= 8.0
@@ -135,7 +138,7 @@ def test_figures_come_out_while_a_stage_runs(tmp_path):
     seen = []
     writes = "write(rows=1); time.sleep(2.5); write(rows=2)"
     runner = Runner([stage("slow", 1.0, writes)], tmp_path / "out", tmp_path / "work", 20.0,
-                    began=time.monotonic(), environment={}, variables={}, say=print)  # fmt: skip
+                    began=time.monotonic(), environment={}, variables={})  # fmt: skip
     publish = runner.publish
 
     def watched():
@@ -164,8 +167,9 @@ write(rows=rows + 1)
 sys.exit(3 if rows < 2 else 0)
 """
     headlines = stage("headlines", 0.5, program, record="shared.json")
-    headlines = replace(headlines, resume=("--resume",), restarts=3)
-    rest = replace(headlines, name="rest", end=1.0, command=(*headlines.command, "--resume"))
+    headlines = headlines._replace(resumes=True)
+    resumed = headlines.command[0].replace('if "--resume" in sys.argv', "if True")
+    rest = headlines._replace(name="rest", end=1.0, command=(resumed,))
     _, summary = run(tmp_path, headlines, rest)
     assert summary["stages"]["headlines"]["restarts"] == 2
     assert summary["stages"]["headlines"]["status"] == DONE
@@ -205,7 +209,7 @@ def test_correctness_marks_the_figures_and_withholds_none(smoke, tests, correct,
 
 def test_a_stage_that_finds_faults_is_done(tmp_path):
     finds = "write(correct=False, failed=['a']); sys.exit(1)"
-    _, summary = run(tmp_path, stage("tests", 1.0, finds, judges=True, restarts=2))
+    _, summary = run(tmp_path, stage("tests", 1.0, finds, judges=True, resumes=True))
     assert summary["stages"]["tests"]["status"] == DONE
     assert summary["complete"] is True
 
@@ -214,7 +218,7 @@ def test_what_figures_say_of_themselves_counts_only_against_them(tmp_path):
     """Of a record that two stages write once."""
     right, wrong = "write(correct=True)", "write(correct=False)"
     hot_path = stage("headlines", 0.4, wrong, record="hot_path.json")
-    rest = replace(hot_path, name="rest", end=1.0)
+    rest = hot_path._replace(name="rest", end=1.0)
     _, summary = run(tmp_path, stage("smoke", 0.2, CHECKS, judges=True), hot_path, rest)
     assert (summary["correct"], summary["failed"]) == (False, ["headlines: correct is false"])
     assert published(tmp_path, "hot_path")["correct"] is False
@@ -222,14 +226,15 @@ def test_what_figures_say_of_themselves_counts_only_against_them(tmp_path):
     assert summary["correct"] is None
 
 
-def test_no_check_is_no_verdict():
-    assert judge({}, {}) == (None, [])
-    assert judge({"figures": {"correct": True}}, {}) == (None, [])
+def test_no_check_is_no_verdict(tmp_path):
+    runner, _ = run(tmp_path, stage("figures", 1.0, "write(correct=True)"))
+    assert runner.verdict() == (None, [])
 
 
 def test_nan_becomes_null(tmp_path):
-    write_record(tmp_path / "a.json", {"rows": [float("nan"), 1.0], "most": float("inf")})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"rows": [None, 1.0], "most": None}
+    run(tmp_path, stage("a", 1.0, "write(rows=[float('nan'), 1.0], most=float('inf'))"))
+    found = published(tmp_path, "a")
+    assert (found["rows"], found["most"]) == ([None, 1.0], None)
 
 
 def test_what_a_command_started_ends_with_it(tmp_path):
@@ -242,8 +247,7 @@ for _ in range(2):
     print(child.pid, flush=True)
 """
     ended = run_limited([sys.executable, "-S", "-c", program], seconds=20.0,
-                        output=tmp_path / "out", errors=tmp_path / "err",
-                        environment={})  # fmt: skip
+                        log=tmp_path / "out", environment={})  # fmt: skip
     assert ended.exit_status == 0
     for pid in (tmp_path / "out").read_text().split():
         state = Path(f"/proc/{pid}/stat")
@@ -290,13 +294,16 @@ def test_the_report_shows_the_figures_and_fits_on_a_screen_of_12000_characters(t
     printed = report(runner)
     assert len(printed) < 12_000
     lines = printed.splitlines()
-    first = next(line for line in lines if line.startswith("bf16 1,024 x 190,000 x 256"))
-    assert first.split()[6:] == [
-        "1.234", "-", "-", "0.700", "-", "-", "failed", "-", "memory", "-", "-", "0.58",
-    ]  # fmt: skip
-    assert [line.split()[3] for line in lines if line.endswith("WRONG")] == ["190,001"]
-    step = next(line for line in lines if line.startswith("cityscapes, bank"))
-    assert step.split()[2:] == ["2.000", "1.000", "-", "-", "-", "-", "0", "351", "812"]
+    first = next(line for line in lines if line.startswith("bf16 1024 x 190000 x 256"))
+    assert first.split()[6:] == ["ms", "1.234", "0.700", "failed", "failed"]
+    assert lines[lines.index(first) + 1].split() == ["of", "square", *["0.40", "0.58", "failed"],
+                                                     "failed"]  # fmt: skip
+    assert [line.split()[3] for line in lines if line.endswith("WRONG")] == ["190001"]
+    step = next(number for number, line in enumerate(lines) if line.startswith("cityscapes, bank"))
+    assert lines[step].split()[2:] == ["ms", "2.000", "1.000"]
+    counted = [line.split() for line in lines if line.startswith("cityscapes, bank   ")][1]
+    assert counted[2:] == ["waits", "0"]
+    assert any(line.split() == ["launches", "351"] for line in lines)
     assert "  cityscapes, batch: no time left" in lines
     assert "tests: 12 passed, 100 failed" in lines
     assert "and 80 more, see the records" in printed
@@ -312,16 +319,13 @@ def test_a_record_of_another_form_costs_only_its_table(tmp_path):
 
 def test_the_stages_of_a_run():
     assert [stage.name for stage in STAGES] == [
-        "precompile", "smoke", "headlines", "steps", "launches", "tests", "rest", "picture",
+        "smoke", "headlines", "steps", "launches", "tests", "rest", "picture",
     ]  # fmt: skip
     ends = [stage.end for stage in STAGES]
     assert ends == sorted(ends)
     assert ends[-1] < 1.0
     # Beside the summary and the log, with one place free of the seven.
     assert len({stage.record for stage in STAGES if stage.published}) + 2 <= 7
-    assert [stage.name for stage in choose_stages(["tests", "smoke"], False)] == ["smoke", "tests"]
-    for one in choose_stages(None, rehearse=True):
-        assert ("--rehearse" in one.command) == (one.name != "picture")
 
 
 def test_without_a_device_it_refuses(tmp_path):
@@ -346,16 +350,18 @@ def test_stopped_from_outside_it_stops_its_stage_and_keeps_the_figures(tmp_path)
     program = f"""
 import sys
 from benchmarks import gpu
-from benchmarks._gpu.stages import Stage
+from benchmarks._gpu.runner import Stage
 import signal
-command = (sys.executable, "-S", "-c", sys.argv[1], "{{folder}}")
+class Slow(Stage):
+    def arguments(self, folder, *_):
+        return [sys.executable, "-S", "-c", sys.argv[1], str(folder)]
 gpu._describe = lambda *_: {{}}
-gpu.choose_stages = lambda *_: [Stage("slow", 1.0, command, "slow.json", "slow")]
+gpu.STAGES = [Slow("slow", 1.0, (), "slow.json")]
 signal.signal(signal.SIGTERM, gpu._stop)
 sys.exit(gpu.main(["--out", {str(tmp_path / "out")!r}, "--budget", "60"]))
 """
     writes = "import os, sys, time; print(os.getpid(), flush=True)\n"
-    writes += "open(sys.argv[1] + '/slow.json', 'w').write('{{\"rows\": 1}}'); time.sleep(60)"
+    writes += "open(sys.argv[1] + '/slow.json', 'w').write('{\"rows\": 1}'); time.sleep(60)"
     running = subprocess.Popen(
         [sys.executable, "-c", program, writes],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from benchmarks._measure.graphs import WARM_RUNS, captured, replayed
+from benchmarks._measure.device import WARM_RUNS, replayed
 from benchmarks._measure.timers import seconds_of
 
 CUDA = torch.device("cuda")
@@ -84,10 +84,10 @@ def test_a_capture_that_fails_restores_the_stream(card):
             raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(RuntimeError, match="not permitted"):
-        captured(fail_in_capture, CUDA)
+        replayed(fail_in_capture, CUDA)()
     assert card[-1] == "stream restored"
 
 
 def test_a_graph_needs_a_cuda_device():
     with pytest.raises(RuntimeError, match="needs a CUDA device"):
-        captured(lambda: None, torch.device("cpu"))
+        replayed(lambda: None, torch.device("cpu"))()

@@ -10,15 +10,22 @@ from matplotlib import pyplot
 from benchmarks import hot_path
 from benchmarks._measure import timers
 from benchmarks._measure.command import DEVICE_LOST, REFUSED
+from benchmarks._measure.device import measured_peak
 from benchmarks._measure.timers import DeviceLostError
 from benchmarks._plots.hot_path import save_curves
-from benchmarks._ways import attention, comparison, formulas, products
-from benchmarks._ways.cases import HEADLINES, choose_cases, kernels_to_compile
-from benchmarks._ways.problem import Case, Problem
-from benchmarks._ways.ways import CUDA_WAYS, LOSSES, Means, launch, make_runs, way_of
+from benchmarks._ways import attention, formulas
+from benchmarks._ways.problem import HEADLINES, Case, Problem, choose_cases
+from benchmarks._ways.ways import (
+    CUDA_WAYS,
+    UNCHECKED,
+    floor_products,
+    flops_of,
+    make_runs,
+    way_of,
+)
 
 CPU = torch.device("cpu")
-MEANS = Means(CPU, "tiled", lambda function: function, square=32)
+MEANS = {"backend": "tiled", "compiler": lambda function: function, "square": 32}
 REHEARSAL = ["--rehearse", "--repeats", "2"]
 SHAPES = ["--shapes", "40x304x16x4", "32xitselfx16x4"]
 BANK = ["--shapes", "40x304x16x4"]
@@ -35,7 +42,7 @@ def run_hot_path(folder, *options, ways=("--ways", "tiled"), shapes=SHAPES):
 
 
 def test_hot_path_on_the_cpu(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(comparison, "MOST_SIMILARITIES", 23_999)
+    monkeypatch.setattr(hot_path, "MOST_SIMILARITIES", 23_999)
     shapes = ["--shapes", "40x300x16x4", "80x300x16x4", "40x600x16x4"]
     options = [*shapes, "--ways", *ON_CPU, "--repeats", "2", "--no-memory"]
     assert hot_path.main([*options, "--out", str(tmp_path)]) == 0
@@ -51,7 +58,7 @@ def test_hot_path_on_the_cpu(tmp_path, capsys, monkeypatch):
                 expected = one["seconds"] / row["measured"][reference]["seconds"]
                 assert one[f"to_{reference}"] == pytest.approx(expected)
             assert one["extra_mb"] is None
-    assert "x tiled" in capsys.readouterr().out
+    assert "x floor" in capsys.readouterr().out
     picture = (tmp_path / "hot_path.png").read_bytes()
     hot_path.main(["--redraw", str(tmp_path / "hot_path.json"), "--out", str(tmp_path / "again")])
     assert (tmp_path / "again" / "hot_path.png").read_bytes() == picture
@@ -74,7 +81,6 @@ def test_hot_path_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
     record = json.loads((tmp_path / "hot_path_gpu.json").read_text())
     assert status == 0
     assert record["environment"]["card"] is None
-    assert record["copy_gb_per_second"] > 0
     assert record["correct"] is True
     rows = record["rows"]
     assert [(row["mode"], row["entries"]) for row in rows] == [
@@ -100,13 +106,10 @@ def test_hot_path_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
             assert one["samples"] == 2
             assert one["extra_mb"] >= 0
             assert one["to_info_nce"] == pytest.approx(one["seconds"] / ours)
-            assert ("error" in one) == (way_of(name) in LOSSES)
+            assert ("error" in one) == (way_of(name) not in UNCHECKED)
             assert one.get("correct", True) is True
-            if name.endswith("forward"):
-                assert "tflops" not in one
-            else:
-                assert one["tflops"] == pytest.approx(flops / one["seconds"] / 1e12)
-                assert one["of_square"] == pytest.approx(one["tflops"] / square)
+            assert one["tflops"] == pytest.approx(flops / one["seconds"] / 1e12)
+            assert one["of_square"] == pytest.approx(one["tflops"] / square)
     printed = capsys.readouterr().out
     assert "bf16, 40 x 304 x 16" in printed
     assert "float32, 32 x itself x 16" in printed
@@ -116,21 +119,17 @@ def test_hot_path_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
 def test_all_implementations_make_the_same_loss_and_gradient(entries):
     case = Case("float32", 30, entries, 16, 4)
     problem = Problem.draw(case, CPU)
-    runs = make_runs(case, problem, CUDA_WAYS, MEANS, parts=True)
+    runs = make_runs(case, problem, CUDA_WAYS, replays=True, **MEANS)
     leaf = problem.to(torch.float64)
-    loss = formulas.public_loss(leaf.anchors, leaf.anchor_labels, leaf.entries, leaf.entry_labels,
-                                backend="dense")  # fmt: skip
+    loss = formulas.our_loss(leaf.anchors, leaf.anchor_labels, leaf.entries, leaf.entry_labels,
+                             backend="dense")  # fmt: skip
     (gradient,) = torch.autograd.grad(loss, leaf.anchors)
     for name, run in runs.items():
-        if way_of(name) not in LOSSES or name == "flex" or "replayed" in name:
+        if way_of(name) in UNCHECKED or name == "flex" or "replayed" in name:
             continue
         found = run()
         torch.testing.assert_close(found[0].double(), loss.detach(), rtol=1e-5, atol=0)
-        if name.endswith("forward"):
-            assert len(found) == 1
-            assert not found[0].requires_grad
-        else:
-            torch.testing.assert_close(found[1].double(), gradient, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(found[1].double(), gradient, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("entries", [200, None])
@@ -140,13 +139,13 @@ def test_the_truth_is_the_textbook_formula_in_float64(entries, rows_at_a_time, m
     monkeypatch.setattr(formulas, "MOST_ELEMENTS", rows_at_a_time * (entries or 30))
     truth = formulas.truth_of(problem)
     leaf = problem.to(torch.float64)
-    loss = formulas.public_loss(leaf.anchors, leaf.anchor_labels, leaf.entries, leaf.entry_labels,
-                                backend="dense")  # fmt: skip
+    loss = formulas.our_loss(leaf.anchors, leaf.anchor_labels, leaf.entries, leaf.entry_labels,
+                             backend="dense")  # fmt: skip
     (gradient,) = torch.autograd.grad(loss, leaf.anchors)
-    torch.testing.assert_close(truth.loss, loss.detach(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(truth.gradient, gradient, rtol=1e-10, atol=1e-15)
-    assert formulas.relative_error((truth.loss, 1.5 * truth.gradient), truth) == pytest.approx(0.5)
-    assert formulas.relative_error((truth.loss * torch.nan,), truth) == float("inf")
+    torch.testing.assert_close(truth[0], loss.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(truth[1], gradient, rtol=1e-10, atol=1e-15)
+    assert formulas.relative_error((truth[0], 1.5 * truth[1]), truth) == pytest.approx(0.5)
+    assert formulas.relative_error((truth[0] * torch.nan, truth[1]), truth) == float("inf")
 
 
 @pytest.mark.parametrize("entries", [2 * 640, None])
@@ -192,12 +191,12 @@ def test_the_floor_is_the_two_products_of_the_problem(monkeypatch):
     case = Case("float32", 6, 50, 4)
     problem = Problem.draw(case, CPU)
     seen, mm = [], torch.mm
-    run = products.floor_products(problem, most_elements=6 * 20)
+    run = floor_products(problem, most_elements=6 * 20)
     monkeypatch.setattr(
         torch, "mm", lambda a, b, out: seen.append(2 * a.numel() * b.shape[1]) or mm(a, b, out=out)
     )
     run()
-    assert sum(seen) == products.floor_flops(case) == 4 * 6 * 50 * 4
+    assert sum(seen) == flops_of("floor", case, 32) == 4 * 6 * 50 * 4
     assert len(seen) == 6
 
 
@@ -211,34 +210,6 @@ def test_cases_come_in_the_order_in_which_a_budget_is_spent():
     parts = [choose_cases(None, None, stage, "cuda", False) for stage in ("headlines", "rest")]
     assert {**parts[0], **parts[1]} == cases
     assert {case.mode for case in choose_cases(None, ["tf32"], None, "cuda", False)} == {"tf32"}
-
-
-def test_what_is_compiled_in_advance_is_what_is_launched(monkeypatch):
-    found = kernels_to_compile()
-    assert found[0] == ("bf16", 256, 1024, (190_000,), "info_nce")
-    assert ("autocast", 256, 1024, (95_000, 95_000), "unit length") in found
-    assert len(set(found)) == len(found)
-    for case in HEADLINES:
-        of_case = (case.mode, case.dim, case.anchors, (case.entries,))
-        assert {one.form for one in found if one[:4] == of_case} == {"info_nce", "unit length"}
-    called = []
-    for name in ("public_loss", "unit_length_loss"):
-        loss = getattr(formulas, name)
-        monkeypatch.setattr(
-            formulas, name,
-            lambda *given, name=name, loss=loss, **more: called.append((name, given, more))
-            or loss(*given, **more),
-        )  # fmt: skip
-    for one in found:
-        small = one._replace(anchors=12, entries=tuple(n and 30 for n in one.entries), dim=8)
-        called.clear()
-        launch(small, CPU, "tiled")
-        (forward, both) = called  # without and with the gradient
-        assert forward[0] == ("public_loss" if one.form == "info_nce" else "unit_length_loss")
-        assert bool(forward[2]) == (one.form == "mined")
-        in_step = one.mode in ("autocast", "tf32", "float32")
-        assert both[1][0].dtype == (torch.float32 if in_step else torch.bfloat16)
-        assert len(both[1][2]) == len(one.entries)
 
 
 def test_what_runs_out_of_memory_costs_only_itself(tmp_path, capsys, monkeypatch):
@@ -257,14 +228,15 @@ def test_what_runs_out_of_memory_costs_only_itself(tmp_path, capsys, monkeypatch
     assert row["measured"]["dense"] == {"status": "out of memory"}
     assert row["measured"]["authors"] == {"status": "failed: ValueError: wrong"}
     assert row["measured"]["tiled"]["seconds"] > 0
-    assert capsys.readouterr().out.count("failed: ValueError: wrong") == 2  # forward, and both
+    assert capsys.readouterr().out.count("failed: ValueError: wrong") == 1
 
 
 def test_a_wrong_result_marks_the_record_and_keeps_its_time(tmp_path, monkeypatch):
-    loss = formulas.unit_length_loss
+    loss = formulas.our_loss
     monkeypatch.setattr(
-        formulas, "unit_length_loss", lambda *given, **more: 1.1 * loss(*given, **more)
-    )
+        formulas, "our_loss",
+        lambda *given, **more: (1.1 if "unit_length" in more else 1) * loss(*given, **more),
+    )  # fmt: skip
     status, record = run_hot_path(tmp_path, "--modes", "float32", ways=OURS, shapes=BANK)
     assert status == 0
     assert record["correct"] is False
@@ -328,7 +300,7 @@ def test_what_compiles_is_measured_last_and_only_where_there_is_time(tmp_path, c
     options = ("--modes", "bf16", *BANK)
     ways = ["--ways", "tiled", "compiled"]
     _, record = run_hot_path(tmp_path, *options, "--budget", "30", ways=ways)
-    assert set(record["rows"][0]["measured"]) == {"tiled", "tiled forward"}
+    assert set(record["rows"][0]["measured"]) == {"tiled"}
     _, record = run_hot_path(tmp_path, *options, "--budget", "300", "--resume", ways=ways)
     (row,) = record["rows"]
     assert row["measured"]["compiled"]["seconds"] > 0
@@ -341,7 +313,7 @@ def test_what_compiles_is_measured_last_and_only_where_there_is_time(tmp_path, c
 
     monkeypatch.setattr(hot_path.Problem, "draw", stop)
     for row in record["rows"]:
-        del row["measured"]["compiled"], row["measured"]["compiled forward"]
+        del row["measured"]["compiled"]
     (tmp_path / "hot_path_gpu.json").write_text(json.dumps(record))
     with pytest.raises(KeyboardInterrupt):
         run_hot_path(tmp_path, *options, "--resume", ways=ways)
@@ -357,16 +329,11 @@ def test_matrices_too_large_to_try_are_skipped(monkeypatch):
         total_memory = 80e9
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
-    skipped = []
-    for anchors in (1024, 4096, 16384):
-        row = {"skipped": {}, "measured": {}}
+    for anchors, expected in ((1024, []), (4096, []), (16384, ["dense"])):
         case = Case("bf16", anchors, 1_000_000, 64)
-        one = comparison.Comparison(case, torch.device("cuda"), row, 32, lambda: None)
-        runs = dict.fromkeys(("info_nce", "dense", "dense forward"), lambda: None)
-        one.leave_out(runs, say=True)
-        skipped.append((list(row["skipped"]), list(runs)))
-    assert skipped[0] == skipped[1] == ([], ["info_nce", "dense", "dense forward"])
-    assert skipped[2] == (["dense"], ["info_nce"])
+        ways = [way for way in ("info_nce", "dense")
+                if hot_path.too_large(way, case, torch.device("cuda"))]  # fmt: skip
+        assert ways == expected
 
 
 def test_without_a_device_it_refuses(capsys, monkeypatch):
@@ -375,10 +342,11 @@ def test_without_a_device_it_refuses(capsys, monkeypatch):
     assert "no CUDA device here" in capsys.readouterr().out
 
 
-def test_memory_of_one_way_in_this_process(capsys):
-    hot_path.main(["--peak", "dense", "--shapes", "500x20000x8", "--modes", "float32"])
+def test_memory_of_one_way_in_this_process():
+    small, run = hot_path.runs_to_weigh(Case("float32", 500, 20_000, 8), "dense")
+    small()
     # Several matrices of 500 x 20,000 float32 numbers, 38 MB each.
-    assert 100 < float(capsys.readouterr().out) < 600
+    assert 100 < measured_peak(run) < 600
 
 
 def test_curves_show_time_and_memory_as_both_grow(tmp_path, monkeypatch):

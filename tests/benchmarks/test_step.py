@@ -3,13 +3,16 @@
 import json
 import math
 import warnings
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from benchmarks import step
-from benchmarks._measure import counts
+from benchmarks._measure import device
 from benchmarks._measure.command import DEVICE_LOST, REFUSED
+from benchmarks._measure.device import measured_peak
 from benchmarks._measure.timers import DeviceLostError
 from benchmarks._ways.batches import SHAPES
 from benchmarks._ways.steps import BASE_TEMPERATURE, PARTS, TEMPERATURE, StepCase
@@ -76,7 +79,7 @@ def test_step_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
 
 
 def test_a_profile_measures_no_time(tmp_path):
-    status, record = run(tmp_path, *REHEARSAL, "--profile", name="step_profile.json")
+    status, record = run(tmp_path, *REHEARSAL, "--profile", name="launches_gpu.json")
     assert status == 0
     for row in record["steps"]:
         assert row["note"] is None
@@ -95,7 +98,7 @@ def test_ours_is_recorded_before_the_authors_step_runs(tmp_path, monkeypatch):
         seen.append(json.loads((tmp_path / "step_gpu.json").read_text())["steps"][-1])
         raise RuntimeError("the process is stopped here")
 
-    monkeypatch.setattr(StepCase, "authors_step", lambda self: lambda: enter(self))
+    monkeypatch.setattr(StepCase, "_authors_step", lambda self: lambda: enter(self))
     run(tmp_path, *REHEARSAL, "--cases", "bank")
     assert set(seen[0]["measured"]) == {"step", "replayed", "loss"}
     assert seen[0]["measured"]["step"]["seconds"] > 0
@@ -138,9 +141,9 @@ def test_without_a_device_it_refuses(capsys, monkeypatch):
     assert "no CUDA device here" in capsys.readouterr().out
 
 
-def test_peak_of_a_way_in_this_process(capsys):
-    step.main(["--peak", "step", "--shapes", "small", "--cases", "bank"])
-    assert float(capsys.readouterr().out) >= 0
+def test_peak_of_a_way_in_this_process():
+    _, run_step = step.runs_to_weigh("small", "bank", "step")
+    assert measured_peak(run_step) >= 0
 
 
 def test_full_logits_have_the_same_classes():
@@ -196,18 +199,32 @@ def test_waits_are_counted_by_the_warnings(monkeypatch):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert counts.count_waits(run_with_two_waits, torch.device("cuda")) == 2
+        assert device.count_waits(run_with_two_waits, torch.device("cuda")) == 2
     assert modes == ["warn", "default"]
 
 
-def test_kernels_are_listed_by_their_time():
-    class Event:
-        def __init__(self, name, microseconds):
-            self.name = name
-            self.time_range = type("Range", (), {"elapsed_us": lambda _: microseconds})()
+def test_kernels_are_listed_by_their_time(monkeypatch):
+    """With the profiler and the device played by the test."""
 
-    events = [Event("a", 2.0), Event("b", 5.0), Event("a", 4.0)]
-    assert counts.kernel_times(events) == [
-        {"name": "a", "launches": 2, "microseconds": 6.0},
-        {"name": "b", "launches": 1, "microseconds": 5.0},
-    ]
+    class Kernel(NamedTuple):
+        key: str
+        count: int
+        self_device_time_total: float
+        device_type: torch.autograd.DeviceType
+
+    card, host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    seen = [Kernel("a", 2, 6.0, card), Kernel("b", 1, 9.0, card), Kernel("launch", 3, 0.0, host)]
+
+    class Profile:
+        def key_averages(self):
+            return seen
+
+    monkeypatch.setattr(torch.profiler, "profile", lambda **_: nullcontext(Profile()))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert device._launches(lambda: None, torch.device("cuda")) == {
+        "launches": 3,
+        "kernels": [
+            {"name": "b", "launches": 1, "microseconds": 9.0},
+            {"name": "a", "launches": 2, "microseconds": 6.0},
+        ],
+    }

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import hot_path
-from benchmarks._measure import command, timers
-from benchmarks._measure.memory import measured_peak
+from benchmarks._measure import command, environment, timers
+from benchmarks._measure.device import measured_peak, peak_memory
 from benchmarks._measure.timers import DeviceLostError, measure
 
 CPU = torch.device("cpu")
@@ -78,8 +78,11 @@ def test_a_deadline_ends_the_turns_after_two(monkeypatch):
 def test_a_status_does_not_replace_figures():
     measured = {"timed": {"seconds": 1.0}, "failed": {"status": "out of memory"}}
     late = {"status": "no time left"}
-    timers.keep_figures(measured, {"timed": late, "failed": late, "new": {"seconds": 2.0}})
-    assert measured == {"timed": {"seconds": 1.0}, "failed": late, "new": {"seconds": 2.0}}
+    runs = dict.fromkeys(("timed", "failed", "new"), lambda: None)
+    measure(runs, 2, into=measured, deadline=timers.now() - 1)
+    assert measured == {"timed": {"seconds": 1.0}, "failed": late, "new": late}
+    measure({"new": lambda: None}, 2, into=measured)
+    assert measured["new"]["seconds"] >= 0
 
 
 def test_samples_on_cuda_are_as_long_as_the_run_is_short(played_card):
@@ -104,10 +107,11 @@ def test_a_lost_device_keeps_the_figures_so_far(monkeypatch):
         return 1.0
 
     monkeypatch.setattr(timers, "release", lose)
-    with pytest.raises(DeviceLostError) as lost:
-        measure({"good": lambda: 0.001, "bad": sometimes}, 5, CUDA)
-    assert lost.value.measured["good"]["samples"] == 2
-    assert "illegal" in lost.value.measured["bad"]["status"]
+    measured = {}
+    with pytest.raises(DeviceLostError):
+        measure({"good": lambda: 0.001, "bad": sometimes}, 5, CUDA, into=measured)
+    assert measured["good"]["samples"] == 2
+    assert "illegal" in measured["bad"]["status"]
 
 
 def test_peak_is_that_of_the_run():
@@ -124,12 +128,21 @@ def test_peak_counts_memory_that_an_earlier_run_left_behind():
     assert last.sum() == 16_000
 
 
+def make_tensors(size):
+    return lambda: None, lambda: torch.ones(size)
+
+
+def test_peak_in_a_process_of_its_own():
+    assert 90 < peak_memory(make_tensors, 25_000_000) < 130
+    assert peak_memory(make_tensors, -1) is None  # it fails
+
+
 def test_a_busy_machine_is_reported_or_refused(capsys, monkeypatch):
-    monkeypatch.setattr(command, "load_average", lambda: 1e6)
-    command.look_at_machine(refuse_busy=False)
+    monkeypatch.setattr(environment, "load_averages", lambda: [1e6])
+    environment.look_at_machine(refuse_busy=False)
     assert "busy" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="--refuse-busy"):
-        command.look_at_machine(refuse_busy=True)
+        environment.look_at_machine(refuse_busy=True)
 
 
 def test_one_repeat_has_no_spread_and_is_refused(capsys):

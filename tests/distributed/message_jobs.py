@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks._ranks.costs import Step
-from benchmarks._ranks.measurements import bank_of
-from benchmarks._ranks.messages import counted_messages
+from benchmarks._ranks.measurements import bank_of, counted_messages
 from pixcontrast import HardNegativeSampler, PixelContrastLoss, RandomAnchorSampler
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}

@@ -5,8 +5,8 @@ the CPU, with smaller sizes, so that the tests themselves are tested:
 
 - `tiled` uses the tiled form in place of the fused form.
 - `triton`, with `TRITON_INTERPRET=1`, runs the kernels in Triton's interpreter.
-- `count` prepares kernel launches that are counted and not made; see
-  `benchmarks/_gpu/kernel_counts.py`. Results are then meaningless.
+- `count` prepares kernel launches that are counted and not made; see `kernel_counts.py`. Results
+  are then meaningless.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from on_gpu import (
 from shipped import capability_here, configurations_of_other_cards
 
 from pixcontrast import HardNegativeSampler
-from pixcontrast.functional import info_nce
+from pixcontrast.functional import info_nce, info_nce_of
 
 pytestmark = needs_gpu
 
@@ -97,6 +97,37 @@ def test_loss_and_gradients(mode, dim, kind, denominator):
         denominator=denominator,
         reduction="none",
     )
+
+
+TF32_BOUND = 2 * 2**-9 / 0.1
+"""A card truncates operands to TF32, each by up to 2^-10 of itself: similarities of unit vectors by
+up to 2^-9 / τ, a loss by twice that, and softmax weights by that factor."""
+UNIT_LENGTH_BOUNDS = {
+    # 16-bit operands have exact products in float32, so that only gradients are rounded: each of
+    # two operands of the second product and the result, by half an eps.
+    "bf16": (1e-5, 4 * 2**-7),
+    "fp16": (1e-5, 4 * 2**-10),
+    "tf32": (TF32_BOUND, TF32_BOUND),
+    "float32": (1e-5, 1e-5),
+}
+
+
+@pytest.mark.parametrize("dim", [64, 256])
+@pytest.mark.parametrize("mode", MODES)
+def test_vectors_of_unit_length(mode, dim):
+    """In the form that the losses call."""
+    options = {"temperature": 0.1, "denominator": "negatives", "weight": None, "generator": None,
+               "negative_sampler": None, "reduction": "mean", "ignore_index": 255}  # fmt: skip
+    drawn = problem("bank", mode, dim)
+    results = []
+    for backend, (anchors, *given) in ((BACKEND, drawn), ("dense", wide(drawn))):
+        leaf = anchors.clone().requires_grad_()
+        with matmul_precision(MODES[mode][1]):
+            found = info_nce_of(leaf, *given, **options, backend=backend, unit_length=True)
+            results.append([found.loss.detach(), *torch.autograd.grad(found.loss, leaf)])
+    if not COUNTING:
+        for error, bound in zip(relative_errors(*results), UNIT_LENGTH_BOUNDS[mode], strict=True):
+            assert error <= bound
 
 
 @pytest.mark.parametrize("denominator", DENOMINATORS)

@@ -1,28 +1,25 @@
 """The GPU tests without a GPU: they run with the tiled form, and their kernels are counted."""
 
+import json
 import os
 import re
 import subprocess
 import sys
-from itertools import chain
 from pathlib import Path
 
 import pytest
-
-from benchmarks._gpu.kernel_counts import kernels_of, read_plan
-from benchmarks._gpu.packing import count_compilations, pack
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 LEAST = 250
 """Fewest tests that must pass: a run that finds none must fail."""
-PROCESSES = 14
-MOST_COMPILATIONS = 700
-"""By all processes together; each takes a processor one to three seconds."""
+MOST_KERNELS = 620
+"""Of all tests together; each takes a processor one to three seconds."""
 
 
 def run_pytest(how, *arguments):
     environment = {**os.environ, "PIXCONTRAST_GPU_TESTS_ON_CPU": how, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(HERE)])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     return subprocess.run(
         [*command, "-o", "addopts=", "-m", "gpu", *arguments, str(HERE)],
@@ -47,31 +44,19 @@ def test_the_tests_that_need_a_gpu():
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_few_kernels_are_compiled(tmp_path):
-    """Every test is counted; all processes together compile no more kernels than there is time for.
-
-    Tests of large memory run in a process of their own.
-    """
+    """All tests together launch no more kernels than there is time to compile."""
     file = tmp_path / "counts.json"
-    ended = run_pytest("count", "-p", "benchmarks._gpu.kernel_counts", "--kernel-counts", str(file))
+    ended = run_pytest("count", "-p", "kernel_counts", "--kernel-counts", str(file))
     assert ended.returncode == 0, ended.stdout[-5000:]
-    plan = read_plan(file)
-    kernels = kernels_of(plan)
-    large = [test for test in plan if plan[test]["large_memory"]]
-    packed = pack({test: kernels[test] for test in plan if test not in large}, PROCESSES)
-    assert sorted(chain(large, *packed)) == sorted(plan)
-
-    compilations = count_compilations([large, *packed], kernels)
-    assert sum(compilations) <= MOST_COMPILATIONS, compilations
-    assert max(compilations) < 2 * sum(compilations) / PROCESSES, compilations
+    kernels = {test: set(found) for test, found in json.loads(file.read_text()).items()}
+    assert len(kernels) >= LEAST
+    assert len(set().union(*kernels.values())) <= MOST_KERNELS
     # Tests of the equation launch kernels, and other tiles are other kernels.
     for name in ("test_loss_and_gradients", "test_mining", "test_a_large_bank"):
-        assert all(kernels[test] for test in plan if name in test), name
-    own = set().union(*(kernels[test] for test in plan if "test_tiles_of_other" not in test))
-    others = [kernels[test] - own for test in plan if "test_tiles_of_other" in test]
+        assert all(kernels[test] for test in kernels if name in test), name
+    own = set().union(*(kernels[test] for test in kernels if "test_tiles_of_other" not in test))
+    others = [kernels[test] - own for test in kernels if "test_tiles_of_other" in test]
     assert all(others)
-    assert {planned["ungated"] for planned in plan.values()} == {
-        None, "inductor", "opcheck", "ranks", "training",
-    }  # fmt: skip
 
 
 def test_cases_of_the_equation_cover_all_pairs():

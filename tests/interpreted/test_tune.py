@@ -1,11 +1,10 @@
 """The search for tiles, with the interpreter in the place of a card."""
 
-import argparse
-
 import pytest
 import torch
 
 from benchmarks import tune
+from benchmarks._ways.problem import Case
 from pixcontrast._info_nce.fused.configurations import (
     INTERPRETED,
     Configuration,
@@ -40,20 +39,18 @@ def test_a_search_takes_the_fastest_that_is_right(monkeypatch):
         return 0.5 if chosen.denominator == fast else 1.0
 
     monkeypatch.setattr(tune, "seconds_of", seconds)
-    trials = tune.draw("float32", 20, 60, 8, CPU)
-    options = argparse.Namespace(mode="float32", repeats=1)
-    found = tune.search(INTERPRETED, trials, options, CPU)
+    found = tune.search(INTERPRETED, Case("float32", 20, 60, 8), 1, CPU)
     assert found.denominator == fast
     assert all(one.denominator.columns % one.positives.columns == 0 for one in seen)
     assert tune.as_row(64, found).startswith("64: C(K(16, 16, 4, 1), K(")
 
 
 def test_a_wrong_result_has_no_time():
-    right = [torch.tensor(1.0)]
-    with pytest.raises(ValueError, match="another result"):
-        tune.timed(lambda: [torch.tensor(float("nan"))], right, 0.1, 1, CPU)
-    with pytest.raises(ValueError, match="another result"):
-        tune.timed(lambda: [torch.tensor(1.2)], right, 0.1, 1, CPU)
+    right = (torch.tensor(1.0), torch.tensor([2.0]))
+    for wrong in (torch.tensor(float("nan")), torch.tensor(1.2)):
+        for found in ((wrong, right[1]), (right[0], wrong[None])):
+            with pytest.raises(ValueError, match="another result"):
+                tune.timed(lambda found=found: found, right, 0.1, 1, CPU)
     assert tune.timed(lambda: right, right, 0.1, 1, CPU) >= 0
 
 
