@@ -92,9 +92,18 @@ def auto_takes_fused(kind: str, index: int | None) -> bool:
     if fault is None and interpreted():
         return False  # the interpreter is for tests, and much slower than the tiled form
     fault = fault or launch_failure(index)
-    if fault is not None:
-        _warn_once(fault)
-    return fault is None
+    if fault is None:
+        return True
+    with _lock:
+        is_new = fault not in _warned
+        _warned.add(fault)
+    if is_new:
+        warnings.warn(
+            f'backend="auto" takes "tiled", because the faster "triton" cannot run here: {fault}',
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return False
 
 
 # What a device supports does not change while a program runs, so torch.compile takes the result as
@@ -157,18 +166,14 @@ def launch_failure(index: int | None) -> str | None:
         if index not in _launch_failures:
             if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                 return None  # a CUDA graph would record the launch: try again in the next call
-            _launch_failures[index] = _probe(index)
+            _launch_failures[index] = None
+            try:
+                _launch_probe(index)
+            except Exception as error:  # of the compiler, the driver, or Triton
+                if "out of memory" not in str(error):  # that says nothing about Triton
+                    failure = f"a first small kernel on cuda:{index} failed ({in_one_line(error)})"
+                    _launch_failures[index] = failure
         return _launch_failures[index]
-
-
-def _probe(index: int) -> str | None:
-    try:
-        _launch_probe(index)
-    except Exception as error:  # of the compiler, the driver, or Triton
-        if "out of memory" in str(error):
-            return None  # says nothing about Triton
-        return f"a first small kernel on cuda:{index} failed ({in_one_line(error)})"
-    return None
 
 
 def _launch_probe(index: int) -> None:
@@ -192,18 +197,6 @@ def in_one_line(error: Exception) -> str:
     """Return the type and the message of an error, shortened to one line."""
     message = textwrap.shorten(str(error), width=300, placeholder=" ...")
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
-def _warn_once(fault: str) -> None:
-    with _lock:
-        if fault in _warned:
-            return
-        _warned.add(fault)
-    warnings.warn(
-        f'backend="auto" takes "tiled", because the faster "triton" cannot run here: {fault}',
-        RuntimeWarning,
-        stacklevel=5,
-    )
 
 
 def _refusal(reason: str) -> str:

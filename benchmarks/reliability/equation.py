@@ -37,7 +37,7 @@ def rounded(equation: Equation) -> list[Tensor | None]:
     dtype = equation["anchors"].dtype
     limit = torch.finfo(dtype).max
     narrowed = (
-        c.clamp(-limit, limit) if c is not None and torch.finfo(c.dtype).max > limit else c
+        c.double().clamp(-limit, limit) if c is not None and torch.finfo(c.dtype).max > limit else c
         for c in equation["contrast"]
     )
     return [None if c is None else c.to(dtype).double() for c in narrowed]

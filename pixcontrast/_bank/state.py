@@ -18,11 +18,6 @@ from pixcontrast._bank.ring import BUFFERS, QUEUES, WHOLE, Rings, Shard, slots_b
 UNIT_TOLERANCE = 2**-7
 """Tolerance of a length. Rounding a unit vector to bfloat16 changes it by at most 2^-9."""
 
-_NOT_SAVED = (
-    "(no bank has saved this; if it is a moving average over state_dict(), build the bank with "
-    "persistent=False)"
-)
-
 
 class BankBuffers(nn.Module):
     """The buffers of a bank: saved, loaded and moved, but not listed by its parent modules.
@@ -131,8 +126,9 @@ def faults_of_state(
     for names in BUFFERS.values():
         keys = [prefix + name for name in names]
         rings = Rings(*(state[key] for key in keys))
-        if not any(tensor.is_meta for tensor in rings):
-            faults += _faults_of_rings(keys, rings, shard)
+        is_meta = any(tensor.is_meta for tensor in rings)
+        fault = None if is_meta else _fault_of_rings(keys, rings, shard)
+        faults += [] if fault is None else [fault]
     return faults
 
 
@@ -157,53 +153,51 @@ def _faults_of_shard(state: Mapping[str, Any], prefix: str, expected: Shard) -> 
 
 def _fault(state: Mapping[str, Any], key: str, buffer: Tensor) -> str | None:
     """Return what is wrong with one entry, apart from its values."""
+    value, is_floating, fix = state.get(key), buffer.is_floating_point(), ""
     if key not in state:
-        return f"{key}: expected all entries of the bank's state, or none; this one is missing"
-    value = state[key]
-    if not isinstance(value, Tensor):
-        return f"{key}: expected a tensor; got a {type(value).__name__}"
-    if value.layout != torch.strided:
-        return f"{key}: expected a dense tensor; got one of layout {value.layout}"
-    if value.is_meta and not buffer.is_meta:
-        return f"{key}: expected values; got a tensor on the meta device, which has none"
-    if value.shape != buffer.shape:
-        return (
-            f"{key}: the shape in the checkpoint is {list(value.shape)}, and that of the bank "
-            f"{list(buffer.shape)} (build the bank with the options of the saved one)"
-        )
-    if buffer.is_floating_point():
-        kind, fits = "floating", value.is_floating_point()
+        got, fix = "nothing: it is missing", " (load all entries of a bank, or none)"
+    elif not isinstance(value, Tensor):
+        got = f"a {type(value).__name__}"
+    elif value.layout != torch.strided:
+        got = f"one of layout {value.layout}"
+    elif value.is_meta and not buffer.is_meta:
+        got = "one without values, on the meta device"
+    elif value.shape != buffer.shape:
+        got = f"the shape {list(value.shape)}"
+        fix = " (build the bank with the options of the saved one)"
+    elif not (value.is_floating_point() if is_floating else value.dtype == buffer.dtype):
+        got = check.short_dtype(value.dtype)
     else:
-        kind, fits = "int64", value.dtype == buffer.dtype
-    return (
-        None if fits else f"{key}: expected a {kind} tensor; got {check.short_dtype(value.dtype)}"
-    )
+        return None
+    kind = "floating" if is_floating else "int64"
+    shape = list(buffer.shape)
+    return f"{key}: expected a dense {kind} tensor of shape {shape}; got {got}{fix}"
 
 
-def _faults_of_rings(keys: list[str], rings: Rings, shard: Shard) -> list[str]:
+def _fault_of_rings(keys: list[str], rings: Rings, shard: Shard) -> str | None:
     """Return what is wrong with the values of one queue; `keys` are the names of its entries."""
     vectors, count, next_position = rings
     slots = vectors.shape[1]
     length = max(slots * shard.size, 1)
-    if not bool(((count >= 0) & (count <= slots)).all()):
-        return [f"{keys[1]}: expected counts from 0 to {slots}; got {count.tolist()} {_NOT_SAVED}"]
     # A ring that is not full is written in the order of its slots.
     follows = (count == slots) | (count == slots_below(next_position, shard))
     follows &= (next_position >= 0) & (next_position < length)
-    if not bool(follows.all()):
-        return [
-            f"{keys[2]}: expected the slot after the last one written, below {length}; "
-            f"got {next_position.tolist()} with counts of {count.tolist()} {_NOT_SAVED}"
-        ]
     norms = torch.linalg.vector_norm(vectors.to(torch.float64), dim=2)
     written = torch.arange(slots, device=count.device) < count[:, None]
     is_unit = (norms - 1).abs() <= UNIT_TOLERANCE  # False for NaN
-    if not bool((is_unit | (~written & (norms == 0))).all()):
-        return [
-            f"{keys[0]}: expected vectors of unit length in written slots, and zeros in the others;"
-            f" got other values {_NOT_SAVED}"
-        ]
-    return []
+    got = f"counts {count.tolist()} and next slots {next_position.tolist()}"
+    for key, ok, expected in (
+        (keys[1], (count >= 0) & (count <= slots), f"counts from 0 to {slots}"),
+        (keys[2], follows, f"the slot after the last one written, below {length}"),
+        (keys[0], is_unit | (~written & (norms == 0)), "unit length if written, else zeros"),
+    ):
+        if not bool(ok.all()):
+            return (
+                f"{key}: expected {expected}; got {'other vectors' if key == keys[0] else got} (no "
+                f"bank has saved this; if it is a moving average over state_dict(), build the bank "
+                f"with persistent=False)"
+            )
+    return None
 
 
 class UpdateGuard:

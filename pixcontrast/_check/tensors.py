@@ -104,10 +104,8 @@ def check_projected(value: object, rows: Tensor) -> Tensor:
 
 def check_labels(value: object, emb: Tensor) -> Tensor:
     """Accept labels (B, *S_any) or (B, 1, *S_any), and return them as (B, *S_any)."""
-    fix = ""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        is_one_hot = value.ndim == emb.ndim and value.shape[1] > 1
-        fix = f"the fix is labels.{'argmax(1)' if is_one_hot else 'long()'}"
+    is_one_hot = isinstance(value, Tensor) and value.ndim == emb.ndim and value.shape[1] > 1
+    fix = "the fix is labels.argmax(1)" if is_one_hot else ""
     labels = _pixel_map("labels", _typed("labels", value, "an integer or bool", fix), emb)
     size = labels.shape[1:]
     if emb.ndim > 2 and size == emb.shape[1:-1] and size != emb.shape[2:]:
@@ -236,6 +234,8 @@ def _typed(name: str, value: Any, kind: str, fix: str = "") -> Tensor:
         refuse(name, f"{kind} tensor", kind_of(value), _tensor_of(name, value), TypeError)
     if value.dtype not in DTYPES[kind]:
         names = ", ".join(map(short_dtype, DTYPES[kind]))
+        is_class = kind.startswith("an integer") and value.is_floating_point()
+        fix = fix or (f"the fix is {name}.long()" if is_class else "")
         refuse(name, f"{kind} tensor ({names})", short_dtype(value.dtype), fix, TypeError)
     if value.layout != torch.strided:
         layout = str(value.layout).removeprefix("torch.")

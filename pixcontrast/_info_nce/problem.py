@@ -222,8 +222,10 @@ class Problem:
     def saturate(self, vectors: Tensor) -> Tensor:
         """Clamp vectors to the range of the product's dtype, because 0 · inf is NaN."""
         limit = torch.finfo(self.product_dtype).max
-        narrower = torch.finfo(vectors.dtype).max > limit
-        return vectors.clamp(-limit, limit) if narrower else vectors
+        if torch.finfo(vectors.dtype).max <= limit:
+            return vectors
+        # In the wider dtype: bfloat16 would round the limit of float16 up.
+        return vectors.to(self.compute_dtype).clamp(-limit, limit)
 
 
 _FIELDS = tuple(name for name in Problem.__dataclass_fields__ if name != "negative_sampler")

@@ -131,6 +131,8 @@ CASES = {
     "labels beyond the sort": (lambda: call(EMB, LABELS + 2**24), ValueError, ["labels", "16777215", "16777216"]),
     # formats that loaders give: the fix, and never the contents
     "float labels": (lambda: call(EMB, LABELS.float()), TypeError, ["labels", "float32", "labels.long()"]),
+    "float labels of anchors": (vectors(ANCHORS, THREE.float()), TypeError, ["anchor_labels", "float32", "anchor_labels.long()"]),
+    "float labels of a sampler": (lambda: HardAnchorSampler()(LABELS.flatten(1).float()), TypeError, ["labels", "labels.long()"]),
     "float labels with a channel": (lambda: call(EMB, LABELS[:, None].float()), TypeError, ["labels", "labels.long()"]),
     "one-hot of integers": (lambda: call(EMB, ONE_HOT), ValueError, ["labels", "(2, 3, 6, 5)", "labels.argmax(1)"]),
     "one-hot of floats": (lambda: call(EMB, ONE_HOT.float()), TypeError, ["labels", "float32", "labels.argmax(1)"]),

@@ -253,3 +253,14 @@ def test_all_entries_lie_opposite(backend, denominator, temperature):
     assert abs(float(loss.detach()) - math.log(9)) <= min(bound, 1.0)
     (gradient,) = torch.autograd.grad(loss, anchors)
     assert torch.isfinite(gradient).all()
+
+
+@each_backend
+@pytest.mark.parametrize("wide", [torch.bfloat16, torch.float32])
+def test_entries_beyond_the_range_of_the_anchors_dtype_saturate(backend, wide):
+    """bfloat16 cannot represent the largest float16, and rounds it up beyond that range."""
+    anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float16)
+    entries = torch.tensor([[1e6, 0.0], [0.0, 1.0], [0.5, 0.5]], dtype=wide)
+    given = (torch.tensor([0, 1, 0]), entries, torch.tensor([0, 1, 1]))
+    loss = info_nce(anchors, *given, backend=backend)
+    assert torch.isfinite(loss)
