@@ -5,8 +5,8 @@ import torch
 from problems import labels, loss_and_gradients, vectors, worst_error
 
 from pixcontrast import HardNegativeSampler
+from pixcontrast._info_nce.mined import gathered
 from pixcontrast._info_nce.mined import passes as mined_passes
-from pixcontrast._info_nce.mined import topk
 from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
 from pixcontrast._info_nce.tiled import similarities
 
@@ -51,7 +51,7 @@ def test_keys_of_an_anchor_are_distinct():
 def test_the_largest(columns, count):
     values = torch.randint(50, (7, columns)).float()  # with many ties
     count = min(count, columns)
-    found, places = topk._largest(values, count)
+    found, places = gathered._largest(values, count)
     assert torch.equal(values.gather(1, places), found)
     assert all(row.unique().numel() == count for row in places)
     torch.testing.assert_close(

@@ -10,18 +10,18 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from pixcontrast._info_nce.derivative import derivative_
-from pixcontrast._info_nce.mined.gathered import gathered_block
-from pixcontrast._info_nce.mined.masked import masked_rows
-from pixcontrast._info_nce.mined.row_blocks import RowBlocks
+from pixcontrast._info_nce.derivative import complete, derivative_, lse_of, positives_of
+from pixcontrast._info_nce.mined.gathered import TooManyTiesError, gathered_block
+from pixcontrast._info_nce.mined.row_blocks import MaskedRows, RowBlocks
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import (
     AnchorStatistics,
+    DenominatorPartial,
     ForwardResult,
     allocate_entries_gradient,
     allocate_forward,
 )
-from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds
+from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds, thresholds_of_rows
 from pixcontrast._info_nce.tiled.class_order import reads_are_free
 
 
@@ -30,28 +30,49 @@ def mined_forward(problem: Problem, *, want_gradient: bool) -> tuple[ForwardResu
     result = allocate_forward(problem, want_gradient=want_gradient)
     thresholds = allocate_thresholds(problem)
     blocks = RowBlocks(problem, [True] * len(problem.contrast))
-    if blocks.num_columns == 0:
-        return result, thresholds
     for block, logits in blocks.all():
-        for rows, of_rows, met in _results(blocks, block, logits, problem, want_gradient):
+        for rows, found in _results(blocks, block, logits, problem, want_gradient):
             indices = blocks.anchors.indices(rows)
-            result.put(indices, of_rows)
-            for column, values in zip(thresholds, met, strict=True):
+            for column, values in zip(_columns(result, thresholds), _columns(*found), strict=True):
                 column[indices] = values
     return result, thresholds
 
 
 def _results(
     blocks: RowBlocks, block: slice, logits: Tensor, problem: Problem, want_gradient: bool
-) -> Iterator[tuple[slice, ForwardResult, Thresholds]]:
+) -> Iterator[tuple[slice, tuple[ForwardResult, Thresholds]]]:
     """Yield the results of a row block at once if it can be gathered, else of a few rows each."""
     if reads_are_free(logits.device):
-        gathered = gathered_block(blocks, block, logits, problem, want_gradient=want_gradient)
-        if gathered is not None:
-            yield block, *gathered
+        try:
+            yield block, gathered_block(blocks, block, logits, problem, want_gradient=want_gradient)
             return
+        except TooManyTiesError:
+            blocks.write_all(logits, block)
     for part in blocks.split(block, logits):
-        yield part.rows, *masked_rows(blocks, part, problem, want_gradient=want_gradient)
+        yield part.rows, masked_rows(blocks, part, problem, want_gradient=want_gradient)
+
+
+def masked_rows(
+    blocks: RowBlocks, part: MaskedRows, problem: Problem, *, want_gradient: bool
+) -> tuple[ForwardResult, Thresholds]:
+    """Return the result and the thresholds of R anchors. Their similarities are overwritten."""
+    assert problem.negative_sampler is not None
+    denominator = problem.denominator
+    thresholds = thresholds_of_rows(problem.negative_sampler, part.logits, part.masks, part.keys)
+    masks = part.select(thresholds)
+    lse = lse_of(part.logits, masks, denominator)
+    positives, _ = positives_of(part.logits, masks.positive, lse, denominator)
+    result = complete(problem, DenominatorPartial(lse, None), positives)
+    if want_gradient:
+        change = derivative_(part.logits, masks, result.statistics, denominator)
+        gradient = blocks.weighted_sum(change).mul_(problem.inverse_temperature)
+        result = result._replace(anchor_gradient=gradient)
+    return result, thresholds
+
+
+def _columns(result: ForwardResult, thresholds: Thresholds) -> list[Tensor]:
+    columns = [result.losses, result.has_positive, *result.statistics, *thresholds]
+    return columns if result.anchor_gradient is None else [*columns, result.anchor_gradient]
 
 
 def mined_entries_gradient(
@@ -73,10 +94,9 @@ def mined_entries_gradient(
             order = blocks.contrast[index]
             logits = blocks.rows.new_empty(block.stop - block.start, len(order))
             blocks.write(logits, block, index)
-            masks = blocks.mask(block, logits, [index]).select(thresholds.of(indices))
-            change = derivative_(logits, masks, statistics.of(indices), problem.denominator).mul_(
-                scale
-            )
+            masks = blocks.mask(block, logits, index).select(thresholds.of(indices))
+            change = derivative_(logits, masks, statistics.of(indices), problem.denominator)
+            change.mul_(scale)
             for tile in blocks.tiles(index):
                 result[order.indices(tile)] += change[:, tile].T @ blocks.rows[block]
     return results

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, add_up
-from pixcontrast._info_nce.derivative import Masks, finite
-from pixcontrast._info_nce.mined.masked import lse_of, positives_of
+from pixcontrast._info_nce.derivative import Masks, finite, lse_of, positives_of
 from pixcontrast._info_nce.mined.row_blocks import MaskedRows, RowBlocks
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.radix_select import (
@@ -61,7 +60,7 @@ class MinedPasses:
         lse = like.new_full(self._problem.labels.shape, -torch.inf)
         negative_mean = like.new_zeros(self._problem.anchors.shape) if want_gradient else None
         for indices, part, masks in self.selected():
-            own = lse_of(part.logits, masks, self._problem)
+            own = lse_of(part.logits, masks, self._problem.denominator)
             lse[indices] = own
             if negative_mean is not None:
                 outside = ~masks.in_denominator(self._problem.denominator)
@@ -74,7 +73,9 @@ class MinedPasses:
         num_positives = torch.zeros_like(lse, dtype=torch.int64)
         positive_grad = lse.new_zeros(self._problem.anchors.shape) if want_gradient else None
         for indices, part, masks in self.selected():
-            own, weights = positives_of(part.logits, masks.positive, lse[indices], self._problem)
+            own, weights = positives_of(
+                part.logits, masks.positive, lse[indices], self._problem.denominator
+            )
             num_positives[indices] = own.num_positives
             losses[indices] = own.losses
             weight[indices] = own.weight
