@@ -19,7 +19,7 @@ from pixcontrast._info_nce.mined.passes import mined_entries_gradient, mined_for
 from pixcontrast._info_nce.operator_inputs import NUM_TENSOR_FIELDS, SCHEMA, Inputs
 from pixcontrast._info_nce.problem import Problem, Shards, compute_dtype
 from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, Losses
-from pixcontrast._info_nce.sharded.passes import sharded_forward
+from pixcontrast._info_nce.sharded import sharded_forward
 from pixcontrast._info_nce.thresholds import Thresholds
 from pixcontrast._info_nce.tiled.passes import tiled_entries_gradient, tiled_forward
 

@@ -62,7 +62,7 @@ class TopK:
         """
         k = torch.minimum(k, self._available).clamp(min=1)
         num_columns = self.hardness.shape[1]
-        values, columns = _largest(self.hardness, min(int(k.max()) + MAX_TIES, num_columns))
+        values, columns = _topk(self.hardness, min(int(k.max()) + MAX_TIES, num_columns))
         num_extra = values.shape[1] - k
         # The values are in no order; only the smallest few are sorted.
         ascending = values.topk(int(num_extra.max()) + 1, largest=False).values
@@ -75,15 +75,13 @@ class TopK:
     def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
         """Select the k smallest keys of what `kth_hardness` has selected, or of all candidates."""
         assert self._keys is not None  # every strategy with keys has drawn a seed
-        pool = self.hardness > -torch.inf
         keys = self._keys.all() if self.columns is None else self._keys.at(self.columns)
-        keys.masked_fill_(~pool, LARGEST_KEY)
+        keys.masked_fill_(self.hardness == -torch.inf, LARGEST_KEY)
         # Only `LARGEST_KEY` occurs more than once in a row.
-        values, chosen = _largest(keys.bitwise_not_(), min(k, keys.shape[1]))
+        values, chosen = _topk(keys, min(k, keys.shape[1]), largest=False)
         self.hardness = self.hardness.gather(1, chosen)
         self.columns = chosen if self.columns is None else self.columns.gather(1, chosen)
-        last_key = values.amin(dim=1, keepdim=True).bitwise_not_()
-        return last_key.masked_fill_(pool.sum(dim=1, keepdim=True) <= k, LARGEST_KEY)
+        return values.amax(dim=1, keepdim=True)
 
 
 class _Positives(NamedTuple):
@@ -184,22 +182,22 @@ def _pad(values: Tensor, num_columns: int, value: float) -> Tensor:
     return F.pad(values, (0, num_columns - values.shape[1]), value=value)
 
 
-def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest values of each row and their columns, in no order.
+def _topk(values: Tensor, k: int, *, largest: bool = True) -> tuple[Tensor, Tensor]:
+    """Return the k largest, or smallest, values of each row and their columns, in no order.
 
-    For small k, groups of columns are preselected by their largest value.
+    For small k, groups of columns are preselected by their largest, or smallest, value.
     """
     num_rows, num_columns = values.shape
     num_groups = num_columns // GROUP
     if 2 * k > num_groups:
-        largest, columns = values.topk(k, sorted=False)
-        return largest, columns
+        found, columns = values.topk(k, 1, largest, sorted=False)
+        return found, columns
     grouped = values[:, : GROUP * num_groups].reshape(num_rows, GROUP, num_groups)
-    _, groups = grouped.amax(dim=1).topk(k, sorted=False)
+    extreme = grouped.amax(dim=1) if largest else grouped.amin(dim=1)
+    _, groups = extreme.topk(k, 1, largest, sorted=False)
     every = torch.arange(num_columns, device=values.device)
     firsts, rest = every[: GROUP * num_groups : num_groups], every[GROUP * num_groups :]
     columns = groups[:, None, :] + firsts[:, None]
     columns = torch.cat([columns.flatten(1), rest.expand(num_rows, -1)], dim=1)
-    among = values.gather(1, columns)
-    largest, chosen = among.topk(k, sorted=False)
-    return largest, columns.gather(1, chosen)
+    found, chosen = values.gather(1, columns).topk(k, 1, largest, sorted=False)
+    return found, columns.gather(1, chosen)

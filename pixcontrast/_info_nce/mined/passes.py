@@ -8,16 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
-from pixcontrast._info_nce.derivative import complete, derivative_, lse_of, positives_of
+from pixcontrast._info_nce.derivative import (
+    Masks,
+    complete,
+    derivative_,
+    finite,
+    lse_of,
+    positives_of,
+)
 from pixcontrast._info_nce.mined.gathered import TooManyTiesError, gathered_block
 from pixcontrast._info_nce.mined.row_blocks import MaskedRows, RowBlocks
 from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.radix_select import NUM_DIGITS, count_digits_of, to_ordered_int
 from pixcontrast._info_nce.results import (
     AnchorStatistics,
     DenominatorPartial,
     ForwardResult,
+    PositivesPartial,
     allocate_entries_gradient,
     allocate_forward,
 )
@@ -100,3 +110,76 @@ def mined_entries_gradient(
             for tile in blocks.tiles(index):
                 result[order.indices(tile)] += change[:, tile].T @ blocks.rows[block]
     return results
+
+
+class MinedPasses:
+    """The two passes over the selected entries, with results in the caller's order."""
+
+    thresholds: Thresholds  # of all anchors; to be set before the passes run
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._blocks = RowBlocks(problem, [True] * len(problem.contrast))
+
+    def denominator(self, *, want_gradient: bool) -> DenominatorPartial:
+        """Compute Z and o over the selected entries."""
+        like = self._problem.anchors.new_empty(0, dtype=self._problem.compute_dtype)
+        lse = like.new_full(self._problem.labels.shape, -torch.inf)
+        negative_mean = like.new_zeros(self._problem.anchors.shape) if want_gradient else None
+        for indices, part, masks in self.selected():
+            own = lse_of(part.logits, masks, self._problem.denominator)
+            lse[indices] = own
+            if negative_mean is not None:
+                outside = ~masks.in_denominator(self._problem.denominator)
+                softmax = torch.exp(part.logits - finite(own)[:, None]).masked_fill_(outside, 0.0)
+                negative_mean[indices] = self._blocks.weighted_sum(softmax)
+        return DenominatorPartial(lse, negative_mean)
+
+    def positives(self, lse: Tensor, *, want_gradient: bool) -> PositivesPartial:
+        """Compute the means over the selected positives."""
+        losses, weight = torch.zeros_like(lse), torch.zeros_like(lse)
+        num_positives = torch.zeros_like(lse, dtype=torch.int64)
+        positive_grad = lse.new_zeros(self._problem.anchors.shape) if want_gradient else None
+        for indices, part, masks in self.selected():
+            own, weights = positives_of(
+                part.logits, masks.positive, lse[indices], self._problem.denominator
+            )
+            num_positives[indices], losses[indices], weight[indices], _ = own
+            if positive_grad is not None:
+                positive_grad[indices] = self._blocks.weighted_sum(weights)
+        return PositivesPartial(num_positives, losses, weight, positive_grad)
+
+    def available(self, *, positive: bool) -> Tensor:
+        """Return the number of candidates of each anchor in this problem, (M, 1)."""
+        available = torch.zeros_like(self._problem.labels)[:, None]
+        for part in self._blocks.masked():
+            candidate = part.masks.positive if positive else part.masks.negative
+            available[self._blocks.anchors.indices(part.rows)] = candidate.sum(1, keepdim=True)
+        return available
+
+    def count_digits(
+        self, prefix: Tensor, shift: int, min_hardness: Tensor, *, positive: bool, by_key: bool
+    ) -> Tensor:
+        """Count the candidates of each anchor (M, 16), see `radix_select.CountDigits`.
+
+        Their integers are those of the hardness, or, `by_key`, of the random key, of which the
+        smallest is the largest integer. Candidates need at least `min_hardness` (M, 1).
+        """
+        counts = torch.zeros_like(self._problem.labels)[:, None].repeat(1, NUM_DIGITS)
+        for part in self._blocks.masked():
+            indices = self._blocks.anchors.indices(part.rows)
+            candidate = part.masks.positive if positive else part.masks.negative
+            hardness = -part.logits if positive else part.logits
+            integers = to_ordered_int(hardness)
+            if by_key:
+                assert part.keys is not None  # every strategy with keys has drawn a seed
+                integers = ~part.keys
+            candidate = candidate & (hardness >= min_hardness[indices])
+            counts[indices] = count_digits_of(integers, candidate, prefix[indices], shift)
+        return counts
+
+    def selected(self) -> Iterator[tuple[slice | Tensor, MaskedRows, Masks]]:
+        """Yield a few anchors at a time: their indices, similarities and selected candidates."""
+        for part in self._blocks.masked():
+            indices = self._blocks.anchors.indices(part.rows)
+            yield indices, part, part.select(self.thresholds.of(indices))

@@ -141,7 +141,7 @@ class RowBlocks:
 
     def keys(self, rows: slice, columns: slice | Tensor) -> PairKeys | None:
         """Return the random keys of some anchors with some columns; None without a seed."""
-        return None if self._keys is None else self._keys.of_rows(rows).of_columns(columns)
+        return None if self._keys is None else self._keys.part(rows, columns)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Return (R, D) Σ_j w_ij k_j over all columns, for weights (R, N)."""

@@ -21,7 +21,7 @@ from pixcontrast._info_nce.derivative import (
     inverse_or_zero,
     positive_terms,
 )
-from pixcontrast._info_nce.merge import OnlineSoftmax
+from pixcontrast._info_nce.merge import OnlineSoftmax, merge_denominators
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import (
     AnchorStatistics,
@@ -70,10 +70,14 @@ class TiledPasses:
             if outside is not None:
                 logits.masked_fill_(outside, -torch.inf)
             softmax.add_tile(tile.block, logits, tile.entries)
+        found = softmax.partial()
         if tiling.doubled:
-            softmax.merge_halves()
-        mean_of_all = self._unsort(softmax.mean()) if want_gradient else None
-        return DenominatorPartial(self._unsort(softmax.lse(), -torch.inf), mean_of_all)
+            sums = found.negative_mean
+            means = (None, None) if sums is None else sums.tensor_split(2)
+            halves = zip(found.lse.tensor_split(2), means, strict=True)
+            found = merge_denominators([DenominatorPartial(*half) for half in halves])
+        mean = None if found.negative_mean is None else self._unsort(found.negative_mean)
+        return DenominatorPartial(self._unsort(found.lse, -torch.inf), mean)
 
     def positives(self, lse: Tensor, *, want_gradient: bool) -> PositivesPartial:
         """Compute the means over the positives, which are in few tiles of sorted entries."""
