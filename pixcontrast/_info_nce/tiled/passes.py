@@ -72,12 +72,12 @@ class TiledPasses:
             softmax.add_tile(tile.block, logits, tile.entries)
         found = softmax.partial()
         if tiling.doubled:
-            sums = found.negative_mean
-            means = (None, None) if sums is None else sums.tensor_split(2)
-            halves = zip(found.lse.tensor_split(2), means, strict=True)
-            found = merge_denominators([DenominatorPartial(*half) for half in halves])
-        mean = None if found.negative_mean is None else self._unsort(found.negative_mean)
-        return DenominatorPartial(self._unsort(found.lse, -torch.inf), mean)
+            halves = found.negative_mean
+            means = (None, None) if halves is None else halves.tensor_split(2)
+            pairs = zip(found.lse.tensor_split(2), means, strict=True)
+            found = merge_denominators([DenominatorPartial(*pair) for pair in pairs])
+        negative_mean = None if found.negative_mean is None else self._unsort(found.negative_mean)
+        return DenominatorPartial(self._unsort(found.lse, -torch.inf), negative_mean)
 
     def positives(self, lse: Tensor, *, want_gradient: bool) -> PositivesPartial:
         """Compute the means over the positives, which are in few tiles of sorted entries."""
