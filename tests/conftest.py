@@ -68,7 +68,15 @@ def _nan_in_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def sorted_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No problem is small enough for a single tile."""
+    from pixcontrast._info_nce.tiled import one_tile
+
+    monkeypatch.setattr(one_tile, "MAX_SIMILARITIES", 0)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch, sorted_tiles: None) -> None:
     """Tiles so small that little problems have many, of uneven sizes."""
     from pixcontrast._info_nce.mined import gathered, row_blocks
     from pixcontrast._info_nce.tiled import similarities, tiles
@@ -88,7 +96,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_attention(monkeypatch: pytest.MonkeyPatch, sorted_tiles: None) -> None:
     """A PyTorch that lacks its attention for processors."""
     from pixcontrast._info_nce.tiled import similarities
 
@@ -96,7 +104,7 @@ def without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def unseen_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def unseen_values(monkeypatch: pytest.MonkeyPatch, sorted_tiles: None) -> None:
     """Take the path of a device whose values the host must not wait for."""
     from pixcontrast._info_nce.mined import passes as mined_passes
     from pixcontrast._info_nce.tiled import class_order, similarities

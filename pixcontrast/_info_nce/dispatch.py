@@ -11,6 +11,7 @@ from pixcontrast._info_nce.dense import dense_losses
 from pixcontrast._info_nce.operators import compute_losses
 from pixcontrast._info_nce.problem import Problem, Shards, contrast_tensors
 from pixcontrast._info_nce.results import Losses
+from pixcontrast._info_nce.tiled.one_tile import is_one_tile, one_tile_losses
 from pixcontrast._labels import IGNORED
 from pixcontrast._triton import Form
 
@@ -23,6 +24,8 @@ def run_form(form: Form, problem: Problem, shards: Shards | None) -> Losses:
     if shards is None:
         if form == "dense":
             return Losses(*dense_losses(problem))
+        if form == "tiled" and is_one_tile(problem):
+            return one_tile_losses(problem)
         return compute_losses(problem, fused=form == "triton")
     problem = replace(problem, first_anchor_id=shards.ranks.rank * problem.labels.numel())
     if problem.seed is not None:

@@ -167,6 +167,7 @@ def test_large_tiles_of_default_size(denominator, mining):
     compare(arguments, {"denominator": denominator}, mining)
 
 
+@pytest.mark.usefixtures("sorted_tiles")
 def test_attention_takes_what_needs_no_mask(monkeypatch):
     generator = torch.Generator().manual_seed(5)
     anchors, anchor_labels = vectors(60, 16, generator), labels(60, 3, generator)

@@ -66,7 +66,7 @@ class RowBlocks:
         self.contrast = [ClassOrder.of_entries(tensor, problem) for tensor in problem.contrast]
         self.rows = self.anchors.operands(slice(0, len(self.anchors)))
         read = [order if want else None for order, want in zip(self.contrast, wanted, strict=True)]
-        self._similarities = Similarities(problem, self.rows, read)
+        self._similarities = Similarities.of(problem, self.rows, read)
         ends = list(accumulate(map(len, self.contrast), initial=0))
         self.columns = [slice(*one) for one in pairwise(ends)]
         self.num_columns = ends[-1]

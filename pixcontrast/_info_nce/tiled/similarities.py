@@ -51,20 +51,25 @@ class Similarities:
             range of its dtype.
     """
 
-    def __init__(
-        self, problem: Problem, rows: Tensor, contrast: Sequence[ClassOrder | None]
-    ) -> None:
+    def __init__(self, problem: Problem, row_norm: float, norms: Sequence[float]) -> None:
+        """Decide from bounds of the norms of the anchors and of each contrast tensor's entries."""
         self._scale = problem.inverse_temperature
         self._limit = problem.logit_limit
-        row_norm = _max_norm(rows)
         scaled_norm = row_norm * self._scale
-        norms = [0.0 if tensor is None else _max_norm_of(tensor) for tensor in contrast]
-        self.bounded = scaled_norm * max(norms, default=0.0) <= BOUNDED_LOGIT[rows.dtype]
+        self.bounded = scaled_norm * max(norms, default=0.0) <= BOUNDED_LOGIT[problem.compute_dtype]
         # A library may scale the rows before the product or the results after it, and neither may
         # overflow. Each tensor is decided on its own: a backward that needs only one of them must
         # compute the same bits.
         largest = max(scaled_norm, row_norm)
         self.may_saturate = [not largest * max(norm, 1.0) < self._limit for norm in norms]
+
+    @classmethod
+    def of(
+        cls, problem: Problem, rows: Tensor, contrast: Sequence[ClassOrder | None]
+    ) -> Similarities:
+        """Compute the norms; a contrast tensor that is None is not needed."""
+        norms = [0.0 if tensor is None else _max_norm_of(tensor) for tensor in contrast]
+        return cls(problem, _max_norm(rows), norms)
 
     def write(self, logits: Tensor, rows: Tensor, entries: Tensor, index: int) -> None:
         """Overwrite `logits` (R, T) by the similarities of rows with entries of a tensor."""

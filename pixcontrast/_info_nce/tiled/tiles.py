@@ -67,7 +67,7 @@ class Tiling:
         self._contrast = {index: one for index, one in enumerate(contrast) if one is not None}
         self._max_columns = tile_columns(anchors.labels.device)
         rows = anchors.operands(slice(0, len(anchors)))
-        self._similarities = Similarities(problem, rows, contrast)
+        self._similarities = Similarities.of(problem, rows, contrast)
         self.bounded = self._similarities.bounded
         self.doubled = anchors.sorted
         self.rows = torch.cat([rows, rows]) if self.doubled else rows
