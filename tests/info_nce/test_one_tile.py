@@ -3,6 +3,7 @@
 import pytest
 import torch
 from problems import DENOMINATORS, IGNORE, labels, loss_and_gradients, vectors, worst_error
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pixcontrast import HardNegativeSampler
 from pixcontrast._info_nce import dispatch
@@ -145,3 +146,23 @@ def test_labels_far_apart(single):
     )
     assert single == [True, True]
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_a_compiled_call_agrees(single):
+    """The compiler is given the operators, which sort their tiles."""
+    anchors = vectors(40, 6, torch.Generator().manual_seed(0), torch.float32).requires_grad_()
+    given = torch.arange(40) % 3
+    compiled = torch.compile(info_nce, fullgraph=True, backend="eager")
+    results = []
+    for function in (info_nce, compiled):
+        loss = function(anchors, given)
+        results.append([loss, *torch.autograd.grad(loss, anchors)])
+    assert single[0]
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tracer_sees_one_operator():
+    anchors, given = vectors(12, 4, torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    traced = make_fx(lambda anchors: info_nce(anchors, given))(anchors)
+    assert "torch.ops.pixcontrast.losses" in traced.code
+    torch.testing.assert_close(traced(anchors), info_nce(anchors, given))

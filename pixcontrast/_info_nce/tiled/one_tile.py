@@ -35,6 +35,8 @@ def is_one_tile(problem: Problem) -> bool:
     """Return whether the problem is small enough, and the call is one for eager mode."""
     if torch.compiler.is_compiling() or problem.negative_sampler is not None:
         return False
+    if type(problem.labels) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
+        return False  # tensors without values, or a tracer that must not see them
     num_anchors = problem.labels.shape[0]
     num_entries = sum(tensor.labels.shape[0] for tensor in problem.contrast)
     # Longer rows would be summed in one piece, with a larger rounding error.
