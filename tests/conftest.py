@@ -68,10 +68,18 @@ def _nan_in_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def sorted_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No problem is small enough for a single tile."""
+    from pixcontrast._info_nce.tiled import one_tile
+
+    monkeypatch.setattr(one_tile, "MAX_SIMILARITIES", 0)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch, sorted_tiles: None) -> None:
     """Tiles so small that little problems have many, of uneven sizes."""
-    from pixcontrast._info_nce.mined import row_blocks, topk
-    from pixcontrast._info_nce.tiled import attention, similarities, tiles
+    from pixcontrast._info_nce.mined import gathered, row_blocks
+    from pixcontrast._info_nce.tiled import similarities, tiles
 
     for module in (tiles, row_blocks):
         monkeypatch.setattr(module, "TILE_ROWS", 3)
@@ -80,23 +88,23 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "MIN_ROWS", 4)
     monkeypatch.setattr(row_blocks, "BLOCK_SIZE", 640)
     monkeypatch.setattr(row_blocks, "MASKED_SIZE", 64)
-    monkeypatch.setattr(topk, "GROUP", 2)
-    monkeypatch.setattr(topk, "MAX_TIES", 1)
-    monkeypatch.setattr(attention, "MAX_ENTRIES", 11)
-    monkeypatch.setattr(attention, "MIN_ENTRIES_PER_THREAD", 3)
+    monkeypatch.setattr(gathered, "GROUP", 2)
+    monkeypatch.setattr(gathered, "MAX_TIES", 1)
+    monkeypatch.setattr(tiles, "MAX_ATTENDED", 11)
+    monkeypatch.setattr(similarities, "MIN_ATTENDED_PER_THREAD", 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
 
 @pytest.fixture
-def without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_attention(monkeypatch: pytest.MonkeyPatch, sorted_tiles: None) -> None:
     """A PyTorch that lacks its attention for processors."""
-    from pixcontrast._info_nce.tiled import attention
+    from pixcontrast._info_nce.tiled import similarities
 
-    monkeypatch.setattr(attention, "_NAME", "not_there")
+    monkeypatch.setattr(similarities, "_ATTENTION", "not_there")
 
 
 @pytest.fixture
-def unseen_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def unseen_values(monkeypatch: pytest.MonkeyPatch, sorted_tiles: None) -> None:
     """Take the path of a device whose values the host must not wait for."""
     from pixcontrast._info_nce.mined import passes as mined_passes
     from pixcontrast._info_nce.tiled import class_order, similarities

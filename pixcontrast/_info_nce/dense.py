@@ -28,8 +28,13 @@ def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
 
     valid = (problem.labels != IGNORED)[:, None] & (labels != IGNORED)[None, :]
     same_class = problem.labels[:, None] == labels[None, :]
-    positive = valid & same_class & ~_is_self(problem)
+    positive = valid & same_class
     negative = valid & ~same_class
+    first = 0
+    for tensor in problem.contrast:
+        if tensor.is_anchors:
+            positive[:, first : first + len(anchors)].diagonal().fill_(False)  # j is not i itself
+        first += tensor.labels.numel()
     if problem.negative_sampler is not None:
         positive, negative = select_from_rows(
             problem.negative_sampler, logits.detach(), Masks(positive, negative), problem.seed
@@ -76,17 +81,6 @@ def _logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
     rows = torch.where(mask, logits, -torch.inf)
     stand_in = torch.where(mask.any(dim=1), -torch.inf, 0.0).to(logits.dtype)[:, None]
     return torch.cat([rows, stand_in], dim=1).logsumexp(dim=1)
-
-
-def _is_self(problem: Problem) -> Tensor:
-    """Return (M, N) bool, True where the entry is the anchor itself."""
-    num_anchors, device = problem.labels.numel(), problem.labels.device
-    columns = [torch.zeros(num_anchors, 0, dtype=torch.bool, device=device)]
-    for tensor in problem.contrast:
-        shape = (num_anchors, tensor.labels.numel())
-        mask = torch.zeros(shape, dtype=torch.bool, device=device)
-        columns.append(mask.fill_diagonal_(True) if tensor.is_anchors else mask)
-    return torch.cat(columns, dim=1)
 
 
 def _zero_ignored(vectors: Tensor, labels: Tensor) -> Tensor:

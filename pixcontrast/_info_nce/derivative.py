@@ -61,24 +61,51 @@ def derivative_(
 
 
 def positive_terms(
-    logits: Tensor, lse: Tensor, denominator: Denominator
-) -> tuple[Tensor, Tensor | None]:
-    """Return the terms whose means over the positives `PositivesPartial` holds.
+    logits: Tensor, lse: Tensor, factor: Tensor | None, denominator: Denominator
+) -> tuple[Tensor, Tensor]:
+    """Return f·softplus(Z − s) and f·σ(Z − s) of a tile (R, T), or f·s and f for `"all"`.
 
-    Args:
-        logits (Tensor): (R, T) similarities of positives; any value for other entries.
-        lse (Tensor): (R, 1) Z over all contrast entries.
-        denominator (str): `"negatives"` or `"all"`.
-
-    Returns:
-        softplus(Z − s) and σ(Z − s) for `"negatives"`; s itself and None, which stands for 1, for
-        `"all"`.
+    The factor f is a mask of the positives or a mask times 1/|P_i|; None stands for 1.
     """
     if denominator == "all":
-        return logits, None
+        if factor is None:
+            return logits, torch.ones_like(logits)
+        return logits * factor, factor.to(logits.dtype)
     margin = lse - logits
     # The default threshold of softplus is 20, where the linear function has an error of 1e-9.
-    return F.softplus(margin, threshold=50.0), margin.sigmoid_()
+    terms, strength = F.softplus(margin, threshold=50.0), margin.sigmoid_()
+    return (terms, strength) if factor is None else (terms.mul_(factor), strength.mul_(factor))
+
+
+def lse_of(logits: Tensor, masks: Masks, denominator: Denominator) -> Tensor:
+    """Return Z (R,) of complete rows of similarities (R, T); −∞ for an empty denominator."""
+    outside = ~masks.in_denominator(denominator)
+    return logits.masked_fill(outside, -torch.inf).logsumexp(dim=1)
+
+
+def positives_of(
+    logits: Tensor, positive: Tensor, lse: Tensor, denominator: Denominator
+) -> tuple[PositivesPartial, Tensor]:
+    """Return the means over the positives (R, T), and the weights (R, T) of the mean of k."""
+    num_positives = positive.sum(dim=1)
+    # Divide each term, because the sum of many finite terms could overflow.
+    factor = positive / num_positives.clamp(min=1)[:, None].to(logits.dtype)
+    terms, strength = positive_terms(logits, lse[:, None], factor, denominator)
+    weight = strength.sum(dim=1) if denominator == "negatives" else torch.zeros_like(lse)
+    return PositivesPartial(num_positives, terms.sum(dim=1), weight, None), strength
+
+
+def losses_and_weight(
+    lse: Tensor, positives: PositivesPartial, denominator: Denominator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return L, whether P_i is not empty, and w from results over all contrast entries, (M,)."""
+    num_positives, losses, weight, _ = positives
+    has_positive = num_positives > 0
+    if denominator == "negatives":
+        return losses, has_positive, weight
+    # Z is −∞ for an anchor without any entry.
+    losses = torch.where(has_positive, lse - losses, 0.0)
+    return losses, has_positive, has_positive.to(losses.dtype)
 
 
 def complete(
@@ -86,17 +113,12 @@ def complete(
 ) -> ForwardResult:
     """Compute the result from partial results over all contrast entries, which are overwritten."""
     lse, negative_mean = denominator
-    num_positives, losses, weight, positive_grad = positives
-    has_positive = num_positives > 0
-    if problem.denominator == "all":
-        # Z is −∞ for an anchor without any entry.
-        losses = torch.where(has_positive, lse - losses, 0.0)
-        weight = has_positive.to(losses.dtype)
+    losses, has_positive, weight = losses_and_weight(lse, positives, problem.denominator)
     gradient = None
-    if negative_mean is not None and positive_grad is not None:
-        gradient = negative_mean.mul_(weight[:, None]).sub_(positive_grad)
+    if negative_mean is not None and positives.positive_grad is not None:
+        gradient = negative_mean.mul_(weight[:, None]).sub_(positives.positive_grad)
         gradient.mul_(problem.inverse_temperature)
-    inv_num_positives = inverse_or_zero(num_positives, problem.compute_dtype)
+    inv_num_positives = inverse_or_zero(positives.num_positives, problem.compute_dtype)
     statistics = AnchorStatistics(lse[:, None], weight[:, None], inv_num_positives[:, None])
     return ForwardResult(losses, has_positive, gradient, statistics)
 

@@ -15,6 +15,7 @@ from pixcontrast._info_nce.operators import compute_losses
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.reduction import Reduction, reduce_losses
 from pixcontrast._info_nce.results import Losses
+from pixcontrast._info_nce.tiled.one_tile import is_one_tile, one_tile_losses
 from pixcontrast._tensors import IGNORED, without_autocast
 
 
@@ -60,6 +61,8 @@ def reduced_loss(
 
 
 def _losses(problem: Problem) -> Losses:
+    if problem.form == "tiled" and is_one_tile(problem):
+        return one_tile_losses(problem)
     if problem.form != "dense":
         return compute_losses(problem)
     if problem.group is None:

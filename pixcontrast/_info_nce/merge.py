@@ -17,14 +17,11 @@ from pixcontrast._info_nce.results import DenominatorPartial, PositivesPartial
 
 
 class OnlineSoftmax:
-    """Running reference, sum and weighted sum of exp(s) of every anchor.
+    """Running reference, sum and, if `weighted`, weighted sum of exp(s) of every anchor.
 
-    Args:
-        rows (Tensor): (m, D), one row for each anchor; only shape, dtype and device are used.
-        bounded (bool): whether all similarities are so small that exp can neither overflow nor
-            underflow. The reference is then 0, which saves two passes over every tile. Otherwise
-            the reference is the running maximum.
-        weighted (bool): whether to sum the weighted entries.
+    If all similarities are so small that exp can neither overflow nor underflow (`bounded`), the
+    reference is 0, which saves two passes over every tile. Otherwise it is the running maximum.
+    There is one row (m, D) for each anchor; only shape, dtype and device of the rows are used.
     """
 
     def __init__(self, rows: Tensor, *, bounded: bool, weighted: bool) -> None:
@@ -34,13 +31,7 @@ class OnlineSoftmax:
         self._weighted = torch.zeros_like(rows) if weighted else None
 
     def add_tile(self, block: slice, logits: Tensor, entries: Tensor) -> None:
-        """Add a tile of the anchors `block`.
-
-        Args:
-            block (slice): R consecutive rows.
-            logits (Tensor): (R, T) similarities, overwritten; −∞ for entries to leave out.
-            entries (Tensor): (T, D) contrast entries.
-        """
+        """Add a tile of similarities (R, T), which is overwritten; −∞ leaves an entry out."""
         if not self._bounded:
             self._raise_reference(block, logits.amax(dim=1))
             logits.sub_(finite(self._reference[block])[:, None])
@@ -60,19 +51,6 @@ class OnlineSoftmax:
         if self._weighted is not None:
             self._weighted[block].addcmul_(mean, total[:, None])
 
-    def merge_halves(self) -> None:
-        """Merge the second half of the rows into the first, for anchors that are stored twice."""
-        num_anchors = self._total.shape[0] // 2
-        first, second = slice(0, num_anchors), slice(num_anchors, 2 * num_anchors)
-        if not self._bounded:
-            maximum = torch.maximum(self._reference[first], self._reference[second])
-            self._raise_reference(first, maximum)
-            self._raise_reference(second, maximum)
-        self._reference = self._reference[first]
-        self._total = self._total[first] + self._total[second]
-        if self._weighted is not None:
-            self._weighted = self._weighted[first].add_(self._weighted[second])
-
     def _raise_reference(self, block: slice, maximum: Tensor) -> None:
         raised = torch.maximum(self._reference[block], maximum)
         scale = torch.exp(self._reference[block] - finite(raised))
@@ -81,14 +59,12 @@ class OnlineSoftmax:
         if self._weighted is not None:
             self._weighted[block] *= scale[:, None]
 
-    def lse(self) -> Tensor:
-        """Return (m,) Z; −∞ for an anchor without an entry."""
-        return finite(self._reference) + self._total.log()
-
-    def mean(self) -> Tensor:
-        """Return (m, D) o = Σ softmax(s)·k; zeros for an anchor without an entry."""
-        assert self._weighted is not None
-        return self._weighted / torch.where(self._total > 0, self._total, 1.0)[:, None]
+    def partial(self) -> DenominatorPartial:
+        """Return Z and o over the entries so far; −∞ and zeros for an anchor without an entry."""
+        mean = None
+        if self._weighted is not None:
+            mean = self._weighted / torch.where(self._total > 0, self._total, 1.0)[:, None]
+        return DenominatorPartial(finite(self._reference) + self._total.log(), mean)
 
 
 def merge_denominators(partials: Sequence[DenominatorPartial]) -> DenominatorPartial:
@@ -100,7 +76,7 @@ def merge_denominators(partials: Sequence[DenominatorPartial]) -> DenominatorPar
     every_row = slice(0, len(rows))
     for lse, negative_mean in partials:
         merged.add_partial(every_row, lse, rows if negative_mean is None else negative_mean)
-    return DenominatorPartial(merged.lse(), merged.mean() if weighted else None)
+    return merged.partial()
 
 
 def merge_positives(partials: Sequence[PositivesPartial]) -> PositivesPartial:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pixcontrast._info_nce.mined.passes import mined_entries_gradient, mined_forward
 from pixcontrast._info_nce.problem import NUM_TENSOR_FIELDS, SCHEMA, Problem
 from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, Losses
-from pixcontrast._info_nce.sharded.passes import sharded_forward
+from pixcontrast._info_nce.sharded import sharded_forward
 from pixcontrast._info_nce.thresholds import Thresholds
 from pixcontrast._info_nce.tiled.passes import tiled_entries_gradient, tiled_forward
 from pixcontrast._tensors import without_autocast

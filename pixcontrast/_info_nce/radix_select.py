@@ -38,15 +38,10 @@ def _reverse_negatives(bits: Tensor) -> Tensor:
 
 
 def radix_select(count_digits: CountDigits, k: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the k-th largest integer of each row's candidates.
+    """Return the k-th largest integer of each row's candidates, (R, 1), for k (R, 1) at least 1.
 
-    Args:
-        count_digits (CountDigits): counts the candidates, see `CountDigits`.
-        k (Tensor): (R, 1) integer, at least 1.
-        dtype (torch.dtype): torch.int32 or torch.int64, the dtype of the integers.
-
-    Returns:
-        (R, 1) integers of `dtype`; its minimum for rows with fewer than k candidates.
+    The integers have the given dtype, int32 or int64. A row with fewer than k candidates gets the
+    minimum of the dtype.
     """
     prefix = torch.zeros_like(k, dtype=dtype)
     for shift in range(torch.iinfo(dtype).bits - DIGIT_BITS, -1, -DIGIT_BITS):

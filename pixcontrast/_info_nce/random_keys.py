@@ -34,13 +34,9 @@ class PairKeys(NamedTuple):
         rows = _mix_(_mix_(anchor_ids.to(torch.int32) + high).bitwise_xor_(low))
         return cls(rows[:, None], _mix_(entry_ids.to(torch.int32) + low))
 
-    def of_rows(self, rows: slice) -> PairKeys:
-        """Return the keys of some anchors."""
-        return self._replace(row_bits=self.row_bits[rows])
-
-    def of_columns(self, columns: slice | Tensor) -> PairKeys:
-        """Return the keys with some entries."""
-        return self._replace(column_bits=self.column_bits[columns])
+    def part(self, rows: slice, columns: slice | Tensor) -> PairKeys:
+        """Return the keys of some anchors with some entries."""
+        return PairKeys(self.row_bits[rows], self.column_bits[columns])
 
     def all(self) -> Tensor:
         """Compute all keys, (R, T) int32."""

@@ -32,11 +32,6 @@ class AnchorStatistics(NamedTuple):
         """Return the statistics of some rows."""
         return AnchorStatistics(*(column[rows] for column in self))
 
-    def put(self, rows: slice | Tensor, values: AnchorStatistics) -> None:
-        """Overwrite the statistics of some rows."""
-        for column, value in zip(self, values, strict=True):
-            column[rows] = value
-
 
 class ForwardResult(NamedTuple):
     """The result of the forward, in the caller's order of anchors.
@@ -55,21 +50,11 @@ class ForwardResult(NamedTuple):
     anchor_gradient: Tensor | None
     statistics: AnchorStatistics
 
-    def put(self, rows: slice | Tensor, values: ForwardResult) -> None:
-        """Overwrite the result of some anchors."""
-        self.losses[rows] = values.losses
-        self.has_positive[rows] = values.has_positive
-        self.statistics.put(rows, values.statistics)
-        if self.anchor_gradient is not None and values.anchor_gradient is not None:
-            self.anchor_gradient[rows] = values.anchor_gradient
-
 
 class DenominatorPartial(NamedTuple):
-    """Z and o over a subset of the contrast entries.
+    """Z (M,), −∞ for an anchor without an entry, and o = Σ exp(s − Z)·k (M, D) over a subset.
 
-    Attributes:
-        lse: (M,) Z; −∞ for an anchor without an entry.
-        negative_mean: (M, D) o = Σ exp(s − Z)·k, or None if no gradient is requested.
+    o is None if no gradient is requested.
     """
 
     lse: Tensor
@@ -77,16 +62,10 @@ class DenominatorPartial(NamedTuple):
 
 
 class PositivesPartial(NamedTuple):
-    """Means over a subset of the positives; 0 for an anchor without a positive in it.
+    """Their number (M,) and means over a subset of the positives; 0 without a positive in it.
 
     For `"negatives"` the means of softplus(Z − s), σ(Z − s) and σ(Z − s)·k; for `"all"` the means
-    of s and k, and 0 for `weight`.
-
-    Attributes:
-        num_positives: (M,) int64, number of positives in the subset.
-        losses: (M,).
-        weight: (M,).
-        positive_grad: (M, D), or None if no gradient is requested.
+    of s and k, and 0 for `weight`. `positive_grad` (M, D) is None if no gradient is requested.
     """
 
     num_positives: Tensor
@@ -96,13 +75,9 @@ class PositivesPartial(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What a form computes from a problem.
+    """What a form computes: losses (M,) and has_positive (M,), as in `ForwardResult`.
 
-    Attributes:
-        losses (Tensor): (M,) loss of each anchor, 0 without a positive.
-        has_positive (Tensor): (M,) bool.
-        num_shard_entries (Tensor, optional): () int64, number of entries in the shards of all
-            ranks; None without shards.
+    `num_shard_entries` is the number of entries in the shards of all ranks, () int64.
     """
 
     losses: Tensor

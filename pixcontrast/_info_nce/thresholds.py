@@ -65,12 +65,8 @@ def find_threshold(
 ) -> tuple[Tensor, Tensor]:
     """Return the least hardness and the largest key of the candidates to select, (R, 1) each.
 
-    Args:
-        sampler (HardNegativeSampler): the strategy.
-        candidates (Candidates): the positives, or the negatives, of R anchors.
-        count (int, optional): number of candidates to select for each anchor; None: all.
-        like (Tensor): tensor with R rows, of the dtype and device of the similarities. Without an
-            element there is no candidate.
+    `count` is the number to select for each anchor; None: all. `like` has R rows and the dtype and
+    device of the similarities. Without an element there is no candidate.
     """
     min_hardness = like.new_full((like.shape[0], 1), -torch.inf)
     max_key = torch.full_like(min_hardness, LARGEST_KEY, dtype=torch.int32)
@@ -81,7 +77,10 @@ def find_threshold(
         return candidates.kth_hardness(k), max_key
     if sampler.strategy == "random":
         return min_hardness, candidates.kth_key(count, None)
-    min_hardness = candidates.kth_hardness(pool_size(sampler, candidates.available()))
+    # In floating point 0.07 · 100 is 7.000000000000001; without the margin its ceiling is 8.
+    available = candidates.available().to(widest_float(like.device))
+    pool_size = (sampler.ratio * available - 1e-6).ceil().clamp(min=1).to(torch.int64)
+    min_hardness = candidates.kth_hardness(pool_size)
     return min_hardness, candidates.kth_key(count, min_hardness)
 
 
@@ -89,20 +88,9 @@ def find_thresholds(
     sampler: HardNegativeSampler, negatives: Candidates, positives: Candidates, like: Tensor
 ) -> Thresholds:
     """Return the thresholds of R anchors, see `find_threshold`."""
-    negative_hardness, negative_key = find_threshold(
-        sampler, negatives, sampler.num_negatives, like
-    )
-    positive_hardness, positive_key = find_threshold(
-        sampler, positives, sampler.num_positives, like
-    )
-    return Thresholds(negative_hardness, negative_key, -positive_hardness, positive_key)
-
-
-def pool_size(sampler: HardNegativeSampler, available: Tensor) -> Tensor:
-    """Return the size of the pool of hard candidates that semi-hard mining draws from, int64."""
-    # In floating point 0.07 · 100 is 7.000000000000001; without the margin its ceiling is 8.
-    wide = available.to(widest_float(available.device))
-    return (sampler.ratio * wide - 1e-6).ceil().clamp(min=1).to(torch.int64)
+    of_negatives = find_threshold(sampler, negatives, sampler.num_negatives, like)
+    hardness, key = find_threshold(sampler, positives, sampler.num_positives, like)
+    return Thresholds(*of_negatives, -hardness, key)
 
 
 def allocate_thresholds(problem: Problem) -> Thresholds:
@@ -130,8 +118,7 @@ def apply_thresholds(
 class RowCandidates:
     """Candidates of complete rows, each given with its hardness, mask and key, (R, N).
 
-    Args:
-        max_k (int): upper bound of the k of `kth_hardness`, at most N. The host must know it.
+    The host must know `max_k`, an upper bound of the k of `kth_hardness`, at most N.
     """
 
     def __init__(self, hardness: Tensor, mask: Tensor, keys: Tensor | None, max_k: int) -> None:

@@ -16,10 +16,11 @@ from pixcontrast import (
     RegionContrastLoss,
 )
 from pixcontrast._distributed import Ranks, add_up, ranks_of
+from pixcontrast._info_nce import sharded
+from pixcontrast._info_nce.mined.passes import MinedPasses
 from pixcontrast._info_nce.operators import losses_operator
 from pixcontrast._info_nce.problem import Problem, Shards
-from pixcontrast._info_nce.sharded import passes as sharded_passes
-from pixcontrast._info_nce.sharded.mining import MinedPasses, find_rank_thresholds
+from pixcontrast._info_nce.sharded import find_rank_thresholds
 from pixcontrast._info_nce.thresholds import Thresholds
 from pixcontrast.mining import Strategy
 
@@ -165,7 +166,7 @@ def count_selected(
         seeds.append(int(problem.seed))
         return met
 
-    sharded_passes.find_rank_thresholds = thresholds
+    sharded.find_rank_thresholds = thresholds
     try:
         bank = make_bank(group, torch.float32, pixel_slots=9, region_slots=4, sharded=True)
         loss = PixelContrastLoss(
@@ -179,7 +180,7 @@ def count_selected(
         bank.update(emb, labels)
         loss(emb, labels, generator=generator)
     finally:
-        sharded_passes.find_rank_thresholds = find_rank_thresholds
+        sharded.find_rank_thresholds = find_rank_thresholds
     return found[0], found[1], asked, seeds[0]
 
 

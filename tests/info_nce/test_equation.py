@@ -16,7 +16,7 @@ from problems import (
 )
 
 from pixcontrast._info_nce.operators import compute_losses
-from pixcontrast._info_nce.tiled import attention
+from pixcontrast._info_nce.tiled import similarities, tiles
 from pixcontrast.functional import info_nce
 
 BOUND = 1e-10  # relative, float64
@@ -167,13 +167,14 @@ def test_large_tiles_of_default_size(denominator, mining):
     compare(arguments, {"denominator": denominator}, mining)
 
 
+@pytest.mark.usefixtures("sorted_tiles")
 def test_attention_takes_what_needs_no_mask(monkeypatch):
     generator = torch.Generator().manual_seed(5)
     anchors, anchor_labels = vectors(60, 16, generator), labels(60, 3, generator)
     entries, entry_labels = vectors(3000, 16, generator), torch.arange(3000) // 1000
-    attended, attend = [], attention.attend
+    attended, attend = [], similarities.attend
     monkeypatch.setattr(
-        attention, "attend", lambda *a: attended.append(len(a[0]) * len(a[1])) or attend(*a)
+        tiles, "attend", lambda *a: attended.append(len(a[0]) * len(a[1])) or attend(*a)
     )
     arguments = (anchors, anchor_labels, entries, entry_labels)
     loss_and_gradients("tiled", *arguments)
@@ -212,9 +213,9 @@ STRIDES = {
 def test_attention_of_entries_however_they_lie(stride):
     generator = torch.Generator().manual_seed(8)
     rows, entries = vectors(5, 4, generator), stride(vectors(40, 4, generator))
-    if not attention.can_attend(rows):
+    if not similarities.can_attend(rows):
         pytest.skip("a PyTorch without attention for processors")
-    log_sums, means = zip(*attention.attend(rows, entries, 3.0), strict=True)
+    log_sums, means = zip(*similarities.attend(rows, entries, 3.0), strict=True)
     log_sum = torch.stack(log_sums).logsumexp(dim=0)
     mean = (torch.stack(means) * (torch.stack(log_sums) - log_sum).exp()[..., None]).sum(dim=0)
     logits = 3.0 * rows @ entries.T

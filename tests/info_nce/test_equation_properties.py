@@ -290,6 +290,7 @@ def test_overflow_of_a_scaled_float16_gradient_is_infinite(backend, arrays):
     assert not anchors.grad.isnan().any()
 
 
+@pytest.mark.usefixtures("sorted_tiles")
 def test_no_gradient_is_made_where_none_is_wanted(arrays, monkeypatch):
     seen, make_tile = [], tiles.Tiling.logits
     monkeypatch.setattr(tiles.Tiling, "logits", lambda *a: seen.append(1) or make_tile(*a))

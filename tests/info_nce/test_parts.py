@@ -7,7 +7,7 @@ import torch
 from problems import DENOMINATORS, worst_error
 from splits import SPLITS, expected_of, forward_in_parts
 
-from pixcontrast._info_nce.merge import OnlineSoftmax, merge_denominators, merge_positives
+from pixcontrast._info_nce.merge import merge_denominators, merge_positives
 from pixcontrast._info_nce.results import DenominatorPartial, PositivesPartial
 from pixcontrast._info_nce.tiled.passes import TiledPasses
 
@@ -48,17 +48,3 @@ def test_parts_of_which_exp_overflows():
     ]
     means = merge_denominators(with_means).negative_mean
     assert means.tolist() == [[2.0, 2.0], [2.0, 2.0], [0.0, 0.0]]
-
-
-@pytest.mark.parametrize("larger", [0, 1])
-def test_halves_of_which_exp_overflows(larger):
-    """The entries before a class and those after it, as rows of their own."""
-    log_sums = torch.tensor([[1000.0, 3.0], [900.0, -1000.0]])
-    means = torch.tensor([[[1.0], [5.0]], [[2.0], [7.0]]])
-    if larger:
-        log_sums, means = log_sums.flip(0), means.flip(0)
-    partial = OnlineSoftmax(torch.zeros(4, 1), bounded=False, weighted=True)
-    partial.add_partial(slice(0, 4), log_sums.flatten(), means.flatten(0, 1))
-    partial.merge_halves()
-    assert torch.equal(partial.lse(), torch.tensor([1000.0, 3.0]))
-    assert partial.mean().tolist() == [[1.0], [5.0]]

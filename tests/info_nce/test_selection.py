@@ -5,8 +5,8 @@ import torch
 from problems import labels, loss_and_gradients, vectors, worst_error
 
 from pixcontrast import HardNegativeSampler
+from pixcontrast._info_nce.mined import gathered
 from pixcontrast._info_nce.mined import passes as mined_passes
-from pixcontrast._info_nce.mined import topk
 from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
 from pixcontrast._info_nce.tiled import similarities
 
@@ -31,9 +31,7 @@ def test_keys_are_those_of_the_numbers(seed):
     assert keys.all().tolist() == expected
     places = torch.tensor([[3, 0], [1, 1], [2, 0]])
     assert keys.at(places).tolist() == torch.tensor(expected).gather(1, places).tolist()
-    assert keys.of_rows(slice(1, 3)).of_columns(slice(0, 2)).all().tolist() == [
-        row[:2] for row in expected[1:]
-    ]
+    assert keys.part(slice(1, 3), slice(0, 2)).all().tolist() == [row[:2] for row in expected[1:]]
 
 
 def test_keys_of_an_anchor_are_distinct():
@@ -46,16 +44,20 @@ def test_keys_of_an_anchor_are_distinct():
     assert torch.corrcoef(below).triu(1).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("columns", [1, 15, 16, 33, 100, 400])
 @pytest.mark.parametrize("count", [1, 2, 25])
-def test_the_largest(columns, count):
+def test_the_largest(columns, count, largest):
     values = torch.randint(50, (7, columns)).float()  # with many ties
     count = min(count, columns)
-    found, places = topk._largest(values, count)
+    found, places = gathered._topk(values, count, largest=largest)
     assert torch.equal(values.gather(1, places), found)
     assert all(row.unique().numel() == count for row in places)
     torch.testing.assert_close(
-        found.sort(descending=True).values, values.topk(count, dim=1).values, rtol=0, atol=0
+        found.sort(descending=largest).values,
+        values.topk(count, dim=1, largest=largest).values,
+        rtol=0,
+        atol=0,
     )
 
 

@@ -77,6 +77,7 @@ def test_opcheck_of_the_gradient(mining):
     torch.library.opcheck(entries_gradient_operator, arguments)
 
 
+@pytest.mark.usefixtures("sorted_tiles")  # the form that the operators run, in eager mode too
 @each_mining
 def test_info_nce(mining):
     def loss(anchors, anchor_labels, other, other_labels, bank, bank_labels):

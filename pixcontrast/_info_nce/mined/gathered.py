@@ -2,191 +2,202 @@
 
 Anchors and entries are sorted by class, so the positives of an anchor are a few column ranges. They
 are copied out, and the remaining columns are negatives. Partial sorts select from each side; every
-later step works on the selected candidates alone.
+later step works on the selected candidates alone. The thresholds are those of
+`thresholds.RowCandidates`.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pixcontrast._info_nce.derivative import Masks, complete, derivative_
-from pixcontrast._info_nce.mined.masked import lse_of, positives_of
+from pixcontrast._info_nce.derivative import Masks, complete, derivative_, lse_of, positives_of
 from pixcontrast._info_nce.mined.row_blocks import RowBlocks
-from pixcontrast._info_nce.mined.topk import TooManyTiesError, TopK
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._info_nce.results import DenominatorPartial, ForwardResult, PositivesPartial
-from pixcontrast._info_nce.thresholds import Thresholds
+from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
+from pixcontrast._info_nce.results import DenominatorPartial, ForwardResult
+from pixcontrast._info_nce.thresholds import Thresholds, find_threshold
+
+# The partial sort has room for this many candidates that tie at a threshold.
+MAX_TIES = 8
+# Columns are preselected in groups of this size, if more than twice k groups exist.
+GROUP = 8
 
 
-class _ClassRows:
-    """The anchors of one class in a row block, and the columns of that class.
+class TooManyTiesError(Exception):
+    """More candidates tie at a threshold than the partial sort has room for."""
+
+
+class TopK:
+    """Candidates of R anchors, of which `find_threshold` leaves the selected ones.
+
+    Args:
+        hardness (Tensor): (R, N); −∞ for columns that are no candidates.
+        available (Tensor): (R, 1) int64, number of candidates.
+        keys (PairKeys, optional): the random keys of all columns.
 
     Attributes:
-        anchors (slice): in the order of `RowBlocks.anchors`.
-        rows (slice): in the row block.
-        columns (list of slice): in the row block, one range for each contrast tensor.
-        num_columns (int): the number of columns.
-        own (Tensor): (r, n), for each anchor the positions among `columns` of the anchor itself.
+        hardness (Tensor): (R, k), of each selected candidate; −∞ where there is none.
+        columns (Tensor, optional): (R, k), column of each selected candidate; None: all columns, in
+            order.
     """
 
-    def __init__(self, blocks: RowBlocks, block: slice, anchors: slice, problem: Problem) -> None:
-        self.anchors = anchors
-        self.rows = slice(anchors.start - block.start, anchors.stop - block.start)
-        self.columns: list[slice] = []
-        self.num_columns = 0
-        num_anchors = anchors.stop - anchors.start
-        own: list[Tensor] = [blocks.anchors.labels.new_empty(num_anchors, 0)]
-        for index, tensor in enumerate(problem.contrast):
-            of_class = blocks.contrast[index].slice_with_classes_of(blocks.anchors, anchors)
-            if tensor.is_anchors:
-                first = self.num_columns + anchors.start - of_class.start
-                own.append(torch.arange(first, first + num_anchors)[:, None])
-            start = blocks.columns[index].start
-            self.columns.append(slice(start + of_class.start, start + of_class.stop))
-            self.num_columns += of_class.stop - of_class.start
-        self.own = torch.cat(own, dim=1)
+    def __init__(self, hardness: Tensor, available: Tensor, keys: PairKeys | None) -> None:
+        self.hardness = hardness
+        self.columns: Tensor | None = None
+        self._available = available
+        self._keys = keys
 
-    @property
-    def num_positives(self) -> int:
-        return self.num_columns - self.own.shape[1]
+    def available(self) -> Tensor:
+        return self._available
 
-    def copy_from(self, block: Tensor) -> Tensor:
-        """Copy the columns of the class (r, num_columns) out of a row block."""
-        return torch.cat([block[self.rows, columns] for columns in self.columns], dim=1)
+    def kth_hardness(self, k: Tensor) -> Tensor:
+        """Select the k hardest, and what ties with the last of them.
 
-    def copy_into(self, block: Tensor, values: Tensor) -> None:
-        """Copy the columns of the class (r, num_columns) into a row block."""
-        widths = [columns.stop - columns.start for columns in self.columns]
-        for columns, part in zip(self.columns, torch.split(values, widths, dim=1), strict=True):
-            block[self.rows, columns] = part
+        Raises:
+            TooManyTiesError: if more tie than there is room for.
+        """
+        k = torch.minimum(k, self._available).clamp(min=1)
+        num_columns = self.hardness.shape[1]
+        values, columns = _topk(self.hardness, min(int(k.max()) + MAX_TIES, num_columns))
+        num_extra = values.shape[1] - k
+        # The values are in no order; only the smallest few are sorted.
+        ascending = values.topk(int(num_extra.max()) + 1, largest=False).values
+        least = ascending.gather(1, num_extra)
+        if values.shape[1] < num_columns and bool((ascending[:, :1] >= least).any()):
+            raise TooManyTiesError
+        self.hardness, self.columns = values.masked_fill_(values < least, -torch.inf), columns
+        return least
 
-    def fill(self, block: Tensor, value: float) -> None:
-        """Fill the columns of the class in a row block."""
-        for columns in self.columns:
-            block[self.rows, columns] = value
+    def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
+        """Select the k smallest keys of what `kth_hardness` has selected, or of all candidates."""
+        assert self._keys is not None  # every strategy with keys has drawn a seed
+        keys = self._keys.all() if self.columns is None else self._keys.at(self.columns)
+        keys.masked_fill_(self.hardness == -torch.inf, LARGEST_KEY)
+        # Only `LARGEST_KEY` occurs more than once in a row.
+        values, chosen = _topk(keys, min(k, keys.shape[1]), largest=False)
+        self.hardness = self.hardness.gather(1, chosen)
+        self.columns = chosen if self.columns is None else self.columns.gather(1, chosen)
+        return values.amax(dim=1, keepdim=True)
 
-    def fill_own(self, values: Tensor, value: float) -> None:
-        """Fill the positions of the anchors themselves in (r, num_columns)."""
-        values.scatter_(1, self.own, value)
 
-    def column_indices(self) -> Tensor:
-        """Return the columns of the class as indices (num_columns,)."""
-        return torch.cat([torch.arange(one.start, one.stop) for one in self.columns])
+class _Positives(NamedTuple):
+    """The selected positives of R anchors (R, K), and what their selection found (R, 1).
+
+    Attributes:
+        hardness: −∞ where there is none.
+        columns: column of each in the row block.
+        min_hardness, max_key: the thresholds.
+        num_same_class: number of columns of the anchor's class, the anchor itself included.
+    """
+
+    hardness: Tensor
+    columns: Tensor
+    min_hardness: Tensor
+    max_key: Tensor
+    num_same_class: Tensor
 
 
 def gathered_block(
     blocks: RowBlocks, block: slice, logits: Tensor, problem: Problem, *, want_gradient: bool
-) -> tuple[ForwardResult, Thresholds] | None:
+) -> tuple[ForwardResult, Thresholds]:
     """Return the result and the thresholds of a row block, whose similarities are overwritten.
 
-    Returns None, and leaves the similarities unchanged, if too many of them tie at a threshold.
-    All that tie are selected, which `masked_rows` can do.
+    Raises:
+        TooManyTiesError: if more similarities tie at a threshold than partial sorts have room for.
+            All that tie are selected, which `masked_rows` can do.
     """
-    classes = [
-        _ClassRows(blocks, block, anchors, problem) for anchors in blocks.anchors.classes_in(block)
-    ]
-    copies = [rows.copy_from(logits) for rows in classes]
-    try:
-        positives = [
-            _select_positives(blocks, rows, values, problem)
-            for rows, values in zip(classes, copies, strict=True)
-        ]
-        negatives = _select_negatives(blocks, block, classes, logits, problem)
-    except TooManyTiesError:
-        for rows, values in zip(classes, copies, strict=True):
-            rows.copy_into(logits, values)
-        return None
-    thresholds = Thresholds(
-        negatives.min_hardness,
-        negatives.max_key,
-        torch.cat([-side.min_hardness for side in positives]),
-        torch.cat([side.max_key for side in positives]),
-    )
+    sampler, denominator = problem.negative_sampler, problem.denominator
+    assert sampler is not None
+    positives = _take_positives(blocks, block, logits, problem)
+    available = blocks.num_columns - positives.num_same_class
+    negatives = TopK(logits, available, blocks.keys(block, slice(None)))
+    min_hardness, max_key = find_threshold(sampler, negatives, sampler.num_negatives, logits)
+    thresholds = Thresholds(min_hardness, max_key, -positives.min_hardness, positives.max_key)
 
+    positive = positives.hardness > -torch.inf
+    masks = Masks(positive, torch.zeros_like(positive))
+    similarities = positives.hardness.neg_().masked_fill_(~positive, 0.0)
     lse = negatives.hardness.logsumexp(dim=1)
-    logits_of, masks_of_class, partials = [], [], []
-    for rows, side in zip(classes, positives, strict=True):
-        positive = side.hardness > -torch.inf
-        masks = Masks(positive, torch.zeros_like(positive))
-        similarities = side.hardness.neg().masked_fill_(~positive, 0.0)
-        lse[rows.rows] = torch.logaddexp(lse[rows.rows], lse_of(similarities, masks, problem))
-        partial, _ = positives_of(similarities, positive, lse[rows.rows], problem)
-        logits_of.append(similarities)
-        masks_of_class.append(masks)
-        partials.append(partial)
-    num_positives, losses, weight = (
-        torch.cat(columns) for columns in list(zip(*partials, strict=True))[:3]
-    )
-    result = complete(
-        problem,
-        DenominatorPartial(lse, None),
-        PositivesPartial(num_positives, losses, weight, None),
-    )
-    if want_gradient:
-        statistics, denominator = result.statistics, problem.denominator
-        pushed = derivative_(negatives.hardness, None, statistics, denominator)
-        changes = [
-            derivative_(similarities, masks, statistics.of(rows.rows), denominator)
-            for rows, similarities, masks in zip(classes, logits_of, masks_of_class, strict=True)
-        ]
-        gradient = _gradient(blocks, logits, negatives, pushed, classes, positives, changes)
-        result = result._replace(anchor_gradient=gradient.mul_(problem.inverse_temperature))
-    return result, thresholds
-
-
-def _gradient(
-    blocks: RowBlocks,
-    logits: Tensor,
-    negatives: TopK,
-    pushed: Tensor,
-    classes: list[_ClassRows],
-    positives: list[TopK],
-    changes: list[Tensor],
-) -> Tensor:
-    """Return (R, D) Σ_j ∂L/∂s_ij k_j. The row block `logits` is overwritten."""
+    lse = torch.logaddexp(lse, lse_of(similarities, masks, denominator))
+    means, _ = positives_of(similarities, positive, lse, denominator)
+    result = complete(problem, DenominatorPartial(lse, None), means)
+    if not want_gradient:
+        return result, thresholds
+    change = derivative_(similarities, masks, result.statistics, denominator)
+    pushed = derivative_(negatives.hardness, None, result.statistics, denominator)
     if negatives.columns is not None and blocks.entries_are_operands():
-        gradient = blocks.weighted_sum_of(negatives.columns, pushed)
-        for rows, side, change in zip(classes, positives, changes, strict=True):
-            columns = rows.column_indices()
-            columns = columns.expand_as(change) if side.columns is None else columns[side.columns]
-            gradient[rows.rows] += blocks.weighted_sum_of(columns, change)
-        return gradient
-    negatives.put_into(logits, pushed)
-    for rows, side, change in zip(classes, positives, changes, strict=True):
-        among = change.new_zeros(change.shape[0], rows.num_columns)
-        rows.copy_into(logits, side.put_into(among, change))
-    return blocks.weighted_sum(logits)
+        columns = torch.cat([negatives.columns, positives.columns], dim=1)
+        gradient = blocks.weighted_sum_of(columns, torch.cat([pushed, change], dim=1))
+    else:
+        if negatives.columns is not None:
+            logits.zero_().scatter_(1, negatives.columns, pushed)
+        gradient = blocks.weighted_sum(logits.scatter_add_(1, positives.columns, change))
+    gradient.mul_(problem.inverse_temperature)
+    return result._replace(anchor_gradient=gradient), thresholds
 
 
-def _select_positives(
-    blocks: RowBlocks, rows: _ClassRows, similarities: Tensor, problem: Problem
-) -> TopK:
-    sampler = problem.negative_sampler
+def _take_positives(
+    blocks: RowBlocks, block: slice, logits: Tensor, problem: Problem
+) -> _Positives:
+    """Select positives, one class of anchors at a time, and replace the columns of it by −∞."""
+    sampler, contrast = problem.negative_sampler, problem.contrast
     assert sampler is not None
-    hardness = similarities.neg()
-    rows.fill_own(hardness, -torch.inf)
-    available = rows.own.new_full((len(hardness), 1), rows.num_positives)
-    keys = None if problem.seed is None else blocks.keys(rows.anchors, rows.column_indices())
-    return TopK.select(
-        sampler, sampler.num_positives, hardness, available, keys, fill_others=rows.fill_own
-    )
+    of_classes = []
+    for anchors in blocks.anchors.classes_in(block):
+        rows = slice(anchors.start - block.start, anchors.stop - block.start)
+        num_own, ranges = 0, []
+        for tensor, order, columns in zip(contrast, blocks.contrast, blocks.columns, strict=True):
+            if tensor.is_anchors:
+                own = slice(columns.start + anchors.start, columns.start + anchors.stop)
+                logits[rows, own].fill_diagonal_(torch.inf)  # never a hard positive
+                num_own += 1
+            of_class = order.slice_with_classes_of(blocks.anchors, anchors)
+            ranges.append(slice(columns.start + of_class.start, columns.start + of_class.stop))
+        hardness = torch.cat([logits[rows, one] for one in ranges], dim=1).neg_()
+        for one in ranges:
+            logits[rows, one] = -torch.inf
+        indices = torch.cat([torch.arange(one.start, one.stop) for one in ranges])
+        num_columns = indices.new_full((len(hardness), 1), len(indices))
+        side = TopK(hardness, num_columns - num_own, blocks.keys(anchors, indices))
+        thresholds = find_threshold(sampler, side, sampler.num_positives, hardness)
+        chosen = indices.expand_as(hardness) if side.columns is None else indices[side.columns]
+        of_classes.append(_Positives(side.hardness, chosen, *thresholds, num_columns))
+
+    num_kept = max(positives.hardness.shape[1] for positives in of_classes)
+    padded = [
+        positives._replace(
+            hardness=_pad(positives.hardness, num_kept, -torch.inf),
+            columns=_pad(positives.columns, num_kept, 0),
+        )
+        for positives in of_classes
+    ]
+    return _Positives(*(torch.cat(column) for column in zip(*padded, strict=True)))
 
 
-def _select_negatives(
-    blocks: RowBlocks, block: slice, classes: list[_ClassRows], logits: Tensor, problem: Problem
-) -> TopK:
-    def fill_positives(values: Tensor, value: float) -> None:
-        for rows in classes:
-            rows.fill(values, value)
+def _pad(values: Tensor, num_columns: int, value: float) -> Tensor:
+    return F.pad(values, (0, num_columns - values.shape[1]), value=value)
 
-    sampler = problem.negative_sampler
-    assert sampler is not None
-    fill_positives(logits, -torch.inf)
-    available = blocks.anchors.labels.new_empty(len(logits), 1)
-    for rows in classes:
-        available[rows.rows] = blocks.num_columns - rows.num_columns
-    keys = None if problem.seed is None else blocks.keys(block, slice(None))
-    return TopK.select(
-        sampler, sampler.num_negatives, logits, available, keys, fill_others=fill_positives
-    )
+
+def _topk(values: Tensor, k: int, *, largest: bool = True) -> tuple[Tensor, Tensor]:
+    """Return the k largest, or smallest, values of each row and their columns, in no order.
+
+    For small k, groups of columns are preselected by their largest, or smallest, value.
+    """
+    num_rows, num_columns = values.shape
+    num_groups = num_columns // GROUP
+    if 2 * k > num_groups:
+        found, columns = values.topk(k, 1, largest, sorted=False)
+        return found, columns
+    grouped = values[:, : GROUP * num_groups].reshape(num_rows, GROUP, num_groups)
+    extreme = grouped.amax(dim=1) if largest else grouped.amin(dim=1)
+    _, groups = extreme.topk(k, 1, largest, sorted=False)
+    every = torch.arange(num_columns, device=values.device)
+    firsts, rest = every[: GROUP * num_groups : num_groups], every[GROUP * num_groups :]
+    columns = groups[:, None, :] + firsts[:, None]
+    columns = torch.cat([columns.flatten(1), rest.expand(num_rows, -1)], dim=1)
+    found, chosen = values.gather(1, columns).topk(k, 1, largest, sorted=False)
+    return found, columns.gather(1, chosen)

@@ -6,7 +6,8 @@ complete rows as fit into a fixed number of similarities, and at least one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -49,13 +50,11 @@ class MaskedRows(NamedTuple):
 class RowBlocks:
     """Computes the row blocks of a problem. The columns are the ordered entries of all tensors.
 
-    Args:
-        problem (Problem): the call.
-        wanted (list of bool): the contrast tensors whose similarities are needed. Of the others
-            only labels are read.
+    Only labels are read of contrast tensors that are not `wanted`.
 
     Attributes:
         anchors (ClassOrder): the ordered anchors.
+        rows (Tensor): (m, D), the anchors as operands.
         contrast (list of ClassOrder): the ordered entries of each contrast tensor.
         columns (list of slice): the columns of each contrast tensor.
         num_columns (int): the number of columns.
@@ -67,39 +66,42 @@ class RowBlocks:
         self.contrast = [ClassOrder.of_entries(tensor, problem) for tensor in problem.contrast]
         self.rows = self.anchors.operands(slice(0, len(self.anchors)))
         read = [order if want else None for order, want in zip(self.contrast, wanted, strict=True)]
-        self._similarities = Similarities(problem, self.rows, read)
-        self.columns: list[slice] = []
-        self.num_columns = 0
-        for order in self.contrast:
-            self.columns.append(slice(self.num_columns, self.num_columns + len(order)))
-            self.num_columns += len(order)
+        self._similarities = Similarities.of(problem, self.rows, read)
+        ends = list(accumulate(map(len, self.contrast), initial=0))
+        self.columns = [slice(*one) for one in pairwise(ends)]
+        self.num_columns = ends[-1]
         self._max_columns = tile_columns(self.rows.device)
-        self._keys = self._pair_keys()
+        self._keys: PairKeys | None = None
+        if problem.seed is not None and self.contrast:
+            entry_ids = [
+                order.all_indices() + tensor.first_id
+                for tensor, order in zip(problem.contrast, self.contrast, strict=True)
+            ]
+            anchor_ids = self.anchors.all_indices() + problem.first_anchor_id
+            self._keys = PairKeys.of(problem.seed, anchor_ids, torch.cat(entry_ids))
 
     def blocks(self) -> list[slice]:
-        """Return the anchors of each block, the same for any `wanted`.
+        """Return the anchors of each block, the same for any `wanted`; none without a column.
 
         The similarities of the forward and the backward are bit-identical only for equal blocks.
         """
-        height = min(TILE_ROWS, max(1, BLOCK_SIZE // max(1, self.num_columns)))
+        if self.num_columns == 0:
+            return []
+        height = min(TILE_ROWS, max(1, BLOCK_SIZE // self.num_columns))
         return list(split(slice(0, len(self.anchors)), height))
 
     def all(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield every block with its similarities (R, N), a buffer that the next one overwrites."""
         blocks = self.blocks()
         height = max((block.stop - block.start for block in blocks), default=0)
-        buffer = self.rows.new_empty(height * self.num_columns)
+        buffer = self.rows.new_empty(height, self.num_columns)
         for block in blocks:
-            num_rows = block.stop - block.start
-            logits = buffer[: num_rows * self.num_columns].view(num_rows, self.num_columns)
-            for index, columns in enumerate(self.columns):
-                self.write(logits[:, columns], block, index)
+            logits = buffer[: block.stop - block.start]
+            self.write_all(logits, block)
             yield block, logits
 
     def masked(self) -> Iterator[MaskedRows]:
         """Yield all anchors, a few at a time, against all columns."""
-        if self.num_columns == 0:
-            return
         for block, logits in self.all():
             yield from self.split(block, logits)
 
@@ -112,35 +114,34 @@ class RowBlocks:
         """Split the entries of a contrast tensor into the columns of a matrix product."""
         return list(split(slice(0, len(self.contrast[index])), self._max_columns))
 
+    def write_all(self, logits: Tensor, block: slice) -> None:
+        """Overwrite `logits` (R, N) by the similarities of a block with all columns."""
+        for index, columns in enumerate(self.columns):
+            self.write(logits[:, columns], block, index)
+
     def write(self, logits: Tensor, block: slice, index: int) -> None:
         """Overwrite `logits` (R, n) by the similarities of a block with a contrast tensor."""
         order = self.contrast[index]
         for tile in self.tiles(index):
             self._similarities.write(logits[:, tile], self.rows[block], order.operands(tile), index)
 
-    def mask(self, rows: slice, logits: Tensor, indices: Sequence[int] | None = None) -> MaskedRows:
-        """Return the masks and keys of some anchors with some contrast tensors; None: with all."""
-        indices = range(len(self.contrast)) if indices is None else indices
-        masks, keys = [], []
-        for index in indices:
-            order = self.contrast[index]
-            every = slice(0, len(order))
-            is_anchors = self._problem.contrast[index].is_anchors
-            masks.append(masks_of(self.anchors, rows, order, every, is_anchors=is_anchors))
-            if self._keys is not None:
-                keys.append(self.keys(rows, self.columns[index]).all())
+    def mask(self, rows: slice, logits: Tensor, index: int | None = None) -> MaskedRows:
+        """Return the masks and keys of some anchors with a contrast tensor; None: with all."""
+        masks = [
+            masks_of(self.anchors, rows, order, slice(0, len(order)), is_anchors=tensor.is_anchors)
+            for i, (tensor, order) in enumerate(
+                zip(self._problem.contrast, self.contrast, strict=True)
+            )
+            if index is None or i == index
+        ]
         positive, negative = (torch.cat(parts, dim=1) for parts in zip(*masks, strict=True))
-        return MaskedRows(
-            rows,
-            logits,
-            Masks(positive, negative),
-            torch.cat(keys, dim=1) if keys else None,
-        )
+        keys = self.keys(rows, slice(None) if index is None else self.columns[index])
+        all_keys = None if keys is None else keys.all()
+        return MaskedRows(rows, logits, Masks(positive, negative), all_keys)
 
-    def keys(self, rows: slice, columns: slice | Tensor) -> PairKeys:
-        """Return the random keys of some anchors with some columns."""
-        assert self._keys is not None  # every strategy with keys has drawn a seed
-        return self._keys.of_rows(rows).of_columns(columns)
+    def keys(self, rows: slice, columns: slice | Tensor) -> PairKeys | None:
+        """Return the random keys of some anchors with some columns; None without a seed."""
+        return None if self._keys is None else self._keys.part(rows, columns)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Return (R, D) Σ_j w_ij k_j over all columns, for weights (R, N)."""
@@ -173,13 +174,3 @@ class RowBlocks:
         dtype = self._problem.compute_dtype
         same = all(tensor.entries.dtype == dtype for tensor in self._problem.contrast)
         return same and self._problem.product_dtype == dtype
-
-    def _pair_keys(self) -> PairKeys | None:
-        if self._problem.seed is None or not self.contrast:
-            return None
-        anchor_ids = self.anchors.all_indices() + self._problem.first_anchor_id
-        entry_ids = [
-            order.all_indices() + tensor.first_id
-            for tensor, order in zip(self._problem.contrast, self.contrast, strict=True)
-        ]
-        return PairKeys.of(self._problem.seed, anchor_ids, torch.cat(entry_ids))

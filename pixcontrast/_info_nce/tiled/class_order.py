@@ -8,7 +8,6 @@ their order, and every question is answered so that it holds for any labels.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,45 +18,12 @@ from pixcontrast._tensors import IGNORED
 
 # Ignored anchors that keep their place need a label that no entry has, not even an ignored one.
 IGNORED_ANCHOR = IGNORED - 1
+_ANY_LABEL = (IGNORED_ANCHOR, torch.iinfo(torch.int64).max)
 
 
 def reads_are_free(device: torch.device) -> bool:
     """Return whether the host can read a value of this device without waiting."""
     return device.type == "cpu"
-
-
-class ClassRanges(NamedTuple):
-    """The range of each class in sorted labels, as lists of the host.
-
-    Attributes:
-        labels: the classes, ascending.
-        starts, stops: index range of each class.
-    """
-
-    labels: list[int]
-    starts: list[int]
-    stops: list[int]
-
-    @classmethod
-    def of(cls, ascending: Tensor) -> ClassRanges:
-        """Find the ranges in ascending labels (n,)."""
-        if len(ascending) == 0:
-            return cls([], [], [])
-        # A bool for each vector: a bank has many.
-        starts = [0, *((ascending[1:] != ascending[:-1]).nonzero().squeeze(1) + 1).tolist()]
-        return cls(ascending[starts].tolist(), starts, [*starts[1:], len(ascending)])
-
-    def labels_of(self, tile: slice) -> tuple[int, int]:
-        """Return the least and the largest label of a non-empty tile."""
-        first, last = bisect_right(self.stops, tile.start), bisect_right(self.stops, tile.stop - 1)
-        return self.labels[first], self.labels[last]
-
-    def slice_of(self, first: int, last: int) -> slice:
-        """Return the slice of the labels from `first` to `last`."""
-        start, stop = bisect_left(self.labels, first), bisect_right(self.labels, last)
-        if start == stop:
-            return slice(0, 0)
-        return slice(self.starts[start], self.stops[stop - 1])
 
 
 class ClassOrder:
@@ -66,17 +32,19 @@ class ClassOrder:
     Attributes:
         vectors (Tensor): (n, D), unchanged.
         labels (Tensor): (m,) in the new order; m < n if ignored vectors are left out.
-        order (Tensor, optional): (m,) index of each vector in `vectors`; None: unchanged order.
         sorted (bool): whether labels ascend and no ignored vector is left.
     """
 
     def __init__(self, vectors: Tensor, labels: Tensor, problem: Problem) -> None:
         self.vectors = vectors
-        self._problem = problem
         self.labels = labels
-        self.order: Tensor | None = None
-        self._ranges = ClassRanges([], [], [])
         self.sorted = reads_are_free(labels.device)
+        self._problem = problem
+        self._order: Tensor | None = None  # index of each vector in `vectors`; None: unchanged
+        # The classes in ascending order, and where each starts and stops.
+        self._classes: list[int] = []
+        self._starts: list[int] = []
+        self._stops: list[int] = []
         if self.sorted:
             self._sort()
 
@@ -106,42 +74,38 @@ class ClassOrder:
 
     def indices(self, tile: slice) -> slice | Tensor:
         """Return the indices of a tile's vectors in `vectors`."""
-        if self.order is None or tile.start == tile.stop:
+        if self._order is None or tile.start == tile.stop:
             return tile
         if self._gaps[tile.start] == self._gaps[tile.stop - 1]:
-            first = int(self.order[tile.start])
+            first = int(self._order[tile.start])
             return slice(first, first + tile.stop - tile.start)
-        return self.order[tile]
+        return self._order[tile]
 
     def all_indices(self) -> Tensor:
         """Return the index of each vector in `vectors`, (m,) int64."""
-        if self.order is not None:
-            return self.order
+        if self._order is not None:
+            return self._order
         return torch.arange(len(self), device=self.labels.device)
 
     def may_share_class(self, tile: slice, other: ClassOrder, other_tile: slice) -> bool:
         """Return False only if no class of one tile is in the other and no vector is ignored."""
-        if not self.sorted:
-            return True
-        first, last = self._ranges.labels_of(tile)
-        other_first, other_last = other._ranges.labels_of(other_tile)
+        first, last = self._labels_in(tile)
+        other_first, other_last = other._labels_in(other_tile)
         return first <= other_last and other_first <= last
 
     def is_one_class(self, tile: slice) -> bool:
         """Return whether a tile is known to consist of one class."""
-        if not self.sorted:
-            return False
-        first, last = self._ranges.labels_of(tile)
+        first, last = self._labels_in(tile)
         return first == last
 
     def long_classes(self, length: int) -> list[slice]:
         """Return the known ranges of the classes of at least `length` vectors."""
-        ends = zip(self._ranges.starts, self._ranges.stops, strict=True)
+        ends = zip(self._starts, self._stops, strict=True)
         return [slice(start, stop) for start, stop in ends if stop - start >= length]
 
     def classes_in(self, tile: slice) -> list[slice]:
         """Split a tile of sorted vectors into slices of one class each."""
-        ends = [stop for stop in self._ranges.stops if tile.start < stop < tile.stop]
+        ends = [stop for stop in self._stops if tile.start < stop < tile.stop]
         starts = [tile.start, *ends]
         return [slice(*one) for one in zip(starts, [*ends, tile.stop], strict=True)]
 
@@ -149,7 +113,9 @@ class ClassOrder:
         """Return a slice that contains every vector of the classes in the other's tile."""
         if not self.sorted:
             return slice(0, len(self))
-        return self._ranges.slice_of(*other._ranges.labels_of(other_tile))
+        first, last = other._labels_in(other_tile)
+        start, stop = bisect_left(self._classes, first), bisect_right(self._classes, last)
+        return slice(self._starts[start], self._stops[stop - 1]) if start < stop else slice(0, 0)
 
     def count_of(self, labels: Tensor) -> Tensor:
         """Return the number of vectors with each of the given labels."""
@@ -157,23 +123,33 @@ class ClassOrder:
         after = torch.searchsorted(ascending, labels, right=True)
         return after - torch.searchsorted(ascending, labels)
 
+    def _labels_in(self, tile: slice) -> tuple[int, int]:
+        """Return bounds of the labels in a non-empty tile, the exact ones if they are known."""
+        if not self.sorted:
+            return _ANY_LABEL
+        first = bisect_right(self._stops, tile.start)
+        last = bisect_right(self._stops, tile.stop - 1)
+        return self._classes[first], self._classes[last]
+
     def _sort(self) -> None:
         ignored = self.labels == IGNORED
-        if not bool(ignored.any()) and _ascends(self.labels):
-            # A full bank is sorted: its indices need no memory.
-            self._ranges = ClassRanges.of(self.labels)
-            return
-        present = ignored.logical_not_().nonzero().squeeze(1)
-        ascending, order = self.labels[present], present
-        if not _ascends(ascending):
-            ascending, order = ascending.sort(stable=True)
-            order = present[order]
-        self.labels = ascending
-        self._ranges = ClassRanges.of(ascending)
-        self.order = order
-        # Vectors with the same number of gaps before them are adjacent in memory.
-        gaps = (order.diff() != 1).to(torch.int64)
-        self._gaps = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
+        # A full bank is sorted: its indices need no memory.
+        if bool(ignored.any()) or not _ascends(self.labels):
+            order = ignored.logical_not_().nonzero().squeeze(1)
+            self.labels = self.labels[order]
+            if not _ascends(self.labels):
+                self.labels, permutation = self.labels.sort(stable=True)
+                order = order[permutation]
+            self._order = order
+            # Vectors with the same number of gaps before them are adjacent in memory.
+            gaps = (order.diff() != 1).to(torch.int64)
+            self._gaps = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
+        if len(self) > 0:
+            # A bool for each vector: a bank has many.
+            changes = self.labels[1:] != self.labels[:-1]
+            self._starts = [0, *(changes.nonzero().squeeze(1) + 1).tolist()]
+            self._stops = [*self._starts[1:], len(self)]
+            self._classes = self.labels[self._starts].tolist()
 
 
 def masks_of(

@@ -21,7 +21,7 @@ from pixcontrast._info_nce.derivative import (
     inverse_or_zero,
     positive_terms,
 )
-from pixcontrast._info_nce.merge import OnlineSoftmax
+from pixcontrast._info_nce.merge import OnlineSoftmax, merge_denominators
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import (
     AnchorStatistics,
@@ -56,26 +56,64 @@ class TiledPasses:
         self._indices = self._anchors.indices(slice(0, len(self._anchors)))
 
     def denominator(self, *, want_gradient: bool) -> DenominatorPartial:
-        softmax = denominator_pass(self._tiling, want_gradient)
-        return DenominatorPartial(
-            self._unsort(softmax.lse(), -torch.inf),
-            self._unsort(softmax.mean()) if want_gradient else None,
-        )
+        """Compute Z and o over N_i, or over everything but i itself for `"all"`."""
+        tiling = self._tiling
+        softmax = OnlineSoftmax(tiling.rows, bounded=tiling.bounded, weighted=want_gradient)
+        # Attention always computes o, so it is used only if o is requested.
+        for tile in tiling.in_denominator(attending=want_gradient):
+            outside = tiling.outside_denominator(tile)
+            if outside is None and want_gradient and tiling.may_attend(tile.contrast_index):
+                for lse, mean in tiling.attend(tile):
+                    softmax.add_partial(tile.block, lse, mean)
+                continue
+            logits = tiling.logits(tile)
+            if outside is not None:
+                logits.masked_fill_(outside, -torch.inf)
+            softmax.add_tile(tile.block, logits, tile.entries)
+        found = softmax.partial()
+        if tiling.doubled:
+            halves = found.negative_mean
+            means = (None, None) if halves is None else halves.tensor_split(2)
+            pairs = zip(found.lse.tensor_split(2), means, strict=True)
+            found = merge_denominators([DenominatorPartial(*pair) for pair in pairs])
+        negative_mean = None if found.negative_mean is None else self._unsort(found.negative_mean)
+        return DenominatorPartial(self._unsort(found.lse, -torch.inf), negative_mean)
 
     def positives(self, lse: Tensor, *, want_gradient: bool) -> PositivesPartial:
+        """Compute the means over the positives, which are in few tiles of sorted entries."""
+        tiling, denominator = self._tiling, self._problem.denominator
         count = self._count_positives()
-        losses, weight, positive_grad = positives_pass(
-            self._tiling,
-            self._problem,
-            lse[self._indices][:, None],
-            inverse_or_zero(count, self._problem.compute_dtype)[:, None],
-            want_gradient,
-        )
+        inv_num_positives = inverse_or_zero(count, lse.dtype)[:, None]
+        lse = lse[self._indices][:, None]
+        losses, weight = torch.zeros_like(lse), torch.zeros_like(lse)
+        # Without rows if it is not requested.
+        positive_grad = lse.new_zeros(len(lse) if want_gradient else 0, tiling.rows.shape[1])
+        # The sum of many finite terms could overflow. Divide each term by |P_i|, or, if the terms
+        # are known to be small, the sum.
+        per_term = None if tiling.bounded else inv_num_positives
+        for tile in tiling.with_positives():
+            logits = tiling.logits(tile)
+            factor = None if per_term is None else per_term[tile.block].expand_as(logits)
+            if not tiling.is_all_positive(tile):
+                masks = tiling.masks(tile)
+                if masks is None:
+                    continue
+                factor = masks.positive if factor is None else masks.positive * factor
+            terms, strength = positive_terms(logits, lse[tile.block], factor, denominator)
+            losses[tile.block] += terms.sum(dim=1, keepdim=True)
+            if denominator == "negatives":
+                weight[tile.block] += strength.sum(dim=1, keepdim=True)
+            if want_gradient:
+                # Not addmm_: a product that starts from a large sum loses digits of its terms.
+                positive_grad[tile.block] += strength @ tile.entries
+        if tiling.bounded:
+            for sums in (losses, weight, positive_grad):
+                sums.mul_(inv_num_positives[: len(sums)])
         return PositivesPartial(
             self._unsort(count),
             self._unsort(losses.squeeze(1)),
             self._unsort(weight.squeeze(1)),
-            None if positive_grad is None else self._unsort(positive_grad),
+            self._unsort(positive_grad) if want_gradient else None,
         )
 
     def _count_positives(self) -> Tensor:
@@ -95,77 +133,13 @@ class TiledPasses:
         return result
 
 
-def denominator_pass(tiling: Tiling, want_gradient: bool) -> OnlineSoftmax:
-    """Compute Z and o over N_i, or over everything but i itself for `denominator="all"`."""
-    softmax = OnlineSoftmax(tiling.rows, bounded=tiling.bounded, weighted=want_gradient)
-    # Attention always computes o, so it is used only if o is requested.
-    for tile in tiling.in_denominator(attending=want_gradient):
-        outside = tiling.outside_denominator(tile)
-        if outside is None and want_gradient and tiling.may_attend(tile.contrast_index):
-            for lse, mean in tiling.attend(tile):
-                softmax.add_partial(tile.block, lse, mean)
-            continue
-        logits = tiling.logits(tile)
-        if outside is not None:
-            logits.masked_fill_(outside, -torch.inf)
-        softmax.add_tile(tile.block, logits, tile.entries)
-    if tiling.doubled:
-        softmax.merge_halves()
-    return softmax
-
-
-def positives_pass(
-    tiling: Tiling, problem: Problem, lse: Tensor, inv_num_positives: Tensor, want_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute the means that `PositivesPartial` holds: losses and weight (m, 1), positive_grad."""
-    losses, weight = torch.zeros_like(lse), torch.zeros_like(lse)
-    positive_grad = None
-    if want_gradient:
-        positive_grad = tiling.rows.new_zeros(len(lse), tiling.rows.shape[1])
-    # The sum of many finite terms could overflow. Divide each term by |P_i|, or, if the terms are
-    # known to be small, the sum.
-    per_term = None if tiling.bounded else inv_num_positives
-    for tile in tiling.with_positives():
-        logits = tiling.logits(tile)
-        factor = None if per_term is None else per_term[tile.block].expand_as(logits)
-        if not tiling.is_all_positive(tile):
-            masks = tiling.masks(tile)
-            if masks is None:
-                continue
-            factor = masks.positive if factor is None else masks.positive * factor
-        terms, strength = positive_terms(logits, lse[tile.block], problem.denominator)
-        if strength is not None:
-            strength = strength if factor is None else strength.mul_(factor)
-            weight[tile.block] += strength.sum(dim=1, keepdim=True)
-        elif factor is not None:
-            strength = factor.to(logits.dtype)
-        losses[tile.block] += (terms if factor is None else terms.mul_(factor)).sum(1, keepdim=True)
-        if positive_grad is not None:
-            if strength is None:
-                strength = torch.ones_like(logits)
-            # Not addmm_: a product that starts from a large sum loses digits of its terms.
-            positive_grad[tile.block] += strength @ tile.entries
-    if tiling.bounded:
-        for sums in (losses, weight, positive_grad):
-            if sums is not None:
-                sums.mul_(inv_num_positives)
-    return losses, weight, positive_grad
-
-
 def tiled_entries_gradient(
     problem: Problem, statistics: AnchorStatistics, upstream: Tensor, wanted: list[bool]
 ) -> list[Tensor | None]:
-    """Compute Σ_i g_i ∂L_i/∂k_j for the entries of the requested contrast tensors.
+    """Compute Σ_i g_i ∂L_i/∂k_j for the `wanted` contrast tensors, None for the others.
 
-    Args:
-        problem (Problem): the call.
-        statistics (AnchorStatistics): from the forward.
-        upstream (Tensor): (M,) g, the gradient with respect to the losses.
-        wanted (list of bool): which contrast tensors need a gradient. The entries of the others
-            are not read: a bank may have changed since the forward.
-
-    Returns:
-        A gradient in the dtype that accumulates for each contrast tensor, None if not requested.
+    The entries of the others are not read: a bank may have changed since the forward. `upstream`
+    (M,) is g, the gradient with respect to the losses. Results have the dtype that accumulates.
     """
     results = allocate_entries_gradient(problem, wanted)
     anchors = ClassOrder.of_anchors(problem)

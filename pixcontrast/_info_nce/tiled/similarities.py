@@ -1,4 +1,10 @@
-"""The similarities of a tile: one matrix product, scaled by 1/τ, saturated where necessary."""
+"""The products of a tile: its similarities, or Z and o by PyTorch's attention for the CPU.
+
+Similarities are one matrix product, scaled by 1/τ and saturated where necessary. If every entry of
+a tile counts for every anchor, Z and o are an attention with the anchors as queries and the entries
+as keys and values. The CPU kernel never writes the similarities to memory. It is not part of
+PyTorch's public API; without it, the tile is computed by matrix products.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +32,12 @@ ASSUMED_CACHE = 16 << 20
 # maximum has to be subtracted. The largest exponents are 88 in float32 and 709 in float64.
 BOUNDED_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
 
+# Largest number of entries of one attention. Merging costs D numbers a row, little beside this.
+MAX_ATTENDED = 4096
+# Each thread takes entries of its own if it gets at least this many: the kernel works on 512.
+MIN_ATTENDED_PER_THREAD = 512
+
+_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 _CACHE_INFO = Path("/sys/devices/system/cpu/cpu0/cache")
 _UNITS = {"K": 1 << 10, "M": 1 << 20}
 
@@ -39,20 +51,25 @@ class Similarities:
             range of its dtype.
     """
 
-    def __init__(
-        self, problem: Problem, rows: Tensor, contrast: Sequence[ClassOrder | None]
-    ) -> None:
+    def __init__(self, problem: Problem, row_norm: float, norms: Sequence[float]) -> None:
+        """Decide from bounds of the norms of the anchors and of each contrast tensor's entries."""
         self._scale = problem.inverse_temperature
         self._limit = problem.logit_limit
-        row_norm = max_norm(rows)
         scaled_norm = row_norm * self._scale
-        norms = [0.0 if tensor is None else _max_norm_of(tensor) for tensor in contrast]
-        self.bounded = scaled_norm * max(norms, default=0.0) <= BOUNDED_LOGIT[rows.dtype]
+        self.bounded = scaled_norm * max(norms, default=0.0) <= BOUNDED_LOGIT[problem.compute_dtype]
         # A library may scale the rows before the product or the results after it, and neither may
         # overflow. Each tensor is decided on its own: a backward that needs only one of them must
         # compute the same bits.
         largest = max(scaled_norm, row_norm)
         self.may_saturate = [not largest * max(norm, 1.0) < self._limit for norm in norms]
+
+    @classmethod
+    def of(
+        cls, problem: Problem, rows: Tensor, contrast: Sequence[ClassOrder | None]
+    ) -> Similarities:
+        """Compute the norms; a contrast tensor that is None is not needed."""
+        norms = [0.0 if tensor is None else _max_norm_of(tensor) for tensor in contrast]
+        return cls(problem, _max_norm(rows), norms)
 
     def write(self, logits: Tensor, rows: Tensor, entries: Tensor, index: int) -> None:
         """Overwrite `logits` (R, T) by the similarities of rows with entries of a tensor."""
@@ -83,7 +100,31 @@ def split(whole: slice, size: int) -> Iterator[slice]:
         yield slice(whole.start + start, whole.start + stop)
 
 
-def max_norm(vectors: Tensor) -> float:
+def can_attend(vectors: Tensor) -> bool:
+    """Return whether PyTorch has the attention kernel for these vectors."""
+    return vectors.device.type == "cpu" and hasattr(torch.ops.aten, _ATTENTION)
+
+
+def attend(rows: Tensor, entries: Tensor, scale: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield Z (R,) and o (R, D) of (R, D) rows over disjoint subsets of the (T, D) entries.
+
+    Similarities are dot products times `scale`.
+    """
+    row_stride, stride = entries.stride()
+    if stride != 1 or row_stride < entries.shape[1]:
+        # The kernel ignores the stride of the last dimension, and rows must not overlap.
+        entries = entries.contiguous()
+    num_splits = max(1, min(torch.get_num_threads(), len(entries) // MIN_ATTENDED_PER_THREAD))
+    size = len(entries) // num_splits
+    even = entries[: num_splits * size].view(num_splits, 1, size, entries.shape[1])
+    for splits in (even, entries[num_splits * size :][None, None]):
+        if splits.numel() > 0:
+            queries = rows.expand(len(splits), 1, *rows.shape)
+            means, lse = getattr(torch.ops.aten, _ATTENTION)(queries, splits, splits, scale=scale)
+            yield from zip(lse.squeeze(1), means.squeeze(1), strict=True)
+
+
+def _max_norm(vectors: Tensor) -> float:
     """Return the largest norm of (n, D) vectors; infinity if the host would have to wait for it."""
     if not reads_are_free(vectors.device):
         return float("inf")
@@ -94,7 +135,7 @@ def max_norm(vectors: Tensor) -> float:
 
 def _max_norm_of(tensor: ClassOrder) -> float:
     tiles = split(slice(0, len(tensor)), TILE_COLUMNS)
-    return max((max_norm(tensor.operands(columns)) for columns in tiles), default=0.0)
+    return max((_max_norm(tensor.operands(columns)) for columns in tiles), default=0.0)
 
 
 @functools.cache

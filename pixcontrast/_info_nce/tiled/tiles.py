@@ -10,11 +10,13 @@ from torch import Tensor
 
 from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._info_nce.tiled import attention
 from pixcontrast._info_nce.tiled.class_order import ClassOrder, masks_of
 from pixcontrast._info_nce.tiled.similarities import (
+    MAX_ATTENDED,
     TILE_ROWS,
     Similarities,
+    attend,
+    can_attend,
     split,
     tile_columns,
 )
@@ -62,22 +64,22 @@ class Tiling:
     ) -> None:
         self.anchors = anchors
         self._problem = problem
-        self._contrast = contrast
+        self._contrast = {index: one for index, one in enumerate(contrast) if one is not None}
         self._max_columns = tile_columns(anchors.labels.device)
         rows = anchors.operands(slice(0, len(anchors)))
-        self._similarities = Similarities(problem, rows, contrast)
+        self._similarities = Similarities.of(problem, rows, contrast)
         self.bounded = self._similarities.bounded
         self.doubled = anchors.sorted
         self.rows = torch.cat([rows, rows]) if self.doubled else rows
-        max_entries = max((len(tensor) for _, tensor in self._requested()), default=0)
+        max_entries = max((len(order) for order in self._contrast.values()), default=0)
         max_rows = min(max(TILE_ROWS, POSITIVE_ROWS, MIN_ROWS), len(self.rows))
         self._buffer = self.rows.new_empty(max_rows * min(self._max_columns, max_entries))
 
     def all(self) -> Iterator[Tile]:
         """Yield every tile. The entries of a column are converted once."""
-        for index, tensor in self._requested():
-            for columns in split(slice(0, len(tensor)), self._max_columns):
-                entries = tensor.operands(columns)
+        for index, order in self._contrast.items():
+            for columns in split(slice(0, len(order)), self._max_columns):
+                entries = order.operands(columns)
                 for block in split(slice(0, len(self.anchors)), TILE_ROWS):
                     yield Tile(index, block, columns, entries)
 
@@ -87,14 +89,14 @@ class Tiling:
         With `attending`, long classes are cut less often if attention computes their tiles.
         """
         all_anchors = slice(0, len(self.anchors))
-        for index, tensor in self._requested():
+        for index, order in self._contrast.items():
             attends = attending and self.may_attend(index)
-            max_of_class = attention.MAX_ENTRIES if attends else self._max_columns
-            for columns in _cut(tensor, self._max_columns, max_of_class):
-                entries = tensor.operands(columns)
+            max_of_class = MAX_ATTENDED if attends else self._max_columns
+            for columns in _cut(order, self._max_columns, max_of_class):
+                entries = order.operands(columns)
                 others, all_negative = all_anchors, False
-                if self._problem.denominator == "negatives" and tensor.is_one_class(columns):
-                    own = self.anchors.slice_with_classes_of(tensor, columns)
+                if self._problem.denominator == "negatives" and order.is_one_class(columns):
+                    own = self.anchors.slice_with_classes_of(order, columns)
                     others = slice(own.stop, own.start + len(self.anchors))
                     all_negative = True
                 for block in split(others, TILE_ROWS):
@@ -105,21 +107,20 @@ class Tiling:
         for block in _cut(self.anchors, POSITIVE_ROWS, POSITIVE_ROWS):
             # The buffer has room for more columns of fewer rows.
             max_columns = max(1, len(self._buffer) // max(MIN_ROWS, block.stop - block.start))
-            for index, tensor in self._requested():
-                part = tensor.slice_with_classes_of(self.anchors, block)
-                for columns in split(part, max_columns):
-                    yield Tile(index, block, columns, tensor.operands(columns))
+            for index, order in self._contrast.items():
+                same_classes = order.slice_with_classes_of(self.anchors, block)
+                for columns in split(same_classes, max_columns):
+                    yield Tile(index, block, columns, order.operands(columns))
 
     def may_attend(self, index: int) -> bool:
         """Return whether PyTorch's attention can compute a contrast tensor's tiles without mask."""
         if self._problem.denominator == "all" and self._problem.contrast[index].is_anchors:
             return False  # each anchor is left out of its own denominator
-        return attention.can_attend(self.rows) and not self._similarities.may_saturate[index]
+        return can_attend(self.rows) and not self._similarities.may_saturate[index]
 
     def attend(self, tile: Tile) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield Z and o over disjoint subsets of a tile that needs no mask."""
-        scale = self._problem.inverse_temperature
-        return attention.attend(self.rows[tile.block], tile.entries, scale)
+        return attend(self.rows[tile.block], tile.entries, self._problem.inverse_temperature)
 
     def logits(self, tile: Tile) -> Tensor:
         """Compute the similarities (R, T), in a buffer that the next call overwrites."""
@@ -133,7 +134,7 @@ class Tiling:
         """Return whether every entry is known to be a positive of every anchor."""
         return (
             not self._holds_anchors(tile)
-            and self._order(tile).is_one_class(tile.columns)
+            and self._contrast[tile.contrast_index].is_one_class(tile.columns)
             and self.anchors.is_one_class(tile.block)
             and self._may_share_class(tile)
         )
@@ -142,42 +143,26 @@ class Tiling:
         """Return the positives and negatives of a tile; None: every entry is a negative."""
         if not self._may_share_class(tile):
             return None
-        return masks_of(
-            self.anchors,
-            tile.block,
-            self._order(tile),
-            tile.columns,
-            is_anchors=self._holds_anchors(tile),
-        )
+        order, is_anchors = self._contrast[tile.contrast_index], self._holds_anchors(tile)
+        return masks_of(self.anchors, tile.block, order, tile.columns, is_anchors=is_anchors)
 
     def outside_denominator(self, tile: Tile) -> Tensor | None:
         """Return (R, T) bool, the similarities that Z leaves out; None: it sums over all."""
-        if (
-            self._problem.denominator == "all"
-            and self._order(tile).sorted
-            and not self._holds_anchors(tile)
-        ):
+        denominator = self._problem.denominator
+        is_sorted = self._contrast[tile.contrast_index].sorted
+        if denominator == "all" and is_sorted and not self._holds_anchors(tile):
             return None
         masks = self.masks(tile)
-        return None if masks is None else ~masks.in_denominator(self._problem.denominator)
+        return None if masks is None else ~masks.in_denominator(denominator)
 
     def _may_share_class(self, tile: Tile) -> bool:
         if tile.all_negative:
             return False
-        return self._order(tile).may_share_class(tile.columns, self.anchors, tile.block)
+        order = self._contrast[tile.contrast_index]
+        return order.may_share_class(tile.columns, self.anchors, tile.block)
 
     def _holds_anchors(self, tile: Tile) -> bool:
         return self._problem.contrast[tile.contrast_index].is_anchors
-
-    def _order(self, tile: Tile) -> ClassOrder:
-        order = self._contrast[tile.contrast_index]
-        assert order is not None  # only requested tensors have tiles
-        return order
-
-    def _requested(self) -> Iterator[tuple[int, ClassOrder]]:
-        for index, tensor in enumerate(self._contrast):
-            if tensor is not None:
-                yield index, tensor
 
 
 def _cut(order: ClassOrder, size: int, max_of_class: int) -> Iterator[slice]:

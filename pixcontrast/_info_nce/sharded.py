@@ -4,6 +4,12 @@ Every rank receives the anchors of all ranks and computes Z and o of its own sha
 partial results are sent to the owners of the anchors and merged in rank order. The same is done for
 the positives, with the merged Z. The entries of a rank's batch give one more partial result, for
 its own anchors. The size of a message does not depend on the number of entries.
+
+With a negative sampler, the ranks find the thresholds together. A threshold is the k-th largest
+hardness, or the k-th smallest random key, of an anchor's candidates on all ranks. Radix selection
+needs only counts: each rank counts its own candidates, and the counts are added up. The result is
+exact, ties included. A message holds 16 numbers an anchor; the similarities are computed again for
+each of them.
 """
 
 from __future__ import annotations
@@ -11,12 +17,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
-from pixcontrast._distributed import Ranks, exchange, gather, ranks_named
+from pixcontrast._distributed import Ranks, add_up, exchange, gather, ranks_named
 from pixcontrast._info_nce.derivative import complete
 from pixcontrast._info_nce.merge import merge_denominators, merge_positives
+from pixcontrast._info_nce.mined.passes import MinedPasses
 from pixcontrast._info_nce.problem import LOG2_E, Problem
+from pixcontrast._info_nce.radix_select import from_ordered_int, radix_select, to_ordered_int
 from pixcontrast._info_nce.results import (
     DenominatorPartial,
     ForwardResult,
@@ -24,8 +33,7 @@ from pixcontrast._info_nce.results import (
     PositivesPartial,
     allocate_forward,
 )
-from pixcontrast._info_nce.sharded.mining import MinedPasses, find_rank_thresholds
-from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds
+from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds, find_thresholds
 from pixcontrast._info_nce.tiled.passes import TiledPasses
 from pixcontrast._tensors import IGNORED
 
@@ -70,8 +78,7 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
     else:
         of_shard, own = MinedPasses(all_anchors), MinedPasses(problem)
         of_shard.thresholds = find_rank_thresholds(of_shard, own, problem, ranks)
-        own_anchors = slice(problem.first_anchor_id, problem.first_anchor_id + num_anchors)
-        own.thresholds = of_shard.thresholds.of(own_anchors)
+        own.thresholds = of_shard.thresholds.of(_anchors_of(ranks, num_anchors))
         thresholds = Thresholds(*(column.clone() for column in own.thresholds))
 
     of_all = of_shard.denominator(want_gradient=want_gradient)
@@ -88,6 +95,74 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
         # The backward of the fused form expects Z to the base 2.
         result.statistics.lse.mul_(LOG2_E)
     return result, thresholds, all_num_entries.sum()
+
+
+def find_rank_thresholds(
+    of_shard: MinedPasses, own: MinedPasses, problem: Problem, ranks: Ranks
+) -> Thresholds:
+    """Return the thresholds of the anchors of all ranks, (W·M, 1) each, the same on every rank.
+
+    `of_shard` has the anchors of all ranks against this rank's shard, `own` this rank's anchors
+    against the entries of its batch; `problem` is that of `own`.
+    """
+    assert problem.negative_sampler is not None
+    shape = ranks.size * problem.labels.numel(), 1
+    like = problem.anchors.new_zeros(shape, dtype=problem.compute_dtype)
+    negatives, positives = (
+        _RankCandidates(of_shard, own, like, ranks, positive=positive) for positive in (False, True)
+    )
+    return find_thresholds(problem.negative_sampler, negatives, positives, like)
+
+
+class _RankCandidates:
+    """Candidates on all ranks, for the anchors of all ranks; see `thresholds.Candidates`."""
+
+    def __init__(
+        self, of_shard: MinedPasses, own: MinedPasses, like: Tensor, ranks: Ranks, *, positive: bool
+    ) -> None:
+        self._of_shard, self._own = of_shard, own
+        self._like = like
+        self._ranks = ranks
+        self._positive = positive
+        self._own_anchors = _anchors_of(ranks, len(like) // ranks.size)
+
+    def available(self) -> Tensor:
+        available = self._of_shard.available(positive=self._positive)
+        available[self._own_anchors] += self._own.available(positive=self._positive)
+        return add_up(self._ranks, available)
+
+    def kth_hardness(self, k: Tensor) -> Tensor:
+        dtype = to_ordered_int(self._like).dtype
+        found = self._select(k, dtype, by_key=False)
+        no_candidate = found == torch.iinfo(dtype).min
+        return from_ordered_int(found).masked_fill(no_candidate, -torch.inf)
+
+    def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
+        every = torch.full_like(self._like, k, dtype=torch.int64)
+        # The smallest key is the largest integer.
+        return ~self._select(every, torch.int32, by_key=True, min_hardness=min_hardness)
+
+    def _select(
+        self, k: Tensor, dtype: torch.dtype, *, by_key: bool, min_hardness: Tensor | None = None
+    ) -> Tensor:
+        if min_hardness is None:
+            min_hardness = torch.full_like(self._like, -torch.inf)
+
+        def count_digits(prefix: Tensor, shift: int) -> Tensor:
+            options = {"positive": self._positive, "by_key": by_key}
+            counts = self._of_shard.count_digits(prefix, shift, min_hardness, **options)
+            rows = self._own_anchors
+            counts[rows] += self._own.count_digits(
+                prefix[rows], shift, min_hardness[rows], **options
+            )
+            return add_up(self._ranks, counts)
+
+        return radix_select(count_digits, k, dtype)
+
+
+def _anchors_of(ranks: Ranks, num_anchors: int) -> slice:
+    """Return this rank's anchors among those of all ranks."""
+    return slice(ranks.rank * num_anchors, (ranks.rank + 1) * num_anchors)
 
 
 def _send_to_owners(ranks: Ranks, partial: Partial) -> list[Partial]:

@@ -1,1 +1,0 @@
-"""The equation over contrast entries that are distributed over ranks."""

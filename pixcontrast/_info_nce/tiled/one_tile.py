@@ -1,0 +1,233 @@
+"""A problem whose similarities fit into one tile, on the CPU: no sorted tiles, no operator.
+
+The masks, the similarities and their exponentials are computed once. Positives are gathered, since
+most anchors have few. The tile of ∂L/∂s is kept for the backward, where each role of a vector costs
+one matrix product. In eager mode an operator of `torch.library` takes longer than the loss of a
+hundred anchors, so this form is an autograd function; torch.compile takes the operators.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixcontrast._info_nce.derivative import Masks, losses_and_weight, positives_of
+from pixcontrast._info_nce.operators import _once, _refuse_transforms
+from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.results import Losses
+from pixcontrast._info_nce.tiled.class_order import reads_are_free
+from pixcontrast._info_nce.tiled.similarities import TILE_COLUMNS, TILE_ROWS, Similarities
+from pixcontrast._tensors import without_autocast
+
+# Largest number of similarities, 4 MB in float32. Above, sorted tiles are faster.
+MAX_SIMILARITIES = 1 << 20
+# Up to this size the terms of all similarities cost less than to gather the positives.
+MAX_UNGATHERED = 1 << 15
+
+ANCHORS = 2
+"""The anchors' place among the arguments of the autograd function; entries follow."""
+
+
+def is_one_tile(problem: Problem) -> bool:
+    """Return whether the problem is small enough, and the call is one for eager mode."""
+    if torch.compiler.is_compiling() or problem.negative_sampler is not None or problem.group:
+        return False
+    if type(problem.labels) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
+        return False  # tensors without values, or a tracer that must not see them
+    num_anchors = problem.labels.shape[0]
+    num_entries = sum(tensor.labels.shape[0] for tensor in problem.contrast)
+    # Longer rows would be summed in one piece, with a larger rounding error.
+    fits = num_anchors <= TILE_ROWS and num_entries <= TILE_COLUMNS
+    fits = fits and 0 < num_anchors * num_entries <= MAX_SIMILARITIES
+    return fits and reads_are_free(problem.anchors.device)
+
+
+def one_tile_losses(problem: Problem) -> Losses:
+    """Compute the losses; they are differentiable once."""
+    _refuse_transforms()
+    entries = [tensor.entries for tensor in problem.contrast if not tensor.is_anchors]
+    # Grad mode is always off inside the function.
+    tensors = problem.anchors, *entries
+    found = _OneTile.apply(problem, torch.is_grad_enabled(), *tensors)  # type: ignore[no-untyped-call]
+    return Losses(*found)
+
+
+class _Columns(NamedTuple):
+    """The columns of a contrast tensor in the tile.
+
+    Attributes:
+        range: the columns.
+        operand: (n, D), the entries; zeros for ignored ones.
+        is_anchors: whether the entries are the anchors.
+    """
+
+    range: slice
+    operand: Tensor
+    is_anchors: bool
+
+
+class _OneTile(torch.autograd.Function):
+    """The losses (M,) and has_positive (M,) of a problem, from its anchors and entries."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, problem: Problem, is_grad_enabled: bool, anchors: Tensor, *entries: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        # One object where the entries are the anchors.
+        all_labels = [
+            problem.labels if tensor.is_anchors else tensor.labels for tensor in problem.contrast
+        ]
+        labels = all_labels[0] if len(all_labels) == 1 else torch.cat(all_labels)
+        any_ignored = any(int(one.amin()) < 0 for one in {labels, problem.labels})
+        rows = _operand(problem, anchors, problem.labels, any_ignored)
+        parts = []
+        ends = accumulate((len(one) for one in all_labels), initial=0)
+        for tensor, bounds in zip(problem.contrast, pairwise(ends), strict=True):
+            operand = rows
+            if not tensor.is_anchors:
+                operand = _operand(problem, tensor.entries, tensor.labels, any_ignored)
+            parts.append(_Columns(slice(*bounds), operand, tensor.is_anchors))
+
+        masks = _masks(problem, labels, parts, any_ignored)
+        logits = _similarities(problem, rows, parts, len(labels))
+        indices, of_positives, positive = None, logits, masks.positive
+        if logits.numel() > MAX_UNGATHERED:
+            indices, positive = _positives(problem.labels, labels, parts, any_ignored)
+            of_positives = logits.gather(1, indices)
+        # Less than any similarity. Unlike −∞ it leaves no NaN where a denominator is empty.
+        lowest = torch.finfo(logits.dtype).min
+        inside = torch.where(masks.in_denominator(problem.denominator), logits, lowest)
+        likelihood = inside.softmax(dim=1)
+        lse = inside.amax(dim=1) - likelihood.amax(dim=1).log_()
+        means, strength = positives_of(of_positives, positive, lse, problem.denominator)
+        losses, has_positive, weight = losses_and_weight(lse, means, problem.denominator)
+
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(has_positive)
+        if is_grad_enabled and any(ctx.needs_input_grad):
+            # ∂L/∂s as `derivative_` computes it, from exp(s − Z) and f·σ(Z − s).
+            change = likelihood.mul_(weight[:, None])
+            if indices is None:
+                change.sub_(strength)
+            else:
+                change.scatter_add_(1, indices, strength.neg_())
+            ctx.inverse_temperature = problem.inverse_temperature
+            _save_for_backward(ctx, change, rows, parts, anchors, entries)
+        return losses, has_positive
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad
+        gradients: list[Tensor | None] = [None] * len(wanted)
+        if upstream is None:
+            return tuple(gradients)
+        change, rows, anchors, *saved = ctx.saved_tensors
+        num_others = len(ctx.others)
+        operands, entries, fixed = (
+            saved[:num_others],
+            saved[num_others : 2 * num_others],
+            saved[2 * num_others :],
+        )
+        with without_autocast(rows.device):
+            scale = (upstream * ctx.inverse_temperature)[:, None]
+            change = change * scale
+            by_anchors = [product * scale for product in fixed]
+            for columns in ctx.own_columns:
+                own = change[:, columns]
+                # Two products are faster than the sum of a tile and its transpose.
+                by_anchors.append((own @ rows).addmm_(own.T, rows))
+            for (index, columns), operand, given in zip(ctx.others, operands, entries, strict=True):
+                by_tensor = change[:, columns]
+                if wanted[ANCHORS]:
+                    by_anchors.append(by_tensor @ operand)
+                gradients[index] = (by_tensor.T @ rows).to(given.dtype)
+            if wanted[ANCHORS]:
+                total = sum(by_anchors[1:], start=by_anchors[0])
+                gradients[ANCHORS] = total.to(anchors.dtype)
+        sources = (upstream, anchors, *entries)
+        return tuple(_once(gradient, sources) for gradient in gradients)
+
+
+def _save_for_backward(
+    ctx: Any,
+    change: Tensor,
+    rows: Tensor,
+    parts: list[_Columns],
+    anchors: Tensor,
+    entries: tuple[Tensor, ...],
+) -> None:
+    """Save ∂L/∂s and the operands that the backward multiplies it with.
+
+    Entries without a gradient are multiplied now and not saved: a bank may be written to in place
+    before the backward.
+    """
+    by_anchors = ctx.needs_input_grad[ANCHORS]
+    ctx.own_columns = [part.range for part in parts if part.is_anchors and by_anchors]
+    ctx.others, operands, given, fixed = [], [], [], []
+    others = (part for part in parts if not part.is_anchors)
+    for index, (part, tensor) in enumerate(zip(others, entries, strict=True), start=ANCHORS + 1):
+        if ctx.needs_input_grad[index]:
+            ctx.others.append((index, part.range))
+            operands.append(part.operand)
+            given.append(tensor)
+        elif by_anchors:
+            fixed.append(change[:, part.range] @ part.operand)
+    ctx.save_for_backward(change, rows, anchors, *operands, *given, *fixed)
+
+
+def _operand(problem: Problem, vectors: Tensor, labels: Tensor, any_ignored: bool) -> Tensor:
+    """Return vectors as operands, zeros for ignored ones: they may be NaN, and 0 · NaN is NaN."""
+    operand = problem.operand(vectors)
+    return torch.where((labels >= 0)[:, None], operand, 0.0) if any_ignored else operand
+
+
+def _similarities(
+    problem: Problem, rows: Tensor, parts: list[_Columns], num_columns: int
+) -> Tensor:
+    # The Frobenius norm bounds every norm, closely enough to tell what cannot overflow.
+    row_norm = float(torch.linalg.vector_norm(rows))
+    norms = [
+        row_norm if part.is_anchors else float(torch.linalg.vector_norm(part.operand))
+        for part in parts
+    ]
+    similarities = Similarities(problem, row_norm, norms)
+    logits = rows.new_empty(len(rows), num_columns)
+    for index, part in enumerate(parts):
+        similarities.write(logits[:, part.range], rows, part.operand, index)
+    return logits
+
+
+def _masks(problem: Problem, labels: Tensor, parts: list[_Columns], any_ignored: bool) -> Masks:
+    """Return the positives and negatives (M, N); rows of ignored anchors are never used."""
+    positive = problem.labels[:, None] == labels
+    negative = ~positive
+    if any_ignored:
+        valid = labels >= 0
+        negative &= valid
+        positive &= valid
+    for part in parts:
+        if part.is_anchors:
+            positive[:, part.range].fill_diagonal_(False)
+    return Masks(positive, negative)
+
+
+def _positives(
+    anchor_labels: Tensor, labels: Tensor, parts: list[_Columns], any_ignored: bool
+) -> tuple[Tensor, Tensor]:
+    """Return columns (M, P) that contain every positive, and whether each is one."""
+    ascending, order = labels.sort(stable=True)
+    first = torch.searchsorted(ascending, anchor_labels)
+    count = torch.searchsorted(ascending, anchor_labels, right=True).sub_(first)
+    if any_ignored:
+        count.masked_fill_(anchor_labels < 0, 0)
+    offsets = torch.arange(int(count.amax()), device=labels.device)
+    columns = order[(first[:, None] + offsets).clamp_(max=len(order) - 1)]
+    positive = offsets < count[:, None]
+    for part in parts:
+        if part.is_anchors:
+            own = torch.arange(part.range.start, part.range.stop, device=labels.device)
+            positive &= columns != own[:, None]
+    return columns, positive
