@@ -3,9 +3,10 @@
     python -m benchmarks.price
     python -m benchmarks.price --networks small --repeats 30
 
-A step includes the network forward and backward, the losses, the optimizer and the bank. The
-implementations are timed in turn within one run. Memory is what one step needs beyond the network,
-the images and the bank, in a process of its own. Inference needs neither the loss nor the
+The head projects the sampled pixels (`projection=` of the loss) or, where that is said, every pixel
+of the map. A step includes the network forward and backward, the losses, the optimizer and the
+bank. The implementations are timed in turn within one run. Memory is what one step needs beyond the
+network, the images and the bank, in a process of its own. Inference needs neither the loss nor the
 projection head and is not measured.
 """
 
@@ -19,9 +20,9 @@ from tqdm import tqdm
 
 from benchmarks._measure.arguments import add_run_options, command_parser, positive, size_of
 from benchmarks._measure.command import set_threads, write_record
-from benchmarks._measure.device import peak_memory
+from benchmarks._measure.device import measured_peak, peak_memory
 from benchmarks._measure.environment import look_at_machine
-from benchmarks._measure.timers import measure
+from benchmarks._measure.timers import CPU, measure
 from benchmarks._tables.text import TextTable
 from benchmarks._training.data import IGNORE_INDEX
 from benchmarks._training.network import SegmentationNetwork
@@ -33,14 +34,21 @@ from benchmarks._ways.batches import BatchShape, draw_patches, fill_bank
 Row = dict[str, Any]
 
 REFERENCE = "cross entropy"
+BATCH: dict[str, Any] = {"sources": ("batch",), "bank": 0}
+BANKS: dict[str, Any] = {"sources": None}
+SAMPLES: dict[str, Any] = {"projected": "samples", "pixels_per_region": 128}
 WAYS: dict[str, dict[str, Any]] = {
     REFERENCE: {"sources": (), "bank": 0},
-    "the batch": {"sources": ("batch",), "bank": 0},
-    "both banks": {"sources": None},
+    "the batch": BATCH | SAMPLES,
+    "both banks": BANKS | SAMPLES,
+    "both banks, mined": BANKS | SAMPLES | {"negatives": "semi-hard"},
+    "the batch, by map": BATCH,
+    "both banks, by map": BANKS,
 }
 BASES = {
     "small": replace(SGD, **BANK),
     "large": replace(LARGE, bank=500, pixels_per_image=10),
+    "wide": replace(LARGE, network="wide", batch_size=4, bank=500, pixels_per_image=10),
 }
 NUM_CLASSES = 11
 CLASSES_OF_IMAGE = (6, 10)
@@ -49,9 +57,10 @@ CLASSES_OF_IMAGE = (6, 10)
 class Step:
     """A training step on one random batch, with a full bank if the recipe has one."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device = CPU) -> None:
         torch.manual_seed(0)
-        self.arm = Arm(SegmentationNetwork(recipe, NUM_CLASSES), NUM_CLASSES, recipe, seed=0)
+        network = SegmentationNetwork(recipe, NUM_CLASSES).to(device)
+        self.arm = Arm(network, NUM_CLASSES, recipe, seed=0)
         height, width = recipe.size
         shape = BatchShape(
             images=recipe.batch_size,
@@ -64,9 +73,9 @@ class Step:
             slots=recipe.bank,
         )
         labels, _ = draw_patches(shape, torch.Generator().manual_seed(0))
-        self.labels: Tensor = labels.masked_fill(labels < 0, IGNORE_INDEX)
+        self.labels: Tensor = labels.masked_fill(labels < 0, IGNORE_INDEX).to(device)
         images = torch.randn(recipe.batch_size, 3, *self.labels.shape[-2:])
-        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.images = images.to(device, memory_format=torch.channels_last)
         if self.arm.criterion is not None and self.arm.criterion.bank is not None:
             fill_bank(self.arm.criterion.bank, shape)
 
@@ -82,6 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--networks", nargs="+", choices=list(BASES), default=list(BASES), metavar="NAME")
     add("--size", type=size_of, metavar="HxW", help="size of the images")
     add("--batch-size", type=positive, metavar="N", help="images in a batch")
+    add("--device", type=torch.device, default=CPU, help="cpu or cuda")
     add_run_options(parser, repeats=9)
     options = parser.parse_args(arguments)
     set_threads(options.threads)
@@ -99,7 +109,7 @@ def price_table(rows: list[Row]) -> TextTable:
     for row in rows:
         height, width = row["recipe"]["size"]
         title = (
-            f"{row['parameters'] / 1e6:.1f} M parameters, "
+            f"{row['network']}, {row['parameters'] / 1e6:.1f} M parameters, "
             f"{row['recipe']['batch_size']} images of {height}×{width}"
         )
         first = row["measured"][REFERENCE]
@@ -117,12 +127,17 @@ def _measure(network: str, options: argparse.Namespace) -> Row:
     given = {name: getattr(options, name) for name in ("size", "batch_size")}
     changes = {name: value for name, value in given.items() if value is not None}
     recipes = {way: replace(BASES[network], **WAYS[way], **changes) for way in WAYS}
-    steps = {way: Step(recipe) for way, recipe in recipes.items()}
-    measured = measure(steps, options.repeats, references=(REFERENCE,), strict=True)
+    device = options.device
+    steps = {way: Step(recipe, device) for way, recipe in recipes.items()}
+    measured = measure(steps, options.repeats, device, references=(REFERENCE,), strict=True)
     parameters = sum(weight.numel() for weight in steps[REFERENCE].arm.network.parameters())
+    if device.type == "cuda":
+        for way, step in steps.items():
+            measured[way]["extra_mb"] = measured_peak(step, device) if options.memory else None
     steps.clear()
     for way, one in measured.items():
-        one["extra_mb"] = peak_memory(runs_to_weigh, recipes[way]) if options.memory else None
+        if device.type != "cuda":
+            one["extra_mb"] = peak_memory(runs_to_weigh, recipes[way]) if options.memory else None
     recipe = asdict(recipes["both banks"])
     return {"network": network, "parameters": parameters, "recipe": recipe, "measured": measured}
 

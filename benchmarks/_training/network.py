@@ -15,18 +15,24 @@ WITHOUT_NORM = "mlp without norm"
 
 
 class Outputs(NamedTuple):
-    """Trunk features, logits and unit-length embedding, all at the trunk's resolution."""
+    """Trunk features and logits at the trunk's resolution, and the head that projects features."""
 
     features: Tensor
     logits: Tensor
-    embedding: Tensor
+    projection: ProjectionHead
+
+    @property
+    def embedding(self) -> Tensor:
+        """The unit-length embedding of every pixel, computed at each access."""
+        embedding: Tensor = self.projection(self.features)
+        return embedding
 
 
 class SegmentationNetwork(nn.Module):
     """A trunk with a classifier and a projection head on its features.
 
-    Both arms have and compute the projection head, so that they differ only in the loss: same
-    parameters, same initial weights, same random numbers.
+    Both arms have the projection head, so that they differ only in the loss: same parameters, same
+    initial weights, same random numbers.
     """
 
     def __init__(self, recipe: Recipe, num_classes: int) -> None:
@@ -44,7 +50,7 @@ class SegmentationNetwork(nn.Module):
     def forward(self, images: Tensor) -> Outputs:
         """Compute outputs at the trunk's resolution from images (B, 3, H, W)."""
         features = self.trunk(images)
-        return Outputs(features, self.classifier(features), self.projection(features))
+        return Outputs(features, self.classifier(features), self.projection)
 
 
 class SmallTrunk(nn.Module):
@@ -94,12 +100,17 @@ class LargeTrunk(nn.Module):
             _convolution(self.channels, self.channels), _convolution(self.channels, self.channels)
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute features (B, 128, H / 4, W / 4) from images (B, 3, H, W)."""
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """Compute the maps of the stages, at 1/4 to 1/32 resolution."""
         maps: list[Tensor] = [self.stem(images)]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
-        sides = [layer(found) for layer, found in zip(self.across, maps[1:], strict=True)]
+        return maps[1:]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute features (B, 128, H / 4, W / 4) from images (B, 3, H, W)."""
+        maps = self.stage_maps(images)
+        sides = [layer(found) for layer, found in zip(self.across, maps, strict=True)]
         merged = sides[-1]
         for side in reversed(sides[:-1]):
             merged = side + _resize_as(merged, side)
@@ -107,7 +118,27 @@ class LargeTrunk(nn.Module):
         return features
 
 
-TRUNKS: dict[str, type[SmallTrunk] | type[LargeTrunk]] = {"small": SmallTrunk, "large": LargeTrunk}
+class WideTrunk(LargeTrunk):
+    """The stages of the large trunk, joined at 1/4 to the 720 channels of HRNet-W48."""
+
+    channels = 720
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.across = nn.ModuleList()
+        self.smooth = nn.Sequential()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute features (B, 720, H / 4, W / 4) from images (B, 3, H, W)."""
+        first, *others = self.stage_maps(images)
+        return torch.cat([first, *(_resize_as(other, first) for other in others)], dim=1)
+
+
+TRUNKS: dict[str, type[SmallTrunk] | type[LargeTrunk]] = {
+    "small": SmallTrunk,
+    "large": LargeTrunk,
+    "wide": WideTrunk,
+}
 
 
 def full_resolution(logits: Tensor, labels: Tensor) -> Tensor:

@@ -156,6 +156,12 @@ TABLES = {
     "projection": Table(
         "Projection head", SGD, _sweep("projection", ("mlp", "mlp without norm", "linear"))
     ),
+    "samples": Table(
+        "What the head projects",
+        SGD,
+        {**ALONE, "every pixel": {}, "the sampled pixels": {"projected": "samples"}},
+        seeds=(0, 1, 2),
+    ),
     "recipe": Table(
         "The recipe to start from, on val",
         SGD,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from benchmarks._training.data import IGNORE_INDEX
 from pixcontrast import (
     HardAnchorSampler,
@@ -35,7 +37,9 @@ class Recipe:
         fade: fraction of the run, at its end, over which that weight falls to 0.
         schedule: of the learning rate, `"polynomial"` or `"cosine"`.
         projection: a kind of `ProjectionHead`, or `"mlp without norm"`.
-        network: `"small"` or `"large"`.
+        projected: what the head projects, `"map"` (every pixel) or `"samples"` (the sampled ones).
+        pixels_per_region: of the bank; None for the mean of all pixels.
+        network: `"small"`, `"large"` or `"wide"`.
         dim: size of the embedding.
     """
 
@@ -64,6 +68,8 @@ class Recipe:
     num_positives: int = 64
     denominator: str = "negatives"
     projection: str = "mlp"
+    projected: str = "map"
+    pixels_per_region: int | None = None
     warmup: float = 0.0
     fade: float = 0.0
     network: str = "small"
@@ -81,8 +87,13 @@ class Recipe:
         falling = min(1.0, (1 - done) / self.fade) if self.fade > 0 else 1.0
         return self.weight * min(rising, falling)
 
-    def make_criterion(self, num_classes: int) -> PixelContrastLoss:
-        """Make the contrast loss, with a bank of the queues that are read."""
+    def make_criterion(
+        self, num_classes: int, projection: nn.Module | None = None
+    ) -> PixelContrastLoss:
+        """Make the contrast loss, with a bank of the queues that are read.
+
+        `projection` is the head, which the loss calls if it projects the sampled pixels.
+        """
         sampler = RandomAnchorSampler if self.anchors == "random" else HardAnchorSampler
         options: dict[str, Any] = {"denominator": self.denominator, "contrast_with": self.sources}
         if self.negatives != "all":
@@ -98,6 +109,7 @@ class Recipe:
                 pixel_slots=self.bank if "pixels" in read else 0,
                 region_slots=self.bank if "regions" in read else 0,
                 pixels_per_image=self.pixels_per_image,
+                pixels_per_region=self.pixels_per_region,
                 ignore_index=IGNORE_INDEX,
             )
         return PixelContrastLoss(
@@ -105,6 +117,7 @@ class Recipe:
             base_temperature=self.base_temperature,
             ignore_index=IGNORE_INDEX,
             anchor_sampler=sampler(max_anchors=self.max_anchors, max_views=self.max_views),
+            projection=projection if self.projected == "samples" else None,
             **options,
         )
 

@@ -63,7 +63,9 @@ class Arm:
         self.optimizer = make_optimizer(network, recipe)
         device = next(network.parameters()).device
         self.criterion = (
-            recipe.make_criterion(num_classes).to(device) if recipe.has_contrast else None
+            recipe.make_criterion(num_classes, network.projection).to(device)
+            if recipe.has_contrast
+            else None
         )
         # A generator of its own: arms train side by side and must not share the global one.
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -75,7 +77,9 @@ class Arm:
         main = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
         if self.criterion is None:
             return Losses(main, None, outputs.features)
-        contrast = self.criterion(outputs.embedding, labels, logits, generator=self.generator)
+        by_map = self.criterion.projection is None
+        emb = outputs.embedding if by_map else outputs.features
+        contrast = self.criterion(emb, labels, logits, generator=self.generator)
         return Losses(main, self.recipe.contrast_weight(step) * contrast, outputs.features)
 
     def descend(self, loss: Tensor, step: int) -> None:

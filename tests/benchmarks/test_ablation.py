@@ -250,10 +250,10 @@ def test_ratios_are_taken_at_ten_points():
 
 
 def test_the_price_of_a_step(tmp_path, capsys):
-    options = ["--networks", "small", "large", "--size", "32x32", "--batch-size", "2"]
+    options = ["--networks", "small", "wide", "--size", "32x32", "--batch-size", "2"]
     price.main([*options, "--repeats", "2", "--no-memory", "--out", str(tmp_path)])
     record = json.loads((tmp_path / "price.json").read_text())
-    assert [row["network"] for row in record["rows"]] == ["small", "large"]
+    assert [row["network"] for row in record["rows"]] == ["small", "wide"]
     for row in record["rows"]:
         assert list(row["measured"]) == list(price.WAYS)
         first = row["measured"]["cross entropy"]["seconds"]
