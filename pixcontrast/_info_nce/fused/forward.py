@@ -49,11 +49,11 @@ def fused_forward(
         if problem.negative_sampler is not None:
             thresholds = select_thresholds(layout, problem.negative_sampler)
         partials = denominator_pass(layout, thresholds, want_gradient=want_gradient)
-        sums = positives_pass(layout, partials.lse, thresholds, want_gradient=want_gradient)
+        sums = positives_pass(layout, partials["lse"], thresholds, want_gradient=want_gradient)
         merge(layout, partials, sums, result)
         if unsorted is not None and thresholds is not None:
             for column, values in zip(unsorted, thresholds, strict=True):
-                column[layout.anchors.order] = values
+                column[layout.order] = values
     return result, unsorted
 
 
@@ -73,7 +73,7 @@ def fused_entries_gradient(
     results: list[Tensor | None] = [None] * len(wanted)
     with on_device(problem.anchors.device):
         layout = lay_out(problem)
-        order = layout.anchors.order
+        order = layout.order
         sorted_statistics = statistics.of(order)
         sorted_thresholds = None
         if problem.negative_sampler is not None and thresholds is not None:

@@ -120,7 +120,7 @@ def _send_to_owners(ranks: Ranks, partial: Partial) -> list[Partial]:
 
 def _passes(problem: Problem, fused: bool) -> Passes:
     if fused:
-        from pixcontrast._info_nce.fused.partial_passes import FusedPasses
+        from pixcontrast._info_nce.fused.passes import FusedPasses
 
         return FusedPasses(problem)
     return TiledPasses(problem)

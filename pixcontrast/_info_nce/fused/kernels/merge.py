@@ -63,7 +63,7 @@ def merge_kernel(
     out_losses,
     out_has_positive,
     out_lse,
-    out_weights,
+    out_weight,
     out_inv_num_positives,
     out_gradient,
     num_anchors,
@@ -110,7 +110,7 @@ def merge_kernel(
         tl.store(out_losses + out_ids, loss, mask=inside)
         tl.store(out_has_positive + out_ids, has_positive, mask=inside)
         tl.store(out_lse + out_ids, z, mask=inside)
-        tl.store(out_weights + out_ids, weight, mask=inside)
+        tl.store(out_weight + out_ids, weight, mask=inside)
         tl.store(out_inv_num_positives + out_ids, inverse, mask=inside)
     if WEIGHTED:
         components = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
