@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     for dim in options.dims:
         start = configurations_for(capability, KINDS[options.mode], dim)
         trials = draw(options.mode, options.anchors, options.entries, dim, device)
-        print(as_row(dim, search(start, trials, options, device)), flush=True)
+        found = search(start, trials, options, device)
+        print(as_row((capability, KINDS[options.mode], dim), found), flush=True)
     return 0
 
 
@@ -112,9 +113,9 @@ def draw(mode: str, anchors: int, entries: int, dim: int, device: torch.device) 
     return {"bank": lambda: run(problem.entries, problem.entry_labels), "itself": run}
 
 
-def as_row(dim: int, best: Configurations) -> str:
+def as_row(key: tuple[int, str, int], best: Configurations) -> str:
     """Return a line of `configurations.py`."""
-    return f"{dim}: C({', '.join(f'K{tuple(tile)}' for tile in best)}),"
+    return f"{key}: C({', '.join(f'K{tuple(tile)}' for tile in best)}),"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -62,7 +62,7 @@ def losses_operator(*args: Any) -> tuple[Tensor, ...]:
                 problem, shard, ranks, fused=inputs.fused, **options
             )
         elif inputs.fused:
-            from pixcontrast._info_nce.fused.forward import fused_forward
+            from pixcontrast._info_nce.fused.passes import fused_forward
 
             result, thresholds = fused_forward(problem, **options)
         elif problem.negative_sampler is None:
@@ -126,7 +126,7 @@ def entries_gradient_operator(
     known, met, want = AnchorStatistics(*statistics), Thresholds(*thresholds), list(wanted)
     with without_autocast(inputs.anchors.device):
         if inputs.fused:
-            from pixcontrast._info_nce.fused.forward import fused_entries_gradient
+            from pixcontrast._info_nce.fused.passes import fused_entries_gradient
 
             gradients = fused_entries_gradient(problem, known, met, upstream, want)
         elif problem.negative_sampler is None:

@@ -18,7 +18,7 @@ from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel
 from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
 from pixcontrast._info_nce.fused.kernels.positives import positives_kernel
 from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel
-from pixcontrast._info_nce.fused.layout import padded_dim
+from pixcontrast._info_nce.fused.launch import padded_dim
 
 KERNELS = {
     "denominator": denominator_kernel,

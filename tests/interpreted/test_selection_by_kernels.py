@@ -62,8 +62,8 @@ def problem(sampler, seed=0, scale=1.0, num_anchors=33, classes=4):
 def by_the_rule(layout):
     given, anchors = layout.problem, layout.anchors
     entries = torch.cat([tensor.entries for tensor in layout.contrast])
-    classes = torch.cat([tensor.classes for tensor in layout.contrast])
-    bits = torch.cat([tensor.bits for tensor in layout.contrast])
+    classes = torch.cat([tensor.entry_classes for tensor in layout.contrast])
+    bits = torch.cat([tensor.entry_bits for tensor in layout.contrast])
     scale = torch.tensor(given.inverse_temperature * LOG2_E, dtype=torch.float32)
     limit = given.logit_limit * LOG2_E
     logits = ((anchors @ entries.T) * scale).clamp(-limit, limit)

@@ -11,14 +11,8 @@ import triton
 from torch import Tensor
 
 from pixcontrast._info_nce.fused.configurations import Configuration
-from pixcontrast._info_nce.fused.layout import (
-    Layout,
-    SurveyedTensor,
-    padded_dim,
-    product_precision,
-)
+from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, product_precision
 from pixcontrast._info_nce.problem import LOG2_E
-from pixcontrast._info_nce.thresholds import Thresholds
 
 MIN_BLOCKS = 4
 """Fewest blocks of entries that are worth a program."""
@@ -37,59 +31,59 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def launch(kernel: Any, grid: tuple[int, ...], layout: Layout, **arguments: Any) -> None:
-    """Launch a kernel with what it takes of `arguments` and of the arguments that all share."""
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    layout: Layout,
+    tensor: SurveyedTensor | None = None,
+    configuration: Configuration | None = None,
+    /,
+    **arguments: Any,
+) -> None:
+    """Launch a kernel with those of its arguments that are given here, found by their names.
+
+    A kernel that multiplies the anchors with a contrast tensor takes both the tensor and a tile.
+    """
     problem = layout.problem
     num_anchors, dim = layout.anchors.shape
-    given = {
-        "anchors": layout.anchors,
-        "order": layout.order,
-        "anchor_classes": layout.anchor_classes,
-        "anchor_bits": layout.anchor_bits,
-        "num_valid": layout.num_valid,
+    given: dict[str, Any] = {
+        **vars(layout),
+        **layout.thresholds._asdict(),
         "num_anchors": num_anchors,
         "inverse_temperature": problem.inverse_temperature,
         "D": dim,
         "ALL": problem.denominator == "all",
         "BOUNDED": layout.bounded,
+        "MINED": problem.negative_sampler is not None,
         **arguments,
     }
+    if tensor is not None and configuration is not None:
+        row_stride, column_stride = tensor.entries.stride()
+        largest = torch.finfo(problem.product_dtype).max
+        given |= {
+            **vars(tensor),
+            "num_entries": len(tensor),
+            "row_stride": row_stride,
+            "column_stride": column_stride,
+            # Exponents are to the base 2.
+            "scale": min(problem.inverse_temperature * LOG2_E, torch.finfo(torch.float32).max),
+            "limit": problem.logit_limit * LOG2_E,
+            "BLOCK_D": padded_dim(dim),
+            "BLOCK_M": configuration.rows,
+            "BLOCK_N": configuration.columns,
+            "IS_ANCHORS": tensor.is_anchors,
+            "LARGEST": largest if torch.finfo(tensor.entries.dtype).max > largest else None,
+            "PRECISION": product_precision(problem.product_dtype),
+            "num_warps": configuration.warps,
+            "num_stages": configuration.stages,
+        }
     taken = (*kernel.arg_names, "num_warps", "num_stages")
     kernel[grid](**{name: given[name] for name in taken if name in given})
 
 
-def product_arguments(
-    layout: Layout,
-    tensor: SurveyedTensor,
-    configuration: Configuration,
-    thresholds: Thresholds | None = None,
-) -> dict[str, Any]:
-    """Return the arguments of a kernel that multiplies anchors with the entries of a tensor."""
-    problem = layout.problem
-    row_stride, column_stride = tensor.entries.stride()
-    largest = torch.finfo(problem.product_dtype).max
-    unused = Thresholds(*[layout.anchor_classes] * 4)
-    return {
-        "entries": tensor.entries,
-        "entry_classes": tensor.classes,
-        "entry_bits": tensor.bits,
-        "num_entries": len(tensor),
-        "row_stride": row_stride,
-        "column_stride": column_stride,
-        **(unused if thresholds is None else thresholds)._asdict(),
-        # Exponents are to the base 2.
-        "scale": min(problem.inverse_temperature * LOG2_E, torch.finfo(torch.float32).max),
-        "limit": problem.logit_limit * LOG2_E,
-        "BLOCK_D": padded_dim(problem.anchors.shape[1]),
-        "BLOCK_M": configuration.rows,
-        "BLOCK_N": configuration.columns,
-        "IS_ANCHORS": tensor.is_anchors,
-        "MINED": problem.negative_sampler is not None,
-        "LARGEST": largest if torch.finfo(tensor.entries.dtype).max > largest else None,
-        "PRECISION": product_precision(problem.product_dtype),
-        "num_warps": configuration.warps,
-        "num_stages": configuration.stages,
-    }
+def padded_dim(dim: int) -> int:
+    """Return D rounded up to a power of two that a matrix unit takes."""
+    return max(16, int(triton.next_power_of_2(dim)))
 
 
 class Splits(NamedTuple):
@@ -151,7 +145,6 @@ def launch_splits(
     configuration: Configuration,
     plan: list[Splits],
     partials: Mapping[str, Tensor],
-    thresholds: Thresholds | None = None,
     **arguments: Any,
 ) -> None:
     """Launch a kernel over every contrast tensor. Each writes a range of the partial results."""
@@ -161,7 +154,8 @@ def launch_splits(
             kernel,
             (row_blocks, num_splits),
             layout,
-            **product_arguments(layout, tensor, configuration, thresholds),
+            tensor,
+            configuration,
             **{name: values[first:] for name, values in partials.items()},
             **arguments,
             survey=tensor.survey,

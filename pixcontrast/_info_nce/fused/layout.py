@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import torch
-import triton
 from torch import Tensor
 
 from pixcontrast._info_nce.fused.configurations import (
@@ -21,6 +20,7 @@ from pixcontrast._info_nce.fused.configurations import (
 from pixcontrast._info_nce.fused.kernels.blocks import SURVEY_ROWS, classes_kernel, index_kernel
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.random_keys import PairKeys
+from pixcontrast._info_nce.thresholds import Thresholds
 from pixcontrast._info_nce.tiled.similarities import BOUNDED_LOGIT
 from pixcontrast._labels import IGNORED
 from pixcontrast._triton import interpreted
@@ -35,22 +35,21 @@ class SurveyedTensor:
     Attributes:
         entries: (n, D), any strides.
         is_anchors: whether the entries are the sorted anchors.
-        classes: (n,) int32, odd numbers that ascend with the labels of the anchors, even numbers
-            for labels that no anchor has, −1 for ignored entries.
-        bits: (n,) int32, the entries' part of the random keys; zeros without a random choice.
+        entry_classes: (n,) int32, see `classes_kernel`.
+        entry_bits: (n,) int32, the entries' part of the random keys; zeros without a seed.
         block_size: entries of a block.
         block_classes: (10, blocks + 1) int32, of which `survey` writes the last rows.
     """
 
     entries: Tensor
     is_anchors: bool
-    classes: Tensor
-    bits: Tensor
+    entry_classes: Tensor
+    entry_bits: Tensor
     block_size: int
     block_classes: Tensor
 
     def __len__(self) -> int:
-        return self.classes.shape[0]
+        return self.entry_classes.shape[0]
 
     @property
     def num_blocks(self) -> int:
@@ -71,8 +70,9 @@ class Layout:
         anchors: (M, D) contiguous operands, sorted by label; ignored ones are last and zeros.
         order: (M,) int64, the index of each sorted anchor in the caller's order.
         num_valid: () int32, the number of anchors that are not ignored.
-        anchor_classes: (M,) int32, as in `SurveyedTensor`.
-        anchor_bits: (M,) int32, the anchors' part of the random keys.
+        anchor_classes: (M,) int32, see `classes_kernel`.
+        anchor_bits: (M,) int32, the anchors' part of the random keys; zeros without a seed.
+        thresholds: those of the sorted anchors, (M, 1) each; unused without mining.
     """
 
     problem: Problem
@@ -83,6 +83,7 @@ class Layout:
     anchor_classes: Tensor
     anchor_bits: Tensor
     contrast: tuple[SurveyedTensor, ...]
+    thresholds: Thresholds
 
     @property
     def bounded(self) -> bool:
@@ -96,7 +97,7 @@ class Layout:
     @property
     def num_processors(self) -> int:
         """How many programs run at the same time."""
-        return INTERPRETED_PROCESSORS if interpreted() else _num_processors(self.anchors.device)
+        return INTERPRETED_PROCESSORS if interpreted() else _card(self.anchors.device)[1]
 
 
 def lay_out(problem: Problem) -> Layout:
@@ -157,6 +158,7 @@ def lay_out(problem: Problem) -> Layout:
         anchor_classes,
         anchor_bits,
         tuple(contrast),
+        Thresholds(*[anchor_classes] * 4),
     )
 
 
@@ -167,18 +169,16 @@ def product_precision(dtype: torch.dtype) -> str:
     return "tf32"
 
 
-def padded_dim(dim: int) -> int:
-    """Return D rounded up to a power of two that a matrix unit takes."""
-    return max(16, int(triton.next_power_of_2(dim)))
-
-
 def _configurations(problem: Problem) -> Configurations:
     kind = product_precision(problem.product_dtype)
     if problem.product_dtype != torch.float32:
-        wide = any(tensor.entries.dtype == torch.float32 for tensor in problem.contrast
-                   if not tensor.is_anchors)  # fmt: skip
+        wide = any(
+            tensor.entries.dtype == torch.float32 and not tensor.is_anchors
+            for tensor in problem.contrast
+        )
         kind = "mixed" if wide else "16"
-    return configurations_for(_capability(problem.anchors.device), kind, problem.anchors.shape[1])
+    capability, _ = _card(problem.anchors.device)
+    return configurations_for(capability, kind, problem.anchors.shape[1])
 
 
 def _key_bits(problem: Problem, anchor_ids: Tensor, entry_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,11 +190,8 @@ def _key_bits(problem: Problem, anchor_ids: Tensor, entry_ids: Tensor) -> tuple[
 
 
 @cache
-def _capability(device: torch.device) -> int:
+def _card(device: torch.device) -> tuple[int, int]:
+    """Return ten times the compute capability of a device, and its number of multiprocessors."""
     major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-@cache
-def _num_processors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return 10 * major + minor, processors

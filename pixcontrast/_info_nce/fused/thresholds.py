@@ -41,7 +41,7 @@ class _Candidates:
         of_class = anchor_classes.new_zeros(2 * len(anchor_classes) + 3)
         num_self = 0
         for tensor in layout.contrast:
-            classes = tensor.classes
+            classes = tensor.entry_classes
             of_class.scatter_add_(0, classes.long() + 1, torch.ones_like(classes))
             num_self += tensor.is_anchors
         same = of_class[anchor_classes.long() + 1]

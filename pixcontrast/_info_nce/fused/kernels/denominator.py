@@ -113,9 +113,9 @@ def denominator_kernel(
     gap_stop = num_blocks * 0
     if MINED or not ALL:
         low, high = blocks.class_range(anchor_classes, first_anchor, valid_anchors, BLOCK_M)
-        hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, False)
+        hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
         if not ALL:
-            gap, gap_stop = blocks.of_classes(survey, num_blocks, low, high, True)
+            gap, gap_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=True)
     elif IS_ANCHORS:
         hull = tl.minimum(first_anchor // BLOCK_N, num_blocks)
         hull_stop = tl.minimum((first_anchor + BLOCK_M + BLOCK_N - 1) // BLOCK_N, num_blocks)
@@ -138,7 +138,7 @@ def denominator_kernel(
             logits = tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
             if MINED:
                 other_bits = tl.load(entry_bits + ids)[None, :]
-                counts = tile.is_selected(logits, threshold, key, bits, other_bits, False)
+                counts = tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
                 logits = tl.where(counts, logits, float("-inf"))
             maximum, total, weighted = _accumulate(
                 logits, entry_tile, maximum, total, weighted, MINED, BOUNDED, WEIGHTED, PRECISION
@@ -160,10 +160,7 @@ def denominator_kernel(
         else:
             place = blocks.skip_gap(visit - hull_visits, mixed_before, mixed_in_hull)
             block = blocks.mixed_block(survey, num_blocks, place)
-        ids = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        inside = ids < num_entries
-        entry_class = tl.load(entry_classes + ids, mask=inside, other=-1)
-        valid = entry_class >= 0
+        ids, valid, entry_class = tile.load_classes(entry_classes, block, num_entries, BLOCK_N)
         entry_tile = tile.load_entries(
             entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
         )
@@ -172,10 +169,12 @@ def denominator_kernel(
             valid[None, :], anchor_class, entry_class, anchor_ids, ids, IS_ANCHORS
         )
         if MINED:
-            other_bits = tl.load(entry_bits + ids, mask=inside, other=0)[None, :]
-            negative &= tile.is_selected(logits, threshold, key, bits, other_bits, False)
+            other_bits = tl.load(entry_bits + ids, mask=ids < num_entries, other=0)[None, :]
+            negative &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
             if ALL:
-                positive &= tile.is_selected(logits, own_threshold, own_key, bits, other_bits, True)
+                positive &= tile.is_selected(
+                    logits, own_threshold, own_key, bits, other_bits, POSITIVE=True
+                )
             pair = positive | negative
         counts = pair if ALL else negative
         logits = tl.where(counts, logits, float("-inf"))

@@ -72,11 +72,12 @@ def entries_gradient_kernel(
     `IN_FLOAT32` computes the second product in float32, because most coefficients are below
     float16's range.
     """
-    ids = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ids, valid, entry_class = tile.load_classes(
+        entry_classes, tl.program_id(0), num_entries, BLOCK_M
+    )
     inside = ids < num_entries
-    entry_class = tl.load(entry_classes + ids, mask=inside, other=-1)
     entry_tile = tile.load_entries(
-        entries, ids, entry_class >= 0, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
+        entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
     )
     gradient = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     if MINED:
@@ -107,18 +108,18 @@ def entries_gradient_kernel(
             )
         else:
             logits = tile.similarities(entry_tile, anchor_tile, scale, limit, BOUNDED, PRECISION)
-        pair = (entry_class >= 0)[:, None] & is_anchor[None, :]
+        pair = valid[:, None] & is_anchor[None, :]
         positive, negative, _ = tile.masks(
             pair, entry_class, anchor_class, ids, anchor_ids, IS_ANCHORS
         )
         if MINED:
             bits = tl.load(anchor_bits + anchor_ids, mask=is_anchor, other=0)[None, :]
-            threshold = tl.load(negative_logit + anchor_ids, mask=is_anchor, other=0.0)[None, :]
-            key = tl.load(negative_key + anchor_ids, mask=is_anchor, other=0)[None, :]
-            negative &= tile.is_selected(logits, threshold, key, bits, other_bits, False)
             threshold = tl.load(positive_logit + anchor_ids, mask=is_anchor, other=0.0)[None, :]
             key = tl.load(positive_key + anchor_ids, mask=is_anchor, other=0)[None, :]
-            positive &= tile.is_selected(logits, threshold, key, bits, other_bits, True)
+            positive &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=True)
+            threshold = tl.load(negative_logit + anchor_ids, mask=is_anchor, other=0.0)[None, :]
+            key = tl.load(negative_key + anchor_ids, mask=is_anchor, other=0)[None, :]
+            negative &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
         coefficients = _coefficients(logits, positive, negative, z, w, inverse, grad, ALL)
         if BOTH_ROLES:
             coefficients += _coefficients(

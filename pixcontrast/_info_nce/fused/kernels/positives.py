@@ -74,13 +74,10 @@ def positives_kernel(
         bits = tl.load(anchor_bits + anchor_ids, mask=is_anchor, other=0)[:, None]
 
     low, high = blocks.class_range(anchor_classes, first_anchor, valid_anchors, BLOCK_M)
-    hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, False)
+    hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
     first, stop = blocks.split_range((hull_stop - hull) * TILES, split, tl.num_programs(1))
     for visit in range(hull * TILES + first, hull * TILES + stop):
-        ids = visit * BLOCK_N + tl.arange(0, BLOCK_N)
-        inside = ids < num_entries
-        entry_class = tl.load(entry_classes + ids, mask=inside, other=-1)
-        valid = entry_class >= 0
+        ids, valid, entry_class = tile.load_classes(entry_classes, visit, num_entries, BLOCK_N)
         entry_tile = tile.load_entries(
             entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
         )
@@ -89,8 +86,8 @@ def positives_kernel(
             valid[None, :], anchor_class, entry_class, anchor_ids, ids, IS_ANCHORS
         )
         if MINED:
-            other_bits = tl.load(entry_bits + ids, mask=inside, other=0)[None, :]
-            positive &= tile.is_selected(logits, threshold, key, bits, other_bits, True)
+            other_bits = tl.load(entry_bits + ids, mask=ids < num_entries, other=0)[None, :]
+            positive &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=True)
         count += tl.sum(positive.to(tl.int32), 1)
         if ALL:
             loss += tl.sum(tl.where(positive, logits * shrink, 0.0), 1)

@@ -14,13 +14,6 @@ import triton.language as tl
 from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 
-@triton.jit
-def ordered(values):
-    """Return float32 as int32 of the same order. Zeros of both signs are equal."""
-    bits = tl.where(values == 0.0, 0.0, values).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-
 @triton.jit(do_not_specialize=["num_entries", "num_blocks", "num_anchors", "shift"])
 def count_kernel(
     anchors,
@@ -77,13 +70,13 @@ def count_kernel(
     # The blocks with candidates that are not empty, but for a gap without candidates.
     low, high = blocks.class_range(anchor_classes, first_anchor, valid_anchors, BLOCK_M)
     if POSITIVE:
-        hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, False)
+        hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
         gap = hull
         gap_stop = hull
     else:
         hull = num_blocks * 0
         hull_stop = num_blocks
-        gap, gap_stop = blocks.of_classes(survey, num_blocks, low, high, True)
+        gap, gap_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=True)
     before_hull, before_gap, in_gap, num_visits = blocks.nonempty_places(
         survey, num_blocks, hull, hull_stop, gap, gap_stop
     )
@@ -91,10 +84,7 @@ def count_kernel(
     for visit in range(first, stop):
         place = blocks.skip_gap(before_hull + visit, before_gap, in_gap)
         block = blocks.nonempty_block(survey, num_blocks, place)
-        ids = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        inside = ids < num_entries
-        entry_class = tl.load(entry_classes + ids, mask=inside, other=-1)
-        valid = entry_class >= 0
+        ids, valid, entry_class = tile.load_classes(entry_classes, block, num_entries, BLOCK_N)
         positive, negative, _ = tile.masks(
             valid[None, :], anchor_class, entry_class, anchor_ids, ids, IS_ANCHORS
         )
@@ -107,12 +97,14 @@ def count_kernel(
             if POSITIVE:
                 hardness = -hardness
         if BY_KEY:
-            other_bits = tl.load(entry_bits + ids, mask=inside, other=0)[None, :]
+            other_bits = tl.load(entry_bits + ids, mask=ids < num_entries, other=0)[None, :]
             values = -1 - tile.mix_bits(bits ^ other_bits)
             if POOLED:
                 candidate = candidate & (hardness >= pool_hardness)
         else:
-            values = ordered(hardness)
+            # As int32 of the same order. Zeros of both signs are equal.
+            values = tl.where(hardness == 0.0, 0.0, hardness).to(tl.int32, bitcast=True)
+            values = tl.where(values < 0, values ^ 0x7FFFFFFF, values)
         # The smallest integer stands for no candidate: no value and no key is mapped to it.
         values = tl.where(candidate, values, -2147483648)
         for digit in range(1, 16):
@@ -127,14 +119,7 @@ def count_kernel(
 
 @triton.jit(do_not_specialize=["num_splits", "num_anchors", "shift"])
 def digit_kernel(
-    counts,
-    num_splits,
-    requested,
-    prefixes,
-    num_valid,
-    num_anchors,
-    shift,
-    BLOCK: tl.constexpr,
+    counts, num_splits, requested, prefixes, num_valid, num_anchors, shift, BLOCK: tl.constexpr
 ):
     """Add the next 4 bits to the prefix of each valid anchor's threshold."""
     ids = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -48,6 +48,14 @@ def load_entries(
 
 
 @triton.jit
+def load_classes(classes, block, num_entries, BLOCK: tl.constexpr):
+    """Return the ids of a block of entries, which of them are valid, and their classes."""
+    ids = block * BLOCK + tl.arange(0, BLOCK)
+    entry_class = tl.load(classes + ids, mask=ids < num_entries, other=-1)
+    return ids, entry_class >= 0, entry_class
+
+
+@triton.jit
 def load_anchors(
     anchors, classes, first, num_valid, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
 ):
