@@ -114,12 +114,12 @@ def entries_gradient_kernel(
         )
         if MINED:
             bits = tl.load(anchor_bits + anchor_ids, mask=is_anchor, other=0)[None, :]
-            threshold = tl.load(positive_logit + anchor_ids, mask=is_anchor, other=0.0)[None, :]
-            key = tl.load(positive_key + anchor_ids, mask=is_anchor, other=0)[None, :]
-            positive &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=True)
             threshold = tl.load(negative_logit + anchor_ids, mask=is_anchor, other=0.0)[None, :]
             key = tl.load(negative_key + anchor_ids, mask=is_anchor, other=0)[None, :]
             negative &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
+            threshold = tl.load(positive_logit + anchor_ids, mask=is_anchor, other=0.0)[None, :]
+            key = tl.load(positive_key + anchor_ids, mask=is_anchor, other=0)[None, :]
+            positive &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=True)
         coefficients = _coefficients(logits, positive, negative, z, w, inverse, grad, ALL)
         if BOTH_ROLES:
             coefficients += _coefficients(

@@ -99,10 +99,14 @@ def similarities(left, right, scale, limit, BOUNDED: tl.constexpr, PRECISION: tl
 def masks(pair, row_class, column_class, row_ids, column_ids, IS_ANCHORS: tl.constexpr):
     """Return which of the valid pairs of a tile are positives, negatives, and one of both."""
     same = row_class[:, None] == column_class[None, :]
+    positive = pair & same
     negative = pair & (same == 0)
     if IS_ANCHORS:
-        pair = pair & (row_ids[:, None] != column_ids[None, :])
-    return pair & same, negative, pair
+        # Applied twice: the entries' gradient spills if `positive` is made from this `pair`.
+        is_other = row_ids[:, None] != column_ids[None, :]
+        positive = positive & is_other
+        pair = pair & is_other
+    return positive, negative, pair
 
 
 @triton.jit
