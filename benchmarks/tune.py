@@ -46,10 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(describe_device(device))
     major, minor = torch.cuda.get_device_capability()
     for dim in options.dims:
-        start = tiles.configurations_for(10 * major + minor, KINDS[options.mode], dim)
+        key = (10 * major + minor, KINDS[options.mode], dim)
+        start = tiles.configurations_for(*key)
         case = Case(options.mode, options.anchors, options.entries, dim)
         with matmul_precision(MODES[options.mode].precision):
-            print(as_row(dim, search(start, case, options.repeats, device)), flush=True)
+            print(as_row(key, search(start, case, options.repeats, device)), flush=True)
     return 0
 
 
@@ -95,9 +96,9 @@ def timed(
     return seconds_of(trial, device, repeats, untimed=1)
 
 
-def as_row(dim: int, best: tiles.Configurations) -> str:
+def as_row(key: tuple[int, str, int], best: tiles.Configurations) -> str:
     """Return a line of `configurations.py`."""
-    return f"{dim}: C({', '.join(f'K{tuple(tile)}' for tile in best)}),"
+    return f"{key}: C({', '.join(f'K{tuple(tile)}' for tile in best)}),"
 
 
 if __name__ == "__main__":

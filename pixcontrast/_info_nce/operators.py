@@ -52,7 +52,7 @@ def losses_operator(*arguments: Any) -> tuple[Tensor, ...]:
         if problem.group is not None:
             result, thresholds, num_shard_entries = sharded_forward(problem)
         elif problem.form == "triton":
-            from pixcontrast._info_nce.fused.forward import fused_forward
+            from pixcontrast._info_nce.fused.passes import fused_forward
 
             result, thresholds = fused_forward(problem, want_gradient=problem.want_gradient)
         elif problem.negative_sampler is None:
@@ -115,7 +115,7 @@ def entries_gradient_operator(
     known, selected, want = AnchorStatistics(*statistics), Thresholds(*thresholds), list(wanted)
     with without_autocast(problem.anchors.device):
         if problem.form == "triton":
-            from pixcontrast._info_nce.fused.forward import fused_entries_gradient
+            from pixcontrast._info_nce.fused.passes import fused_entries_gradient
 
             gradients = fused_entries_gradient(problem, known, selected, upstream, want)
         elif problem.negative_sampler is None:

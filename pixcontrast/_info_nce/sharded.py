@@ -179,7 +179,7 @@ def _send_to_owners(ranks: Ranks, partial: Partial) -> list[Partial]:
 
 def _passes(problem: Problem) -> Passes:
     if problem.form == "triton":
-        from pixcontrast._info_nce.fused.partial_passes import FusedPasses
+        from pixcontrast._info_nce.fused.passes import FusedPasses
 
         return FusedPasses(problem)
     return TiledPasses(problem)

@@ -18,7 +18,7 @@ from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel
 from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
 from pixcontrast._info_nce.fused.kernels.positives import positives_kernel
 from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel
-from pixcontrast._info_nce.fused.layout import CHUNK, padded_dim
+from pixcontrast._info_nce.fused.launch import padded_dim
 
 KERNELS = {
     "denominator": denominator_kernel,
@@ -29,21 +29,23 @@ KERNELS = {
 # Bytes of shared memory that a program may have.
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 FLOATS = (
-    "negative_hardness",
-    "positive_hardness",
+    "negative_logit",
+    "positive_logit",
     "min_hardness",
     "maxima",
     "totals",
     "weighted_sums",
     "lse",
     "losses",
+    "weight",
     "weights",
     "positive_sums",
     "inv_num_positives",
     "upstream",
     "gradients",
 )
-NUMBERS = ("largest", "scale", "limit", "shrink", "inverse_temperature")
+NUMBERS = ("scale", "limit", "shrink", "inverse_temperature")
+LARGEST = 3.3895313892515355e38  # of bfloat16
 SIZES = ("num_entries", "row_stride", "num_blocks", "num_anchors", "shift")
 
 
@@ -65,7 +67,6 @@ def compile_kernel(
         "BLOCK_D": padded_dim(dim),
         "BLOCK_M": configuration.rows,
         "BLOCK_N": configuration.columns,
-        "CHUNK": CHUNK,
         "TILES": 1,
         "IS_ANCHORS": name == "entries",
         "BOTH_ROLES": name == "entries",
@@ -73,13 +74,12 @@ def compile_kernel(
         "BOUNDED": False,
         "WEIGHTED": True,
         "MINED": False,
-        "NARROWS": kind == "mixed",
+        "LARGEST": LARGEST if kind == "mixed" else None,
         "PRECISION": "ieee" if kind == "ieee" else "tf32",
         "IN_FLOAT32": False,
         "POSITIVE": False,
         "BY_KEY": False,
         "POOLED": False,
-        "WIDEN": False,
         "column_stride": 1,
         **constants,
     }

@@ -60,7 +60,7 @@ def test_as_a_command():
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("pixcontrast._info_nce.fused.forward") is None
+    importlib.util.find_spec("pixcontrast._info_nce.fused.passes") is None
     or importlib.util.find_spec("triton") is None,
     reason="needs the fused kernels and Triton",
 )

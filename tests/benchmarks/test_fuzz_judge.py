@@ -179,16 +179,15 @@ def test_regions_of_other_pixels(bank):
     class OfPart:
         """Regions that lack the last row of the map."""
 
-        def _batch_entries(self, batch):
+        def _batch_entries(self, batch, new_entries):
             first = torch.arange(batch.labels.shape[1]) < 12
             labels = batch.labels.masked_fill(~first, -1)
-            return super()._batch_entries(batch._replace(labels=labels))
+            return super()._batch_entries(replace(batch, labels=labels), None)
 
     class Missing:
-        def _batch_entries(self, batch):
-            made = super()._batch_entries(batch)
-            labels = made.entries.labels.masked_fill(made.entries.labels == 0, -1)
-            return made._replace(entries=made.entries._replace(labels=labels))
+        def _batch_entries(self, batch, new_entries):
+            made = super()._batch_entries(batch, new_entries)
+            return made._replace(labels=made.labels.masked_fill(made.labels == 0, -1))
 
     assert "off by" in judged_loss(RegionContrastLoss, OfPart, bank)
     assert "off by" in judged_loss(RegionContrastLoss, Missing, bank)

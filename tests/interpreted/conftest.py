@@ -55,10 +55,12 @@ def _patched_once() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _fine_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Split small problems into many programs and chunks."""
-    from pixcontrast._info_nce.fused import layout, passes, splits, thresholds
+    import triton.language as tl
 
-    monkeypatch.setattr(splits, "MIN_BLOCKS", 1)
-    monkeypatch.setattr(splits, "SPLIT_COST", 0.0)
+    from pixcontrast._info_nce.fused import launch, layout
+    from pixcontrast._info_nce.fused.kernels import blocks
+
+    monkeypatch.setattr(launch, "MIN_BLOCKS", 1)
+    monkeypatch.setattr(launch, "SPLIT_COST", 0.0)
     monkeypatch.setattr(layout, "INTERPRETED_PROCESSORS", 4)
-    for module in (layout, passes, thresholds):
-        monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(blocks, "CHUNK", tl.constexpr(4))

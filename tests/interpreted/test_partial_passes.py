@@ -6,7 +6,7 @@ from drawn import BOUND
 from problems import DENOMINATORS, worst_error
 from splits import SPLITS, expected_of, forward_in_parts
 
-from pixcontrast._info_nce.fused.partial_passes import FusedPasses
+from pixcontrast._info_nce.fused.passes import FusedPasses
 
 
 @pytest.mark.parametrize("unit_length", [True, False], ids=["bounded", "any length"])

@@ -5,17 +5,17 @@ import itertools
 import pytest
 import torch
 
-from pixcontrast._info_nce.fused import splits
-from pixcontrast._info_nce.fused.kernels.survey import block_index_kernel
+from pixcontrast._info_nce.fused import launch
+from pixcontrast._info_nce.fused.kernels.blocks import SURVEY_ROWS, index_kernel
 
 BLOCK = 8
 
 
 def block_index(sizes):
-    sizes = torch.tensor(sizes, dtype=torch.int32)
-    index = torch.full((7, len(sizes) + 1), -7, dtype=torch.int32)
-    block_index_kernel[(1,)](sizes, index, len(sizes), BLOCK_N=BLOCK, CHUNK=4)
-    return [row.tolist() for row in index]
+    survey = torch.full((SURVEY_ROWS, len(sizes) + 1), -7, dtype=torch.int32)
+    survey[2, :-1] = torch.tensor(sizes)
+    index_kernel[(1,)](survey, len(sizes), BLOCK_N=BLOCK)
+    return [row.tolist() for row in survey[3:]]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -45,7 +45,7 @@ def test_block_index(num_blocks, seed):
     [(1024, 190_000, 33), (4096, 190_000, 4), (16384, 190_000, 1), (1024, 64, 1)],
 )
 def test_splits_fill_a_card_of_132_processors(anchors, entries, expected, monkeypatch):
-    monkeypatch.setattr(splits, "MIN_BLOCKS", 4)
-    monkeypatch.setattr(splits, "SPLIT_COST", 5.0)
-    found = splits.num_splits_for(132, -(-anchors // 128), -(-entries // 64))
+    monkeypatch.setattr(launch, "MIN_BLOCKS", 4)
+    monkeypatch.setattr(launch, "SPLIT_COST", 5.0)
+    found = launch.num_splits_for(132, -(-anchors // 128), -(-entries // 64))
     assert found == expected

@@ -42,7 +42,7 @@ def test_a_search_takes_the_fastest_that_is_right(monkeypatch):
     found = tune.search(INTERPRETED, Case("float32", 20, 60, 8), 1, CPU)
     assert found.denominator == fast
     assert all(one.denominator.columns % one.positives.columns == 0 for one in seen)
-    assert tune.as_row(64, found).startswith("64: C(K(16, 16, 4, 1), K(")
+    assert tune.as_row((90, "16", 64), found).startswith("(90, '16', 64): C(K(16, 16, 4, 1), K(")
 
 
 def test_a_wrong_result_has_no_time():

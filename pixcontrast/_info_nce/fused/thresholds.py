@@ -7,14 +7,8 @@ import triton
 from torch import Tensor
 
 from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel, digit_kernel
-from pixcontrast._info_nce.fused.launch import (
-    anchor_arguments,
-    constants_of,
-    entry_arguments,
-    scale_and_limit,
-)
-from pixcontrast._info_nce.fused.layout import CHUNK, Layout
-from pixcontrast._info_nce.fused.splits import plan_splits
+from pixcontrast._info_nce.fused.launch import launch, launch_splits, plan_splits
+from pixcontrast._info_nce.fused.layout import Layout
 from pixcontrast._info_nce.radix_select import DIGIT_BITS, NUM_DIGITS, from_ordered_int
 from pixcontrast._info_nce.thresholds import Thresholds, find_thresholds
 from pixcontrast.mining import HardNegativeSampler
@@ -28,7 +22,7 @@ def select_thresholds(layout: Layout, sampler: HardNegativeSampler) -> Threshold
     """Return the thresholds (M, 1) of the sorted anchors, similarities to the base 2."""
     negatives = _Candidates(layout, positive=False)
     positives = _Candidates(layout, positive=True)
-    like = torch.empty_like(layout.anchors.survey.classes, dtype=torch.float32)[:, None]
+    like = torch.empty_like(layout.anchor_classes, dtype=torch.float32)[:, None]
     found = find_thresholds(sampler, negatives, positives, like)
     return Thresholds(*(column.contiguous() for column in found))
 
@@ -42,12 +36,12 @@ class _Candidates:
 
     def available(self) -> Tensor:
         layout = self._layout
-        anchor_classes = layout.anchors.survey.classes
+        anchor_classes = layout.anchor_classes
         # Class −1 has index 0. Integer sums do not depend on the order of the atomic additions.
         of_class = anchor_classes.new_zeros(2 * len(anchor_classes) + 3)
         num_self = 0
         for tensor in layout.contrast:
-            classes = tensor.survey.classes
+            classes = tensor.entry_classes
             of_class.scatter_add_(0, classes.long() + 1, torch.ones_like(classes))
             num_self += tensor.is_anchors
         same = of_class[anchor_classes.long() + 1]
@@ -60,7 +54,7 @@ class _Candidates:
         return hardness.masked_fill(integers == NO_CANDIDATE, -torch.inf)[:, None]
 
     def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
-        requested = torch.full_like(self._layout.anchors.survey.classes, k)
+        requested = torch.full_like(self._layout.anchor_classes, k)
         return -1 - self._select(requested, min_hardness, by_key=True)[:, None]
 
     def _select(self, k: Tensor, min_hardness: Tensor | None, *, by_key: bool) -> Tensor:
@@ -72,44 +66,36 @@ class _Candidates:
         configuration = layout.configurations.denominator
         plan = plan_splits(layout, configuration, want_gradient=False)
         num_splits = sum(splits.num_splits for splits in plan)
-        num_anchors = len(layout.anchors.labels)
-        prefixes = torch.zeros_like(layout.anchors.survey.classes)
+        num_anchors = len(layout.anchors)
+        prefixes = torch.zeros_like(layout.anchor_classes)
         counts = prefixes.new_empty(num_splits, num_anchors, NUM_DIGITS)
         requested = k.reshape(-1).to(torch.int32)
         hardness = torch.zeros_like(prefixes, dtype=torch.float32)
         if min_hardness is not None:
             hardness = min_hardness.reshape(-1).contiguous()
         for shift in range(32 - DIGIT_BITS, -1, -DIGIT_BITS):
-            for tensor, _, first, splits in plan:
-                count_kernel[(triton.cdiv(num_anchors, configuration.rows), splits)](
-                    *anchor_arguments(layout),
-                    *entry_arguments(tensor, layout),
-                    tensor.survey.first_classes,
-                    tensor.survey.last_classes,
-                    tensor.block_index,
-                    tensor.num_blocks,
-                    hardness,
-                    layout.anchors.bits,
-                    tensor.bits,
-                    prefixes,
-                    counts[first:],
-                    num_anchors,
-                    shift,
-                    *scale_and_limit(layout),
-                    CHUNK=CHUNK,
-                    POSITIVE=self._positive,
-                    BY_KEY=by_key,
-                    POOLED=min_hardness is not None,
-                    **constants_of(layout, tensor, configuration),
-                )
-            digit_kernel[(triton.cdiv(num_anchors, DIGIT_ROWS),)](
-                counts,
-                num_splits,
-                requested,
-                prefixes,
-                layout.anchors.num_valid,
-                num_anchors,
-                shift,
+            launch_splits(
+                count_kernel,
+                layout,
+                configuration,
+                plan,
+                {"counts": counts},
+                min_hardness=hardness,
+                prefixes=prefixes,
+                shift=shift,
+                POSITIVE=self._positive,
+                BY_KEY=by_key,
+                POOLED=min_hardness is not None,
+            )
+            launch(
+                digit_kernel,
+                (triton.cdiv(num_anchors, DIGIT_ROWS),),
+                layout,
+                counts=counts,
+                num_splits=num_splits,
+                requested=requested,
+                prefixes=prefixes,
+                shift=shift,
                 BLOCK=DIGIT_ROWS,
             )
         return prefixes ^ NO_CANDIDATE

@@ -10,25 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pixcontrast._info_nce.fused.kernels.class_blocks import (
-    blocks_of_class,
-    full_in,
-    full_segment,
-    mixed_before,
-    mixed_block,
-    nonempty_before,
-    nonempty_block,
-    num_segments,
-    overlap,
-    split_range,
-)
-from pixcontrast._info_nce.fused.kernels.tile import (
-    is_selected,
-    load_vectors,
-    multiply,
-    similarities,
-    store_vectors,
-)
+from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 
 @triton.jit
@@ -42,7 +24,6 @@ def _accumulate(
     BOUNDED: tl.constexpr,
     WEIGHTED: tl.constexpr,
     PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
 ):
     """Merge a tile of similarities into a partial result. Masked similarities are −∞."""
     if BOUNDED:
@@ -61,9 +42,7 @@ def _accumulate(
         maximum = raised
     total += tl.sum(likelihoods, 1)
     if WEIGHTED:
-        weighted = multiply(
-            likelihoods.to(entry_tile.dtype), entry_tile, weighted, PRECISION, WIDEN
-        )
+        weighted = tile.multiply(likelihoods, entry_tile, weighted, PRECISION)
     return maximum, total, weighted
 
 
@@ -77,14 +56,11 @@ def denominator_kernel(
     num_entries,
     row_stride,
     column_stride,
-    largest,
-    first_classes,
-    last_classes,
-    block_index,
+    survey,
     num_blocks,
-    negative_hardness,
+    negative_logit,
     negative_key,
-    positive_hardness,
+    positive_logit,
     positive_key,
     anchor_bits,
     entry_bits,
@@ -98,15 +74,13 @@ def denominator_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr,
     IS_ANCHORS: tl.constexpr,
     ALL: tl.constexpr,
     BOUNDED: tl.constexpr,
     WEIGHTED: tl.constexpr,
     MINED: tl.constexpr,
-    NARROWS: tl.constexpr,
+    LARGEST: tl.constexpr,
     PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
 ):
     """Program (i, k): the partial result of anchor block i over the k-th split of the entries.
 
@@ -119,18 +93,15 @@ def denominator_kernel(
     valid_anchors = tl.load(num_valid)
     if first_anchor >= valid_anchors:
         return
-    anchor_ids = first_anchor + tl.arange(0, BLOCK_M)
-    is_anchor = anchor_ids < valid_anchors
-    anchor_tile = load_vectors(
-        anchors, anchor_ids, is_anchor, D, 1, largest, anchors, D, BLOCK_D, True, False
+    anchor_ids, is_anchor, anchor_tile, anchor_class = tile.load_anchors(
+        anchors, anchor_classes, first_anchor, valid_anchors, BLOCK_M, D, BLOCK_D
     )
-    own_class = tl.load(anchor_classes + anchor_ids, mask=is_anchor, other=-1)[:, None]
     maximum = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
     # Without a gradient this is the smallest tensor there can be.
     weighted = tl.zeros([BLOCK_M, BLOCK_D if WEIGHTED else 1], dtype=tl.float32)
     if MINED:
-        hardness = tl.load(negative_hardness + anchor_ids, mask=is_anchor, other=0.0)[:, None]
+        threshold = tl.load(negative_logit + anchor_ids, mask=is_anchor, other=0.0)[:, None]
         key = tl.load(negative_key + anchor_ids, mask=is_anchor, other=0)[:, None]
         bits = tl.load(anchor_bits + anchor_ids, mask=is_anchor, other=0)[:, None]
 
@@ -141,111 +112,74 @@ def denominator_kernel(
     gap = num_blocks * 0
     gap_stop = num_blocks * 0
     if MINED or not ALL:
-        low = tl.load(anchor_classes + first_anchor)
-        high = tl.load(anchor_classes + tl.minimum(first_anchor + BLOCK_M, valid_anchors) - 1)
-        hull, hull_stop = overlap(first_classes, last_classes, num_blocks, low, high, CHUNK)
+        low, high = blocks.class_range(anchor_classes, first_anchor, valid_anchors, BLOCK_M)
+        hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
         if not ALL:
-            if low == high:
-                gap, gap_stop = blocks_of_class(first_classes, last_classes, num_blocks, low, CHUNK)
+            gap, gap_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=True)
     elif IS_ANCHORS:
         hull = tl.minimum(first_anchor // BLOCK_N, num_blocks)
         hull_stop = tl.minimum((first_anchor + BLOCK_M + BLOCK_N - 1) // BLOCK_N, num_blocks)
 
-    num_full = full_in(block_index, 0, num_blocks) - full_in(block_index, hull, hull_stop)
-    first, stop = split_range(num_full, split, num_splits)
-    for segment in range(num_segments(block_index, num_blocks)):
-        segment_start, segment_stop = full_segment(
-            block_index, num_blocks, segment, hull, hull_stop, first, stop
+    num_full, num_mixed = blocks.counts_before(survey, num_blocks, num_blocks)
+    full_before, mixed_before = blocks.counts_before(survey, num_blocks, hull)
+    full_in_hull, mixed_in_hull = blocks.counts_before(survey, num_blocks, hull_stop)
+    full_in_hull -= full_before
+    mixed_in_hull -= mixed_before
+    first, stop = blocks.split_range(num_full - full_in_hull, split, num_splits)
+    for segment in range(blocks.num_segments(survey, num_blocks)):
+        segment_start, segment_stop = blocks.full_segment(
+            survey, num_blocks, segment, hull, hull_stop, full_in_hull, first, stop
         )
         for block in range(segment_start, segment_stop):
             ids = block * BLOCK_N + tl.arange(0, BLOCK_N)
-            entry_tile = load_vectors(
-                entries,
-                ids,
-                ids,
-                row_stride,
-                column_stride,
-                largest,
-                anchors,
-                D,
-                BLOCK_D,
-                False,
-                NARROWS,
+            entry_tile = tile.load_entries(
+                entries, ids, None, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
             )
-            logits = similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION, WIDEN)
+            logits = tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
             if MINED:
                 other_bits = tl.load(entry_bits + ids)[None, :]
-                counts = is_selected(logits, hardness, key, bits, other_bits, False)
+                counts = tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
                 logits = tl.where(counts, logits, float("-inf"))
             maximum, total, weighted = _accumulate(
-                logits,
-                entry_tile,
-                maximum,
-                total,
-                weighted,
-                MINED,
-                BOUNDED,
-                WEIGHTED,
-                PRECISION,
-                WIDEN,
+                logits, entry_tile, maximum, total, weighted, MINED, BOUNDED, WEIGHTED, PRECISION
             )
 
     if MINED and ALL:
-        own_hardness = tl.load(positive_hardness + anchor_ids, mask=is_anchor, other=0.0)[:, None]
+        own_threshold = tl.load(positive_logit + anchor_ids, mask=is_anchor, other=0.0)[:, None]
         own_key = tl.load(positive_key + anchor_ids, mask=is_anchor, other=0)[:, None]
     # The visits of the second loop: the hull without the gap, then the mixed blocks outside it.
-    hull_visit = nonempty_before(block_index, num_blocks, hull)
-    gap_visit = nonempty_before(block_index, num_blocks, gap)
-    gap_visits = nonempty_before(block_index, num_blocks, gap_stop) - gap_visit
-    hull_visits = nonempty_before(block_index, num_blocks, hull_stop) - hull_visit - gap_visits
-    mixed_visit = mixed_before(block_index, num_blocks, hull)
-    mixed_in_hull = mixed_before(block_index, num_blocks, hull_stop) - mixed_visit
-    mixed_visits = mixed_before(block_index, num_blocks, num_blocks) - mixed_in_hull
-    first, stop = split_range(hull_visits + mixed_visits, split, num_splits)
+    before_hull, before_gap, in_gap, hull_visits = blocks.nonempty_places(
+        survey, num_blocks, hull, hull_stop, gap, gap_stop
+    )
+    num_visits = hull_visits + num_mixed - mixed_in_hull
+    first, stop = blocks.split_range(num_visits, split, num_splits)
     for visit in range(first, stop):
         if visit < hull_visits:
-            place = hull_visit + visit
-            place += tl.where(place >= gap_visit, gap_visits, 0)
-            block = nonempty_block(block_index, num_blocks, place)
+            place = blocks.skip_gap(before_hull + visit, before_gap, in_gap)
+            block = blocks.nonempty_block(survey, num_blocks, place)
         else:
-            place = visit - hull_visits
-            place += tl.where(place >= mixed_visit, mixed_in_hull, 0)
-            block = mixed_block(block_index, num_blocks, place)
-        ids = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        inside = ids < num_entries
-        entry_class = tl.load(entry_classes + ids, mask=inside, other=-1)
-        valid = entry_class >= 0
-        # Ignored entries may contain NaN; mask them on load because 0 · NaN is NaN.
-        entry_tile = load_vectors(
-            entries,
-            ids,
-            valid,
-            row_stride,
-            column_stride,
-            largest,
-            anchors,
-            D,
-            BLOCK_D,
-            True,
-            NARROWS,
+            place = blocks.skip_gap(visit - hull_visits, mixed_before, mixed_in_hull)
+            block = blocks.mixed_block(survey, num_blocks, place)
+        ids, valid, entry_class = tile.load_classes(entry_classes, block, num_entries, BLOCK_N)
+        entry_tile = tile.load_entries(
+            entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
         )
-        logits = similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION, WIDEN)
-        same = own_class == entry_class[None, :]
-        counts = valid[None, :]
+        logits = tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
+        positive, negative, pair = tile.masks(
+            valid[None, :], anchor_class, entry_class, anchor_ids, ids, IS_ANCHORS
+        )
         if MINED:
-            other_bits = tl.load(entry_bits + ids, mask=inside, other=0)[None, :]
-            counts = counts & is_selected(logits, hardness, key, bits, other_bits, False)
-        if not ALL:
-            counts = counts & (same == 0)
-        else:
-            if MINED:
-                easy = is_selected(logits, own_hardness, own_key, bits, other_bits, True)
-                counts = tl.where(same, valid[None, :] & easy, counts)
-            if IS_ANCHORS:
-                counts = counts & (anchor_ids[:, None] != ids[None, :])
+            other_bits = tl.load(entry_bits + ids, mask=ids < num_entries, other=0)[None, :]
+            negative &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
+            if ALL:
+                positive &= tile.is_selected(
+                    logits, own_threshold, own_key, bits, other_bits, POSITIVE=True
+                )
+            pair = positive | negative
+        counts = pair if ALL else negative
         logits = tl.where(counts, logits, float("-inf"))
         maximum, total, weighted = _accumulate(
-            logits, entry_tile, maximum, total, weighted, True, BOUNDED, WEIGHTED, PRECISION, WIDEN
+            logits, entry_tile, maximum, total, weighted, True, BOUNDED, WEIGHTED, PRECISION
         )
 
     slots = anchor_ids.to(tl.int64) + split * num_anchors
@@ -253,4 +187,4 @@ def denominator_kernel(
         tl.store(maxima + slots, maximum, mask=is_anchor)
     tl.store(totals + slots, total, mask=is_anchor)
     if WEIGHTED:
-        store_vectors(weighted_sums, slots, is_anchor, weighted, D, BLOCK_D)
+        tile.store_vectors(weighted_sums, slots, is_anchor, weighted, D, BLOCK_D)

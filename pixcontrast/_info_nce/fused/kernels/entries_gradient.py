@@ -10,15 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pixcontrast._info_nce.fused.kernels.class_blocks import split_range
-from pixcontrast._info_nce.fused.kernels.tile import (
-    is_selected,
-    load_vectors,
-    multiply,
-    similarities,
-    softplus_and_sigmoid,
-    store_vectors,
-)
+from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 
 @triton.jit
@@ -32,7 +24,7 @@ def _coefficients(
         negative_grad = tl.where(positive | negative, likelihood * weight, 0.0)
         positive_grad = tl.where(positive, inv_num_positives, 0.0)
     else:
-        _, sigmoid = softplus_and_sigmoid(lse - logits)
+        _, sigmoid = tile.softplus_and_sigmoid(lse - logits)
         negative_grad = tl.where(negative, likelihood * weight, 0.0)
         positive_grad = tl.where(positive, sigmoid * inv_num_positives, 0.0)
     return (negative_grad - positive_grad) * upstream
@@ -44,7 +36,7 @@ def entries_gradient_kernel(
     anchor_classes,
     num_valid,
     lse,
-    weights,
+    weight,
     inv_num_positives,
     upstream,
     entries,
@@ -52,10 +44,9 @@ def entries_gradient_kernel(
     num_entries,
     row_stride,
     column_stride,
-    largest,
-    negative_hardness,
+    negative_logit,
     negative_key,
-    positive_hardness,
+    positive_logit,
     positive_key,
     anchor_bits,
     entry_bits,
@@ -72,105 +63,71 @@ def entries_gradient_kernel(
     ALL: tl.constexpr,
     BOUNDED: tl.constexpr,
     MINED: tl.constexpr,
-    NARROWS: tl.constexpr,
+    LARGEST: tl.constexpr,
     PRECISION: tl.constexpr,
     IN_FLOAT32: tl.constexpr,
-    WIDEN: tl.constexpr,
 ):
     """Program (j, k): the gradient of entry block j through the k-th split of the anchors.
 
     `IN_FLOAT32` computes the second product in float32, because most coefficients are below
     float16's range.
     """
-    ids = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ids, valid, entry_class = tile.load_classes(
+        entry_classes, tl.program_id(0), num_entries, BLOCK_M
+    )
     inside = ids < num_entries
-    classes = tl.load(entry_classes + ids, mask=inside, other=-1)
-    entry_class = classes[:, None]
-    # Ignored entries may contain NaN; mask them on load because 0 · NaN is NaN.
-    entry_tile = load_vectors(
-        entries,
-        ids,
-        classes >= 0,
-        row_stride,
-        column_stride,
-        largest,
-        anchors,
-        D,
-        BLOCK_D,
-        True,
-        NARROWS,
+    entry_tile = tile.load_entries(
+        entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
     )
     gradient = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     if MINED:
         other_bits = tl.load(entry_bits + ids, mask=inside, other=0)[:, None]
     if BOTH_ROLES:
         own_lse = tl.load(lse + ids, mask=inside, other=0.0)[:, None]
-        own_weight = tl.load(weights + ids, mask=inside, other=0.0)[:, None]
+        own_weight = tl.load(weight + ids, mask=inside, other=0.0)[:, None]
         own_inverse = tl.load(inv_num_positives + ids, mask=inside, other=0.0)[:, None]
         own_upstream = tl.load(upstream + ids, mask=inside, other=0.0)[:, None]
 
     valid_anchors = tl.load(num_valid)
     split = tl.program_id(1)
     num_blocks = (valid_anchors + BLOCK_N - 1) // BLOCK_N
-    start, stop = split_range(num_blocks, split, tl.num_programs(1))
+    start, stop = blocks.split_range(num_blocks, split, tl.num_programs(1))
     for block in range(start, stop):
-        anchor_ids = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        is_anchor = anchor_ids < valid_anchors
-        anchor_tile = load_vectors(
-            anchors, anchor_ids, is_anchor, D, 1, largest, anchors, D, BLOCK_D, True, False
+        anchor_ids, is_anchor, anchor_tile, anchor_class = tile.load_anchors(
+            anchors, anchor_classes, block * BLOCK_N, valid_anchors, BLOCK_N, D, BLOCK_D
         )
-        anchor_class = tl.load(anchor_classes + anchor_ids, mask=is_anchor, other=-1)[None, :]
         z = tl.load(lse + anchor_ids, mask=is_anchor, other=0.0)[None, :]
-        weight = tl.load(weights + anchor_ids, mask=is_anchor, other=0.0)[None, :]
+        w = tl.load(weight + anchor_ids, mask=is_anchor, other=0.0)[None, :]
         inverse = tl.load(inv_num_positives + anchor_ids, mask=is_anchor, other=0.0)[None, :]
         grad = tl.load(upstream + anchor_ids, mask=is_anchor, other=0.0)[None, :]
         if MINED:
             # In the order of the earlier passes, which gives the same bits: a threshold is one of
             # these similarities.
             logits = tl.trans(
-                similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION, WIDEN)
+                tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
             )
         else:
-            logits = similarities(entry_tile, anchor_tile, scale, limit, BOUNDED, PRECISION, WIDEN)
-        pair = (entry_class >= 0) & is_anchor[None, :]
-        same = entry_class == anchor_class
-        positive = pair & same
-        negative = pair & (same == 0)
-        if IS_ANCHORS:
-            positive = positive & (ids[:, None] != anchor_ids[None, :])
-        selected_positive = positive
-        selected_negative = negative
+            logits = tile.similarities(entry_tile, anchor_tile, scale, limit, BOUNDED, PRECISION)
+        pair = valid[:, None] & is_anchor[None, :]
+        positive, negative, _ = tile.masks(
+            pair, entry_class, anchor_class, ids, anchor_ids, IS_ANCHORS
+        )
         if MINED:
             bits = tl.load(anchor_bits + anchor_ids, mask=is_anchor, other=0)[None, :]
-            selected_negative = negative & is_selected(
-                logits,
-                tl.load(negative_hardness + anchor_ids, mask=is_anchor, other=0.0)[None, :],
-                tl.load(negative_key + anchor_ids, mask=is_anchor, other=0)[None, :],
-                bits,
-                other_bits,
-                False,
-            )
-            selected_positive = positive & is_selected(
-                logits,
-                tl.load(positive_hardness + anchor_ids, mask=is_anchor, other=0.0)[None, :],
-                tl.load(positive_key + anchor_ids, mask=is_anchor, other=0)[None, :],
-                bits,
-                other_bits,
-                True,
-            )
-        coefficients = _coefficients(
-            logits, selected_positive, selected_negative, z, weight, inverse, grad, ALL
-        )
+            threshold = tl.load(negative_logit + anchor_ids, mask=is_anchor, other=0.0)[None, :]
+            key = tl.load(negative_key + anchor_ids, mask=is_anchor, other=0)[None, :]
+            negative &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
+            threshold = tl.load(positive_logit + anchor_ids, mask=is_anchor, other=0.0)[None, :]
+            key = tl.load(positive_key + anchor_ids, mask=is_anchor, other=0)[None, :]
+            positive &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=True)
+        coefficients = _coefficients(logits, positive, negative, z, w, inverse, grad, ALL)
         if BOTH_ROLES:
             coefficients += _coefficients(
                 logits, positive, negative, own_lse, own_weight, own_inverse, own_upstream, ALL
             )
         if IN_FLOAT32:
-            gradient = multiply(coefficients, anchor_tile.to(tl.float32), gradient, "tf32", WIDEN)
-        else:
-            gradient = multiply(
-                coefficients.to(anchor_tile.dtype), anchor_tile, gradient, PRECISION, WIDEN
-            )
+            anchor_tile = anchor_tile.to(tl.float32)
+        gradient = tile.multiply(coefficients, anchor_tile, gradient, PRECISION)
 
     slots = ids.to(tl.int64) + split * num_entries
-    store_vectors(gradients, slots, inside, gradient * inverse_temperature, D, BLOCK_D)
+    tile.store_vectors(gradients, slots, inside, gradient * inverse_temperature, D, BLOCK_D)

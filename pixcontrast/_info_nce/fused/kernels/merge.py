@@ -39,31 +39,24 @@ def lse_kernel(
     tl.store(lse + ids, tl.where(total > 0, result, float("-inf")), mask=inside)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "num_weighted_splits",
-        "num_positive_splits",
-        "num_positive_sums",
-        "num_anchors",
-    ]
-)
+@triton.jit(do_not_specialize=["num_splits", "num_weighted", "num_sums", "num_anchors"])
 def merge_kernel(
     order,
     num_valid,
     lse,
     maxima,
     weighted_sums,
-    num_weighted_splits,
+    num_weighted,
     counts,
     losses,
     weights,
     positive_sums,
-    num_positive_splits,
-    num_positive_sums,
+    num_splits,
+    num_sums,
     out_losses,
     out_has_positive,
     out_lse,
-    out_weights,
+    out_weight,
     out_inv_num_positives,
     out_gradient,
     num_anchors,
@@ -91,7 +84,7 @@ def merge_kernel(
     count = tl.zeros([BLOCK_M], dtype=tl.int32)
     loss = tl.zeros([BLOCK_M], dtype=tl.float32)
     weight = tl.zeros([BLOCK_M], dtype=tl.float32)
-    for split in range(num_positive_splits):
+    for split in range(num_splits):
         slots = ids.to(tl.int64) + split * num_anchors
         count += tl.load(counts + slots, mask=inside, other=0)
         loss += tl.load(losses + slots, mask=inside, other=0.0)
@@ -110,7 +103,7 @@ def merge_kernel(
         tl.store(out_losses + out_ids, loss, mask=inside)
         tl.store(out_has_positive + out_ids, has_positive, mask=inside)
         tl.store(out_lse + out_ids, z, mask=inside)
-        tl.store(out_weights + out_ids, weight, mask=inside)
+        tl.store(out_weight + out_ids, weight, mask=inside)
         tl.store(out_inv_num_positives + out_ids, inverse, mask=inside)
     if WEIGHTED:
         components = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -118,7 +111,7 @@ def merge_kernel(
         negative_mean = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
         # Z is −∞ without an entry; all weighted sums are 0 then.
         reference = tl.where(z == float("-inf"), 0.0, z)
-        for split in range(num_weighted_splits):
+        for split in range(num_weighted):
             slots = ids.to(tl.int64) + split * num_anchors
             pointers = weighted_sums + slots[:, None] * D + components[None, :]
             if BOUNDED:
@@ -127,7 +120,7 @@ def merge_kernel(
                 factor = tl.exp2(tl.load(maxima + slots, mask=inside, other=0.0) - reference)
             negative_mean += tl.load(pointers, mask=inside_map, other=0.0) * factor[:, None]
         positive_sum = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-        for split in range(num_positive_sums):
+        for split in range(num_sums):
             slots = ids.to(tl.int64) + split * num_anchors
             pointers = positive_sums + slots[:, None] * D + components[None, :]
             positive_sum += tl.load(pointers, mask=inside_map, other=0.0)

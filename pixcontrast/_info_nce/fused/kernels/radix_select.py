@@ -11,21 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pixcontrast._info_nce.fused.kernels.class_blocks import (
-    blocks_of_class,
-    nonempty_before,
-    nonempty_block,
-    overlap,
-    split_range,
-)
-from pixcontrast._info_nce.fused.kernels.tile import load_vectors, mix_bits, similarities
-
-
-@triton.jit
-def ordered(values):
-    """Return float32 as int32 of the same order. Zeros of both signs are equal."""
-    bits = tl.where(values == 0.0, 0.0, values).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 
 @triton.jit(do_not_specialize=["num_entries", "num_blocks", "num_anchors", "shift"])
@@ -38,10 +24,7 @@ def count_kernel(
     num_entries,
     row_stride,
     column_stride,
-    largest,
-    first_classes,
-    last_classes,
-    block_index,
+    survey,
     num_blocks,
     min_hardness,
     anchor_bits,
@@ -56,15 +39,13 @@ def count_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr,
     IS_ANCHORS: tl.constexpr,
     POSITIVE: tl.constexpr,
     BY_KEY: tl.constexpr,
     POOLED: tl.constexpr,
     BOUNDED: tl.constexpr,
-    NARROWS: tl.constexpr,
+    LARGEST: tl.constexpr,
     PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
 ):
     """Program (i, k): for anchor block i and the k-th split, the counts for each next digit.
 
@@ -77,12 +58,9 @@ def count_kernel(
     valid_anchors = tl.load(num_valid)
     if first_anchor >= valid_anchors:
         return
-    anchor_ids = first_anchor + tl.arange(0, BLOCK_M)
-    is_anchor = anchor_ids < valid_anchors
-    anchor_tile = load_vectors(
-        anchors, anchor_ids, is_anchor, D, 1, largest, anchors, D, BLOCK_D, True, False
+    anchor_ids, is_anchor, anchor_tile, anchor_class = tile.load_anchors(
+        anchors, anchor_classes, first_anchor, valid_anchors, BLOCK_M, D, BLOCK_D
     )
-    own_class = tl.load(anchor_classes + anchor_ids, mask=is_anchor, other=-1)[:, None]
     bits = tl.load(anchor_bits + anchor_ids, mask=is_anchor, other=0)[:, None]
     pool_hardness = tl.load(min_hardness + anchor_ids, mask=is_anchor, other=0.0)[:, None]
     prefix = tl.load(prefixes + anchor_ids, mask=is_anchor, other=0)
@@ -90,62 +68,43 @@ def count_kernel(
     counted = tl.zeros([BLOCK_M, 16], dtype=tl.int32)
 
     # The blocks with candidates that are not empty, but for a gap without candidates.
-    low = tl.load(anchor_classes + first_anchor)
-    high = tl.load(anchor_classes + tl.minimum(first_anchor + BLOCK_M, valid_anchors) - 1)
-    hull = num_blocks * 0
-    hull_stop = num_blocks
-    gap = num_blocks * 0
-    gap_stop = num_blocks * 0
+    low, high = blocks.class_range(anchor_classes, first_anchor, valid_anchors, BLOCK_M)
     if POSITIVE:
-        hull, hull_stop = overlap(first_classes, last_classes, num_blocks, low, high, CHUNK)
-    elif low == high:
-        gap, gap_stop = blocks_of_class(first_classes, last_classes, num_blocks, low, CHUNK)
-    hull_visit = nonempty_before(block_index, num_blocks, hull)
-    gap_visit = nonempty_before(block_index, num_blocks, gap)
-    gap_visits = nonempty_before(block_index, num_blocks, gap_stop) - gap_visit
-    hull_visits = nonempty_before(block_index, num_blocks, hull_stop) - hull_visit - gap_visits
-    first, stop = split_range(hull_visits, split, tl.num_programs(1))
+        hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
+        gap = hull
+        gap_stop = hull
+    else:
+        hull = num_blocks * 0
+        hull_stop = num_blocks
+        gap, gap_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=True)
+    before_hull, before_gap, in_gap, num_visits = blocks.nonempty_places(
+        survey, num_blocks, hull, hull_stop, gap, gap_stop
+    )
+    first, stop = blocks.split_range(num_visits, split, tl.num_programs(1))
     for visit in range(first, stop):
-        place = hull_visit + visit
-        place += tl.where(place >= gap_visit, gap_visits, 0)
-        ids = nonempty_block(block_index, num_blocks, place) * BLOCK_N + tl.arange(0, BLOCK_N)
-        inside = ids < num_entries
-        entry_class = tl.load(entry_classes + ids, mask=inside, other=-1)
-        valid = entry_class >= 0
-        same = own_class == entry_class[None, :]
-        if POSITIVE:
-            candidate = valid[None, :] & same
-            if IS_ANCHORS:
-                candidate = candidate & (anchor_ids[:, None] != ids[None, :])
-        else:
-            candidate = valid[None, :] & (same == 0)
+        place = blocks.skip_gap(before_hull + visit, before_gap, in_gap)
+        block = blocks.nonempty_block(survey, num_blocks, place)
+        ids, valid, entry_class = tile.load_classes(entry_classes, block, num_entries, BLOCK_N)
+        positive, negative, _ = tile.masks(
+            valid[None, :], anchor_class, entry_class, anchor_ids, ids, IS_ANCHORS
+        )
+        candidate = positive if POSITIVE else negative
         if POOLED or not BY_KEY:
-            # Ignored entries may contain NaN; mask them on load because 0 · NaN is NaN.
-            entry_tile = load_vectors(
-                entries,
-                ids,
-                valid,
-                row_stride,
-                column_stride,
-                largest,
-                anchors,
-                D,
-                BLOCK_D,
-                True,
-                NARROWS,
+            entry_tile = tile.load_entries(
+                entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
             )
-            hardness = similarities(
-                anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION, WIDEN
-            )
+            hardness = tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
             if POSITIVE:
                 hardness = -hardness
         if BY_KEY:
-            other_bits = tl.load(entry_bits + ids, mask=inside, other=0)[None, :]
-            values = -1 - mix_bits(bits ^ other_bits)
+            other_bits = tl.load(entry_bits + ids, mask=ids < num_entries, other=0)[None, :]
+            values = -1 - tile.mix_bits(bits ^ other_bits)
             if POOLED:
                 candidate = candidate & (hardness >= pool_hardness)
         else:
-            values = ordered(hardness)
+            # As int32 of the same order. Zeros of both signs are equal.
+            values = tl.where(hardness == 0.0, 0.0, hardness).to(tl.int32, bitcast=True)
+            values = tl.where(values < 0, values ^ 0x7FFFFFFF, values)
         # The smallest integer stands for no candidate: no value and no key is mapped to it.
         values = tl.where(candidate, values, -2147483648)
         for digit in range(1, 16):
@@ -160,14 +119,7 @@ def count_kernel(
 
 @triton.jit(do_not_specialize=["num_splits", "num_anchors", "shift"])
 def digit_kernel(
-    counts,
-    num_splits,
-    requested,
-    prefixes,
-    num_valid,
-    num_anchors,
-    shift,
-    BLOCK: tl.constexpr,
+    counts, num_splits, requested, prefixes, num_valid, num_anchors, shift, BLOCK: tl.constexpr
 ):
     """Add the next 4 bits to the prefix of each valid anchor's threshold."""
     ids = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -1,35 +1,39 @@
-"""Operations on one tile that all kernels share: load, multiply, select."""
+"""Operations on one tile that all kernels share: load, multiply, mask, select."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from pixcontrast._triton import interpreted
+
+# Triton's interpreter cannot multiply in 16 bits.
+WIDEN = tl.constexpr(interpreted())
+
 
 @triton.jit
-def load_vectors(
-    vectors,
+def load_entries(
+    entries,
     ids,
     valid,
     row_stride,
     column_stride,
-    largest,
     like,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    MASKED: tl.constexpr,
-    NARROWS: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
     """Load vectors by their ids as an (n, BLOCK_D) operand of the dtype of the pointer `like`.
 
-    With `MASKED`, vectors that are not `valid` are zeros. With `NARROWS`, components saturate at
-    ±`largest`, the largest number of the narrower dtype: inf would become NaN in a product with 0.
+    Vectors that are not `valid` are zeros: ignored entries may contain NaN, and 0 · NaN is NaN.
+    With None, all are valid. Components saturate at ±`LARGEST`, the largest number of a narrower
+    dtype, because inf would become NaN in a product with 0. None if the dtype is not narrower.
     """
     components = tl.arange(0, BLOCK_D)
     # Four million entries of 512 components exceed 32-bit offsets.
-    starts = vectors + ids.to(tl.int64) * row_stride
+    starts = entries + ids.to(tl.int64) * row_stride
     pointers = starts[:, None] + components[None, :] * column_stride
-    if MASKED:
+    if valid is not None:
         inside = valid[:, None]
         if BLOCK_D != D:
             inside = inside & (components < D)[None, :]
@@ -38,9 +42,28 @@ def load_vectors(
         loaded = tl.load(pointers, mask=(components < D)[None, :], other=0.0)
     else:
         loaded = tl.load(pointers)
-    if NARROWS:
-        loaded = tl.minimum(tl.maximum(loaded.to(tl.float32), -largest), largest)
+    if LARGEST is not None:
+        loaded = tl.minimum(tl.maximum(loaded.to(tl.float32), -LARGEST), LARGEST)
     return loaded.to(like.dtype.element_ty)
+
+
+@triton.jit
+def load_classes(classes, block, num_entries, BLOCK: tl.constexpr):
+    """Return the ids of a block of entries, which of them are valid, and their classes."""
+    ids = block * BLOCK + tl.arange(0, BLOCK)
+    entry_class = tl.load(classes + ids, mask=ids < num_entries, other=-1)
+    return ids, entry_class >= 0, entry_class
+
+
+@triton.jit
+def load_anchors(
+    anchors, classes, first, num_valid, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Load a block of sorted anchors. Return their ids, which are valid, vectors and classes."""
+    ids = first + tl.arange(0, BLOCK)
+    valid = ids < num_valid
+    vectors = load_entries(anchors, ids, valid, D, 1, anchors, D, BLOCK_D, None)
+    return ids, valid, vectors, tl.load(classes + ids, mask=valid, other=-1)
 
 
 @triton.jit
@@ -52,32 +75,38 @@ def store_vectors(vectors, ids, inside, values, D: tl.constexpr, BLOCK_D: tl.con
 
 
 @triton.jit
-def multiply(left, right, accumulator, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
-    """Return accumulator + left · right in float32."""
+def multiply(left, right, accumulator, PRECISION: tl.constexpr):
+    """Return accumulator + left · right in float32; operands have the dtype of `right`."""
+    left = left.to(right.dtype)
     if WIDEN:
-        # Triton's interpreter cannot multiply in 16 bits. Products of 16-bit numbers are exact
-        # in float32.
+        # Products of 16-bit numbers are exact in float32.
         left = left.to(tl.float32)
         right = right.to(tl.float32)
     return tl.dot(left, right, acc=accumulator, input_precision=PRECISION)
 
 
 @triton.jit
-def similarities(
-    left,
-    right,
-    scale,
-    limit,
-    BOUNDED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
+def similarities(left, right, scale, limit, BOUNDED: tl.constexpr, PRECISION: tl.constexpr):
     """Compute (m, n) similarities of (m, D) and (n, D) to the base 2: <a, k> / τ · log2(e)."""
     zeros = tl.zeros([left.shape[0], right.shape[0]], dtype=tl.float32)
-    logits = multiply(left, tl.trans(right), zeros, PRECISION, WIDEN) * scale
+    logits = multiply(left, tl.trans(right), zeros, PRECISION) * scale
     if not BOUNDED:
         logits = tl.minimum(tl.maximum(logits, -limit), limit)
     return logits
+
+
+@triton.jit
+def masks(pair, row_class, column_class, row_ids, column_ids, IS_ANCHORS: tl.constexpr):
+    """Return which of the valid pairs of a tile are positives, negatives, and one of both."""
+    same = row_class[:, None] == column_class[None, :]
+    positive = pair & same
+    negative = pair & (same == 0)
+    if IS_ANCHORS:
+        # Applied twice: the entries' gradient spills if `positive` is made from this `pair`.
+        is_other = row_ids[:, None] != column_ids[None, :]
+        positive = positive & is_other
+        pair = pair & is_other
+    return positive, negative, pair
 
 
 @triton.jit
@@ -92,12 +121,12 @@ def mix_bits(numbers):
 
 
 @triton.jit
-def is_selected(logits, hardness, key, anchor_bits, entry_bits, POSITIVE: tl.constexpr):
+def is_selected(logits, threshold, key, anchor_bits, entry_bits, POSITIVE: tl.constexpr):
     """Return which pairs mining selects by the thresholds of their anchors. Shapes broadcast."""
     selected = mix_bits(anchor_bits ^ entry_bits) <= key
     if POSITIVE:
-        return selected & (logits <= hardness)
-    return selected & (logits >= hardness)
+        return selected & (logits <= threshold)
+    return selected & (logits >= threshold)
 
 
 @triton.jit

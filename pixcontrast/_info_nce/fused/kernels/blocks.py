@@ -1,0 +1,219 @@
+"""What each block of contrast entries holds, and which blocks a program visits.
+
+A bank is sorted by class: a block of its entries holds one class or two, or nothing that was
+written. A full block has as many valid entries as fit, a mixed block fewer, an empty block none.
+The kernels visit and mask blocks by a survey, which stays on the device. Its rows have
+num_blocks + 1 integers each:
+
+    0  the smallest class in each block; in an empty block it is above the largest one
+    1  the largest class in each block
+    2  the number of valid entries of each block
+    3  the number of full blocks before each block, and in total
+    4  the number of mixed blocks before each block, and in total
+    5  the ids of the mixed blocks
+    6  the ids of all blocks that are not empty
+    7  the first block of each run of full blocks
+    8  one past the last block of each run of full blocks
+    9  the number of runs
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+SURVEY_ROWS = 10
+# Blocks whose rows of the survey a program reads at once.
+CHUNK = tl.constexpr(1024)
+
+
+@triton.jit(do_not_specialize=["num_entries", "num_blocks", "num_steps"])
+def classes_kernel(
+    labels,
+    anchor_labels,
+    num_valid,
+    classes,
+    survey,
+    num_entries,
+    num_blocks,
+    num_steps,
+    BLOCK_N: tl.constexpr,
+):
+    """Program j: the class of each entry of block j, and rows 0 to 2 of the survey.
+
+    A class is an odd number that ascends with the labels of the anchors, an even number for a label
+    that no anchor has, and −1 for an ignored entry.
+    """
+    block = tl.program_id(0)
+    ids = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = ids < num_entries
+    label = tl.load(labels + ids, mask=inside, other=-1)
+    # The number of valid anchors with a smaller label, by bisection of the sorted labels.
+    num_anchors = tl.load(num_valid)
+    low = tl.zeros([BLOCK_N], dtype=tl.int32)
+    high = low + num_anchors
+    for _ in range(num_steps):
+        middle = (low + high) // 2
+        searching = low < high
+        smaller = tl.load(anchor_labels + middle, mask=searching, other=0) < label
+        low = tl.where(searching & smaller, middle + 1, low)
+        high = tl.where(searching & (smaller == 0), middle, high)
+    found = low < num_anchors
+    known = found & (tl.load(anchor_labels + low, mask=found, other=0) == label)
+    valid = label >= 0
+    entry_class = tl.where(valid, 2 * low + known.to(tl.int32), -1)
+    tl.store(classes + ids, entry_class, mask=inside)
+    stride = num_blocks + 1
+    tl.store(survey + block, tl.min(tl.where(valid, entry_class, 0x7FFFFFFF)))
+    tl.store(survey + stride + block, tl.max(entry_class))
+    tl.store(survey + 2 * stride + block, tl.sum(valid.to(tl.int32)))
+
+
+@triton.jit(do_not_specialize=["num_blocks"])
+def index_kernel(survey, num_blocks, BLOCK_N: tl.constexpr):
+    """Write the other rows of the survey. One program."""
+    stride = num_blocks + 1
+    sizes = survey + 2 * stride
+    num_full = num_blocks * 0
+    num_mixed = num_blocks * 0
+    num_runs = num_blocks * 0
+    for start in range(0, num_blocks, CHUNK):
+        blocks = start + tl.arange(0, CHUNK)
+        inside = blocks < num_blocks
+        size = tl.load(sizes + blocks, mask=inside, other=0)
+        size_before = tl.load(sizes + blocks - 1, mask=inside & (blocks > 0), other=0)
+        size_after = tl.load(sizes + blocks + 1, mask=blocks + 1 < num_blocks, other=0)
+        full = (size == BLOCK_N).to(tl.int32)
+        mixed = ((size > 0) & (size < BLOCK_N)).to(tl.int32)
+        full_before = num_full + tl.cumsum(full, 0) - full
+        mixed_before = num_mixed + tl.cumsum(mixed, 0) - mixed
+        tl.store(survey + 3 * stride + blocks, full_before, mask=inside)
+        tl.store(survey + 4 * stride + blocks, mixed_before, mask=inside)
+        tl.store(survey + 5 * stride + mixed_before, blocks, mask=mixed != 0)
+        nonempty_before = full_before + mixed_before
+        tl.store(survey + 6 * stride + nonempty_before, blocks, mask=(full | mixed) != 0)
+        starts = ((full != 0) & (size_before != BLOCK_N)).to(tl.int32)
+        stops = (full != 0) & (size_after != BLOCK_N)
+        # The run of a full block is the last one that started at or before it.
+        run = num_runs + tl.cumsum(starts, 0) - 1
+        tl.store(survey + 7 * stride + run, blocks, mask=starts != 0)
+        tl.store(survey + 8 * stride + run, blocks + 1, mask=stops)
+        num_full += tl.sum(full)
+        num_mixed += tl.sum(mixed)
+        num_runs += tl.sum(starts)
+    tl.store(survey + 3 * stride + num_blocks, num_full)
+    tl.store(survey + 4 * stride + num_blocks, num_mixed)
+    tl.store(survey + 9 * stride, num_runs)
+
+
+@triton.jit
+def class_range(classes, first_anchor, num_valid, BLOCK: tl.constexpr):
+    """Return the smallest and the largest class in a block of sorted anchors."""
+    last = tl.minimum(first_anchor + BLOCK, num_valid) - 1
+    return tl.load(classes + first_anchor), tl.load(classes + last)
+
+
+@triton.jit
+def of_classes(survey, num_blocks, low, high, ONLY: tl.constexpr):
+    """Return the first block that may hold a class in [low, high], and one past the last one.
+
+    With `ONLY`, the blocks that hold no class but low == high. The range is empty if low < high or
+    if there are other blocks between them.
+    """
+    first = num_blocks
+    stop = num_blocks * 0
+    count = num_blocks * 0
+    searched = num_blocks
+    if ONLY:
+        searched = tl.where(low == high, num_blocks, 0)
+    for start in range(0, searched, CHUNK):
+        blocks = start + tl.arange(0, CHUNK)
+        inside = blocks < num_blocks
+        smallest = tl.load(survey + blocks, mask=inside, other=1)
+        largest = tl.load(survey + num_blocks + 1 + blocks, mask=inside, other=0)
+        if ONLY:
+            hit = inside & (smallest == low) & (largest == low)
+            count += tl.sum(hit.to(tl.int32))
+        else:
+            hit = inside & (smallest <= high) & (largest >= low)
+        first = tl.minimum(first, tl.min(tl.where(hit, blocks, num_blocks)))
+        stop = tl.maximum(stop, tl.max(tl.where(hit, blocks + 1, 0)))
+    stop = tl.maximum(first, stop)
+    if ONLY:
+        stop = tl.where(stop - first == count, stop, first)
+    return first, stop
+
+
+@triton.jit
+def split_range(total, split, num_splits):
+    """Return the range of one of `num_splits` nearly equal parts of `total` visits."""
+    return total * split // num_splits, total * (split + 1) // num_splits
+
+
+@triton.jit
+def counts_before(survey, num_blocks, block):
+    """Return the number of full blocks and of mixed blocks before a block."""
+    full = survey + 3 * (num_blocks + 1) + block
+    return tl.load(full), tl.load(full + num_blocks + 1)
+
+
+@triton.jit
+def num_segments(survey, num_blocks):
+    """Return the number of segments that `full_segment` takes: two for each run."""
+    return 2 * tl.load(survey + 9 * (num_blocks + 1))
+
+
+@triton.jit
+def full_segment(survey, num_blocks, segment, hull, hull_stop, full_in_hull, first, stop):
+    """Return the blocks of a segment that belong to a split of the full blocks outside a hull.
+
+    Each run of full blocks has two segments, one before the hull and one after it. The full blocks
+    outside the hull are counted in their order; the split is the range [first, stop) of them.
+    """
+    runs = survey + 7 * (num_blocks + 1) + segment // 2
+    run_start = tl.load(runs)
+    run_stop = tl.load(runs + num_blocks + 1)
+    is_after = segment % 2 == 1
+    start = tl.where(is_after, tl.maximum(run_start, hull_stop), run_start)
+    segment_stop = tl.where(is_after, run_stop, tl.minimum(run_stop, hull))
+    before, _ = counts_before(survey, num_blocks, run_start)
+    before += start - run_start - tl.where(is_after, full_in_hull, 0)
+    return start + tl.maximum(first - before, 0), tl.minimum(segment_stop, start + stop - before)
+
+
+@triton.jit
+def mixed_block(survey, num_blocks, place):
+    """Return the id of a block by its place among the mixed blocks."""
+    return tl.load(survey + 5 * (num_blocks + 1) + place)
+
+
+@triton.jit
+def nonempty_block(survey, num_blocks, place):
+    """Return the id of a block by its place among those that are not empty."""
+    return tl.load(survey + 6 * (num_blocks + 1) + place)
+
+
+@triton.jit
+def nonempty_before(survey, num_blocks, block):
+    """Return the number of blocks before a block that are not empty."""
+    full, mixed = counts_before(survey, num_blocks, block)
+    return full + mixed
+
+
+@triton.jit
+def nonempty_places(survey, num_blocks, hull, hull_stop, gap, gap_stop):
+    """Count the blocks that are not empty: before the hull, before the gap, in it, and to visit.
+
+    The blocks to visit are those of the hull without the gap.
+    """
+    before_hull = nonempty_before(survey, num_blocks, hull)
+    before_gap = nonempty_before(survey, num_blocks, gap)
+    in_gap = nonempty_before(survey, num_blocks, gap_stop) - before_gap
+    visits = nonempty_before(survey, num_blocks, hull_stop) - before_hull - in_gap
+    return before_hull, before_gap, in_gap, visits
+
+
+@triton.jit
+def skip_gap(place, before_gap, in_gap):
+    """Return the place of a block that was counted without those of a gap."""
+    return place + tl.where(place >= before_gap, in_gap, 0)
