@@ -91,10 +91,11 @@ class ProjectionHead(nn.Module):
                 TypeError,
             )
         pixels = features if features.ndim == 2 else features.flatten(2)
-        if pixels.numel() == 0:  # normalization does not accept an empty input
-            embedding = pixels[:, :1].expand(-1, self.dim, *pixels.shape[2:])
-        else:
-            embedding = unit_length(self.layers(pixels))
+        if pixels.numel() == 0:  # a convolution does not accept maps without a pixel
+            # The layers are called nevertheless: under DistributedDataParallel the parameters need
+            # a gradient on every rank, and synchronized batch statistics need every rank's call.
+            pixels = pixels.movedim(1, -1).flatten(0, -2)
+        embedding = unit_length(self.layers(pixels))
         return embedding.view(features.shape[0], self.dim, *features.shape[2:])
 
     def extra_repr(self) -> str:

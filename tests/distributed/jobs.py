@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from pixcontrast import (
     HardNegativeSampler,
     MemoryBank,
     PixelContrastLoss,
+    ProjectionHead,
     RandomAnchorSampler,
     RegionContrastLoss,
 )
@@ -50,6 +51,13 @@ class Batch:
 def make_bank(group: Any, dtype: torch.dtype, **options: Any) -> MemoryBank:
     """A bank that takes every pixel."""
     return MemoryBank(CLASSES, 8, pixels_per_image=12, dtype=dtype, process_group=group, **options)
+
+
+def make_head(dtype: torch.dtype, norm: Literal["batch", "layer"] | None = None) -> ProjectionHead:
+    """A projection head with the same weights on every rank."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return ProjectionHead(8, 8, norm=norm).to(dtype)
 
 
 def fill_from_maps_of_any_size(group: Any, rank: int, **options: Any) -> dict[str, Tensor]:
@@ -113,10 +121,16 @@ def loss_step(
     weighted: bool = False,
     steps: int = 1,
     gather: bool = True,
+    project: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Losses of some steps, the last one's gradient of the embeddings, and the bank after it."""
+    """Losses of some steps, the last one's gradients, and the bank after it.
+
+    The gradients are those of the embeddings, or with `project` of features and projection head.
+    """
     memory = None if bank is None else make_bank(group, dtype, **bank)
+    if project:
+        options["projection"] = make_head(dtype)
     loss = LOSSES[kind](
         anchor_sampler=EVERY_PIXEL, bank=memory, gather=gather, process_group=group, **options
     )
@@ -125,11 +139,17 @@ def loss_step(
         emb, labels, weight = Batch(step, dtype).share(sizes, rank)
         emb = emb.clone().requires_grad_()
         value = loss(emb, labels, weight=weight if weighted else None)
-        (gradient,) = torch.autograd.grad(value.sum(), emb)
+        gradient, *of_head = torch.autograd.grad(value.sum(), (emb, *loss.parameters()))
         losses.append(value.detach())
     state = {} if memory is None else memory.state_dict()
     entries = loss.stats.entries if loss.stats is not None else None
-    return {"losses": losses, "gradient": gradient, "bank": state, "entries": entries}
+    return {
+        "losses": losses,
+        "gradient": gradient,
+        "head": of_head,
+        "bank": state,
+        "entries": entries,
+    }
 
 
 def count_selected(
@@ -267,3 +287,27 @@ def shaped_step(
         (gradient,) = torch.autograd.grad(value, emb)
         losses.append(value.detach().double())
     return {"losses": losses, "gradient": gradient.double()}
+
+
+def draw_regions(
+    group: Any, rank: int, kind: str, sizes: list[int], slots: int, **options: Any
+) -> dict[str, Tensor]:
+    """A bank after steps that draw some pixels of each region.
+
+    Without a group, one process calls the loss with the share of each rank in turn.
+    """
+    bank = MemoryBank(
+        CLASSES,
+        8,
+        **{"pixel_slots": slots, "region_slots": slots, "dtype": torch.float64},
+        **{"pixels_per_image": 2, "pixels_per_region": 3, "process_group": group},
+        **options,
+    )
+    loss = LOSSES[kind](
+        projection=make_head(torch.float64), bank=bank, gather=True, process_group=group
+    )
+    for step in range(6):
+        for part in range(len(sizes)) if group is None else [rank]:
+            emb, labels, _ = Batch(step, torch.float64).share(sizes, part)
+            loss(emb, labels, generator=torch.Generator().manual_seed(10 * step + part))
+    return bank.state_dict()
