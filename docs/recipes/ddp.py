@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 2 ddp.py
 
 Uses NCCL on GPUs and gloo otherwise. With `gather=True` each rank contrasts with the pixels of all
-ranks, and all banks hold the same entries. Every rank must call the loss.
+ranks, and all banks hold the same entries. Every rank must call the loss. The projection head is
+part of the wrapped network and shared with the loss, so that DDP averages its gradients.
 """
 
 from datetime import timedelta
@@ -16,10 +17,11 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, ProjectionHead
 
 CLASSES, EPOCHS, BATCH = 5, 4, 4
+IGNORE = 255  # the label of pixels without a class in your data
 
 
 class Network(nn.Module):
-    """Return logits and, in training mode, embeddings."""
+    """Return logits and features."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -32,12 +34,11 @@ class Network(nn.Module):
             nn.ReLU(),
         )
         self.classifier = nn.Conv2d(width, CLASSES, 1)
-        # Part of the module that DDP wraps, because its parameters are trained.
-        self.head = ProjectionHead(width, 64)
+        self.head = ProjectionHead(width, 64)  # called by the loss
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = self.encoder(images)
-        return self.classifier(features), self.head(features) if self.training else None
+        return self.classifier(features), features
 
 
 def scenes(count: int) -> TensorDataset:
@@ -62,10 +63,21 @@ def main() -> None:
     model = DistributedDataParallel(Network().to(device))
     contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
+        ignore_index=IGNORE,
         anchor_sampler=HardAnchorSampler(max_anchors=256, max_views=6),
-        bank=MemoryBank(CLASSES, 64, pixel_slots=100, region_slots=50, pixels_per_image=2),
+        bank=MemoryBank(
+            CLASSES,
+            64,
+            pixel_slots=100,
+            region_slots=50,
+            pixels_per_image=2,
+            pixels_per_region=128,
+            ignore_index=IGNORE,
+        ),
+        projection=model.module.head,
         gather=True,
     ).to(device)
+    # The head is among the parameters of the model: do not pass those of the loss as well.
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
 
     train, held_out = scenes(64), scenes(96)[64:]
@@ -76,9 +88,9 @@ def main() -> None:
         sampler.set_epoch(epoch)
         for images, labels in loader:
             images, labels = images.to(device), labels.to(device)
-            logits, emb = model(images)
-            segmentation = nn.functional.cross_entropy(logits, labels)
-            contrast = contrast_loss(emb, labels, logits)
+            logits, features = model(images)
+            segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
+            contrast = contrast_loss(features, labels, logits)
             optimizer.zero_grad()
             # The average over ranks, which DDP computes, is the gradient of the global loss.
             (segmentation + 0.1 * contrast).backward()

@@ -12,6 +12,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from pixcontrast import HardAnchorSampler, PixelContrastLoss, ProjectionHead
 
 CLASSES, STEPS, BATCH = 4, 40, 8
+IGNORE = 255  # the label of pixels without a class in your data
 
 
 def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,20 +35,21 @@ def main() -> None:
         lambda module, args, output: captured.update(output)
     )
 
-    # Used in training only. Labels and logits may have another resolution than the embedding.
-    head = ProjectionHead(40, 64)
+    # Used in training only. Labels and logits may have another resolution than the features.
     contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
+        ignore_index=IGNORE,
         anchor_sampler=HardAnchorSampler(max_anchors=256, max_views=8),
+        projection=ProjectionHead(40, 64),
     )
 
-    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], 2e-3)
+    optimizer = torch.optim.AdamW([*model.parameters(), *contrast_loss.parameters()], 2e-3)
     model.train()
     for step in range(STEPS):
         images, labels = scenes(BATCH)
         logits = model(images)["out"]
-        segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-        contrast = contrast_loss(head(captured["low"]), labels, logits)
+        segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
+        contrast = contrast_loss(captured["low"], labels, logits)
         optimizer.zero_grad()
         (segmentation + 0.1 * contrast).backward()
         optimizer.step()

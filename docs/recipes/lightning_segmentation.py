@@ -2,8 +2,9 @@
 
     python lightning_segmentation.py
 
-Head, loss and bank are attributes of the module, so Lightning moves them to the device and saves
-them in checkpoints. A resumed run continues with the saved bank. `forward` does not use them.
+The loss, with its head and its bank, is an attribute of the module, so Lightning moves it to the
+device, trains it and saves it in checkpoints. A resumed run continues with the saved bank.
+`forward` does not use the loss.
 """
 
 import lightning as L
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, ProjectionHead
 
 CLASSES = 5
+IGNORE = 255  # the label of pixels without a class in your data
 
 
 class Segmentation(L.LightningModule):
@@ -26,11 +28,20 @@ class Segmentation(L.LightningModule):
         )  # fmt: skip
         self.classifier = nn.Conv2d(32, CLASSES, 1)
         # Used in training only.
-        self.head = ProjectionHead(32, 64)
         self.contrast = PixelContrastLoss(
             base_temperature=0.07,
+            ignore_index=IGNORE,
             anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=6),
-            bank=MemoryBank(CLASSES, 64, pixel_slots=200, region_slots=50, pixels_per_image=2),
+            bank=MemoryBank(
+                CLASSES,
+                64,
+                pixel_slots=200,
+                region_slots=50,
+                pixels_per_image=2,
+                pixels_per_region=128,
+                ignore_index=IGNORE,
+            ),
+            projection=ProjectionHead(32, 64),
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -40,8 +51,8 @@ class Segmentation(L.LightningModule):
         images, labels = batch
         features = self.backbone(images)
         logits = self.classifier(features)
-        segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-        contrast = self.contrast(self.head(features), labels, logits)
+        segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
+        contrast = self.contrast(features, labels, logits)
         self.log_dict({"train/cross_entropy": segmentation, "train/contrast": contrast})
         return segmentation + self.hparams.contrast_weight * contrast
 

@@ -2,9 +2,10 @@
 
     python point_clouds.py
 
-Packed points, as in sparse convolutions and graph networks, are (N, channels). Head and loss accept
-them directly and treat all N points as one image. Padded clouds, (B, channels, N), are images with
-one spatial dimension; give padding the label 255.
+Packed points, as in sparse convolutions and graph networks, are (N, channels). The loss accepts
+them directly and treats all N points as one image. Padded clouds, (B, channels, N), are images with
+one spatial dimension; give padding the
+label `ignore_index`.
 """
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from pixcontrast import HardAnchorSampler, PixelContrastLoss, ProjectionHead
 
 CLASSES, STEPS, CLOUDS = 3, 60, 6
+IGNORE = 255  # the label of points without a class in your data
 
 
 class PointNet(nn.Module):
@@ -62,18 +64,19 @@ def main() -> None:
     torch.manual_seed(0)
     network = PointNet()
     # Used in training only. All points are one image, so max_views limits the anchors.
-    head = ProjectionHead(64, 32)
     contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
+        ignore_index=IGNORE,
         anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=64),
+        projection=ProjectionHead(64, 32),
     )
-    optimizer = torch.optim.AdamW([*network.parameters(), *head.parameters()], 3e-3)
+    optimizer = torch.optim.AdamW([*network.parameters(), *contrast_loss.parameters()], 3e-3)
     for step in range(STEPS):
         points, cloud, labels = clouds(CLOUDS)
         features = network.features(points, cloud)
         logits = network.classifier(features)
-        segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-        contrast = contrast_loss(head(features), labels, logits)
+        segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
+        contrast = contrast_loss(features, labels, logits)
         optimizer.zero_grad()
         (segmentation + 0.1 * contrast).backward()
         optimizer.step()

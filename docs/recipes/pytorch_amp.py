@@ -2,8 +2,8 @@
 
     python pytorch_amp.py
 
-The projection head, the loss and its bank are separate from the network. Prediction does not use
-them.
+The loss holds the projection head and the bank, so its parameters are trained and clipped with
+those of the network, and it is saved with the network. Prediction does not use it.
 """
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, ProjectionHead
 
 CLASSES, STEPS, BATCH = 5, 60, 8
+IGNORE = 255  # the label of pixels without a class in your data
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # float16 needs a GradScaler, bfloat16 does not.
 DTYPE = torch.float16 if DEVICE.type == "cuda" else torch.bfloat16
@@ -44,7 +45,7 @@ def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     labels = torch.randint(CLASSES, (count, 4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2)
     colors = labels[:, None] >> torch.arange(3)[:, None, None] & 1  # binary code of the class
     images = colors + 0.6 * torch.randn(count, 3, 32, 32)
-    labels[:, 0] = 255
+    labels[:, 0] = IGNORE
     return images.to(DEVICE), labels.to(DEVICE)
 
 
@@ -52,32 +53,45 @@ def main() -> None:
     torch.manual_seed(0)
     network = Network().to(DEVICE)
 
-    # Used in training only.
-    head = ProjectionHead(32, 64).to(DEVICE)
+    # Used in training only. With pixels_per_region, only sampled pixels are projected.
+    bank = MemoryBank(
+        CLASSES,
+        64,
+        pixel_slots=200,
+        region_slots=50,
+        pixels_per_image=2,
+        pixels_per_region=128,
+        ignore_index=IGNORE,
+    )
     contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
+        ignore_index=IGNORE,
         anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=6),
-        bank=MemoryBank(CLASSES, 64, pixel_slots=200, region_slots=50, pixels_per_image=2),
+        bank=bank,
+        projection=ProjectionHead(32, 64),
     ).to(DEVICE)
 
-    optimizer = torch.optim.SGD([*network.parameters(), *head.parameters()], 0.1, momentum=0.9)
+    parameters = [*network.parameters(), *contrast_loss.parameters()]
+    optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9)
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=DEVICE.type == "cuda")
     for step in range(STEPS):
         images, labels = scenes(BATCH)
         with torch.autocast(DEVICE.type, DTYPE):
             logits, features = network(images)
-            segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-            contrast = contrast_loss(head(features), labels, logits)
+            segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
+            contrast = contrast_loss(features, labels, logits)
             loss = segmentation + 0.1 * contrast
         optimizer.zero_grad()
         scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parameters, 5.0)
         scaler.step(optimizer)
         scaler.update()
         if step % 20 == 0 or step == STEPS - 1:
             print(f"step {step}: cross entropy {segmentation:.3f}, contrast {contrast:.3f}")
 
-    # To resume training, save the head and the bank too. Prediction needs the network only.
-    modules = {"network": network, "head": head, "contrast_loss": contrast_loss}
+    # To resume training, save the loss too: it holds head and bank.
+    modules = {"network": network, "contrast_loss": contrast_loss}
     checkpoint = {name: module.state_dict() for name, module in modules.items()}
     occupancy = contrast_loss.stats.bank_occupancy
     print(f"in the checkpoint: {', '.join(checkpoint)}; bank {occupancy:.0%} full")
@@ -86,7 +100,7 @@ def main() -> None:
     images, labels = scenes(32)
     with torch.no_grad():
         predicted = network(images)[0].argmax(1)
-    valid = labels != 255
+    valid = labels != IGNORE
     print(f"held-out pixel accuracy {(predicted == labels)[valid].float().mean():.3f}")
 
 

@@ -15,6 +15,7 @@ from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, Projec
 
 CLASSES, STEPS, BATCH = 5, 80, 6
 WARM_UP, SURE, MOMENTUM = 20, 0.7, 0.9
+IGNORE = 255  # the label of pixels without a class
 
 
 class Network(nn.Module):
@@ -39,9 +40,9 @@ def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def pseudo_label(teacher: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return classes (B, H, W), 255 where the teacher is unsure, and its confidence in [0, 1]."""
+    """Return classes (B, H, W), IGNORE where the teacher is unsure, and its confidence."""
     confidence, labels = teacher(images).softmax(1).max(1)
-    return labels.masked_fill(confidence < SURE, 255), confidence
+    return labels.masked_fill(confidence < SURE, IGNORE), confidence
 
 
 @torch.no_grad()
@@ -56,13 +57,23 @@ def main() -> None:
     student = Network()
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
     # Used in training only.
-    head = ProjectionHead(32, 64)
     contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
+        ignore_index=IGNORE,
         anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=6),
-        bank=MemoryBank(CLASSES, 64, pixel_slots=200, region_slots=50, pixels_per_image=2),
+        bank=MemoryBank(
+            CLASSES,
+            64,
+            pixel_slots=200,
+            region_slots=50,
+            pixels_per_image=2,
+            pixels_per_region=128,
+            ignore_index=IGNORE,
+        ),
+        projection=ProjectionHead(32, 64),
     )
-    optimizer = torch.optim.SGD([*student.parameters(), *head.parameters()], 0.05, momentum=0.9)
+    parameters = [*student.parameters(), *contrast_loss.parameters()]
+    optimizer = torch.optim.SGD(parameters, 0.05, momentum=0.9)
     for step in range(STEPS):
         images, labels = labeled
         weight = torch.ones(labels.shape)
@@ -74,15 +85,15 @@ def main() -> None:
             weight = torch.cat([weight, confidence])
         features = student.backbone(images)
         logits = student.classifier(features)
-        losses = nn.functional.cross_entropy(logits, labels, ignore_index=255, reduction="none")
+        losses = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
         segmentation = (weight * losses).mean()
-        contrast = contrast_loss(head(features), labels, logits, weight=weight)
+        contrast = contrast_loss(features, labels, logits, weight=weight)
         optimizer.zero_grad()
         (segmentation + 0.1 * contrast).backward()
         optimizer.step()
         update_teacher(teacher, student)
         if step % 20 == 0 or step == STEPS - 1:
-            fraction = (labels[len(labeled[0]) :] != 255).sum() / (BATCH * 32 * 32)
+            fraction = (labels[len(labeled[0]) :] != IGNORE).sum() / (BATCH * 32 * 32)
             print(
                 f"step {step}: cross entropy {segmentation:.3f}, contrast {contrast:.3f}, "
                 f"pseudo-labeled {fraction:.0%}"

@@ -3,7 +3,7 @@
     python smp_unet.py
 
 The model consists of encoder, decoder and segmentation head. Training calls the three separately,
-so that the projection head gets the input of the segmentation head. Prediction calls the model.
+so that the loss gets the input of the segmentation head. Prediction calls the model.
 """
 
 import segmentation_models_pytorch as smp
@@ -12,6 +12,7 @@ import torch
 from pixcontrast import HardAnchorSampler, PixelContrastLoss, ProjectionHead
 
 CLASSES, STEPS, BATCH = 4, 30, 8
+IGNORE = 255  # the label of pixels without a class in your data
 
 
 def scenes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,21 +33,22 @@ def main() -> None:
         classes=CLASSES,
     )
     # Used in training only.
-    head = ProjectionHead(channels[-1], 64)
     contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
+        ignore_index=IGNORE,
         anchor_sampler=HardAnchorSampler(max_anchors=512, max_views=12),
+        projection=ProjectionHead(channels[-1], 64),
     )
 
-    dice = smp.losses.DiceLoss(smp.losses.MULTICLASS_MODE)
-    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], 2e-3)
+    dice = smp.losses.DiceLoss(smp.losses.MULTICLASS_MODE, ignore_index=IGNORE)
+    optimizer = torch.optim.AdamW([*model.parameters(), *contrast_loss.parameters()], 2e-3)
     model.train()
     for step in range(STEPS):
         images, labels = scenes(BATCH)
         decoded = model.decoder(model.encoder(images))
         logits = model.segmentation_head(decoded)
         segmentation = dice(logits, labels)
-        contrast = contrast_loss(head(decoded), labels, logits)
+        contrast = contrast_loss(decoded, labels, logits)
         optimizer.zero_grad()
         (segmentation + 0.1 * contrast).backward()
         optimizer.step()

@@ -13,6 +13,7 @@ from torch import nn
 from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, ProjectionHead
 
 CLASSES, STEPS, BATCH = 4, 40, 8
+IGNORE = 255  # the label of pixels without a class in your data
 
 
 class Segmenter(nn.Module):
@@ -48,19 +49,28 @@ def main() -> None:
     torch.manual_seed(0)
     model = Segmenter("resnet10t")
     # Used in training only.
-    head = ProjectionHead(64, 64)
     contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
+        ignore_index=IGNORE,
         anchor_sampler=HardAnchorSampler(max_anchors=256, max_views=8),
-        bank=MemoryBank(CLASSES, 64, pixel_slots=100, region_slots=50, pixels_per_image=2),
+        bank=MemoryBank(
+            CLASSES,
+            64,
+            pixel_slots=100,
+            region_slots=50,
+            pixels_per_image=2,
+            pixels_per_region=128,
+            ignore_index=IGNORE,
+        ),
+        projection=ProjectionHead(64, 64),
     )
-    # The backbone has a lower learning rate than the head and the classifier.
+    # The backbone has a lower learning rate than the projection head and the classifier.
     backbone = set(model.backbone.parameters())
     optimizer = torch.optim.AdamW(
         [
             {"params": list(model.backbone.parameters()), "lr": 1e-3},
             {"params": [p for p in model.parameters() if p not in backbone]},
-            {"params": head.parameters()},
+            {"params": contrast_loss.parameters()},
         ],
         lr=3e-3,
     )
@@ -70,8 +80,8 @@ def main() -> None:
         features = model.features(images)
         coarse = model.classifier(features)
         logits = nn.functional.interpolate(coarse, labels.shape[1:], mode="bilinear")
-        segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-        contrast = contrast_loss(head(features), labels, coarse)
+        segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
+        contrast = contrast_loss(features, labels, coarse)
         optimizer.zero_grad()
         (segmentation + 0.1 * contrast).backward()
         optimizer.step()

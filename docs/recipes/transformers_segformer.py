@@ -2,8 +2,9 @@
 
     python transformers_segformer.py
 
-The contrast branch (head, loss, bank) is an attribute of the model, so Trainer moves, optimizes
-and saves it. It is removed before the final model is saved, so that `from_pretrained` can load it.
+The contrast branch (the loss with head and bank) is an attribute of the model, so Trainer moves,
+optimizes and saves it. It is removed before the final model is saved, so that `from_pretrained` can
+load it.
 """
 
 import tempfile
@@ -22,18 +23,28 @@ from transformers import (
 from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, ProjectionHead
 
 CLASSES = 4
+IGNORE = 255  # the label of pixels without a class in your data
 
 
 class ContrastBranch(nn.Module):
-    """Projection head and loss; a hook captures the input of SegFormer's classifier."""
+    """The loss; a hook captures the input of SegFormer's classifier."""
 
     def __init__(self, model: SegformerForSemanticSegmentation) -> None:
         super().__init__()
-        self.head = ProjectionHead(model.config.decoder_hidden_size, 64)
         self.loss = PixelContrastLoss(
             base_temperature=0.07,
+            ignore_index=IGNORE,
             anchor_sampler=HardAnchorSampler(max_anchors=256, max_views=6),
-            bank=MemoryBank(CLASSES, 64, pixel_slots=100, region_slots=50, pixels_per_image=2),
+            bank=MemoryBank(
+                CLASSES,
+                64,
+                pixel_slots=100,
+                region_slots=50,
+                pixels_per_image=2,
+                pixels_per_region=128,
+                ignore_index=IGNORE,
+            ),
+            projection=ProjectionHead(model.config.decoder_hidden_size, 64),
         )
         self.features: torch.Tensor | None = None
         self.hook = model.decode_head.classifier.register_forward_pre_hook(self.keep)
@@ -43,7 +54,7 @@ class ContrastBranch(nn.Module):
 
     def forward(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         features, self.features = self.features, None
-        return self.loss(self.head(features), labels, logits)
+        return self.loss(features, labels, logits)
 
 
 class SegmentationLoss:
@@ -55,7 +66,7 @@ class SegmentationLoss:
 
     def __call__(self, outputs, labels, num_items_in_batch=None) -> torch.Tensor:
         logits = nn.functional.interpolate(outputs.logits, labels.shape[-2:], mode="bilinear")
-        loss = nn.functional.cross_entropy(logits, labels, ignore_index=255)
+        loss = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
         if self.branch.training:
             loss = loss + self.weight * self.branch(labels, outputs.logits)
         # With gradient_accumulation_steps above 1, divide this mean by it: Trainer does not do it

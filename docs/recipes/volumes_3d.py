@@ -2,7 +2,7 @@
 
     python volumes_3d.py
 
-Embeddings are (B, D, depth, height, width) and labels (B, depth, height, width). Most voxels are
+Features are (B, C, depth, height, width) and labels (B, depth, height, width). Most voxels are
 background; the sampler takes as many anchors from a small class as from a large one.
 """
 
@@ -12,6 +12,7 @@ from torch import nn
 from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, ProjectionHead
 
 CLASSES, STEPS, BATCH, SIZE = 3, 40, 4, 16
+IGNORE = 255  # the label of voxels without a class in your data
 
 
 class UNet3d(nn.Module):
@@ -52,19 +53,28 @@ def main() -> None:
     torch.manual_seed(0)
     network = UNet3d()
     # Used in training only.
-    head = ProjectionHead(16, 32)
     contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
+        ignore_index=IGNORE,
         anchor_sampler=HardAnchorSampler(max_anchors=256, max_views=16),
-        bank=MemoryBank(CLASSES, 32, pixel_slots=100, region_slots=50, pixels_per_image=5),
+        bank=MemoryBank(
+            CLASSES,
+            32,
+            pixel_slots=100,
+            region_slots=50,
+            pixels_per_image=5,
+            pixels_per_region=128,
+            ignore_index=IGNORE,
+        ),
+        projection=ProjectionHead(16, 32),
     )
-    optimizer = torch.optim.AdamW([*network.parameters(), *head.parameters()], 5e-3)
+    optimizer = torch.optim.AdamW([*network.parameters(), *contrast_loss.parameters()], 5e-3)
     for step in range(STEPS):
         volumes, labels = patches(BATCH)
         features = network.features(volumes)
         logits = network.classifier(features)
-        segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=255)
-        contrast = contrast_loss(head(features), labels, logits)
+        segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
+        contrast = contrast_loss(features, labels, logits)
         optimizer.zero_grad()
         (segmentation + 0.1 * contrast).backward()
         optimizer.step()

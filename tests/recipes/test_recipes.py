@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "docs" / "recipes"
 RUNNER = Path(__file__).with_name("run_recipe.py")
+SEARCH_PATH = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 NEEDS = {
     "forward_hook": ["torchvision"],
     "lightning_segmentation": ["lightning"],
+    "monai_deep_supervision": ["monai"],
     "point_clouds": [],
     "pytorch_amp": [],
     "self_training": [],
@@ -24,7 +27,9 @@ NEEDS = {
     "transformers_segformer": ["transformers", "accelerate"],
     "volumes_3d": [],
 }
-WITH_BANK = set(NEEDS) - {"forward_hook", "point_clouds", "smp_unet"}
+WITH_BANK = set(NEEDS) - {
+    *("forward_hook", "monai_deep_supervision", "point_clouds", "smp_unet"),
+}
 
 
 def run_recipe(name: str, folder: Path, launcher: tuple[str, ...] = ()) -> tuple[str, list[dict]]:
@@ -38,7 +43,7 @@ def run_recipe(name: str, folder: Path, launcher: tuple[str, ...] = ()) -> tuple
         timeout=240,
         env={
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": SEARCH_PATH,
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",  # a recipe that wants weights must fail, not fetch them
@@ -104,8 +109,125 @@ def test_recipe_of_several_ranks(tmp_path):
     assert ranks[0]["contrast"] != ranks[1]["contrast"]
 
 
+@pytest.fixture(scope="module")
+def patterns():
+    spec = importlib.util.spec_from_file_location("patterns", RECIPES / "patterns.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Recorded:
+    """The object, the arguments and the options of each call of a method."""
+
+    def __init__(self, monkeypatch, owner, name):
+        self.calls = []
+        method = getattr(owner, name)
+
+        def recorded(instance, *args, **options):
+            self.calls.append((instance, args, options))
+            return method(instance, *args, **options)
+
+        monkeypatch.setattr(owner, name, recorded)
+
+
+@pytest.fixture
+def calls(patterns, monkeypatch):
+    torch.manual_seed(0)
+    return Recorded(monkeypatch, patterns.PixelContrastLoss, "forward").calls
+
+
+def test_patterns_are_run_as_a_script(tmp_path, patterns):
+    done = subprocess.run(
+        [sys.executable, str(RECIPES / "patterns.py")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": SEARCH_PATH, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    printed = {line.partition(":")[0] for line in done.stdout.splitlines()}
+    assert printed == {pattern.__name__ for pattern in patterns.PATTERNS}
+
+
+def test_a_teacher_fills_the_bank(patterns, calls, monkeypatch):
+    updates = Recorded(monkeypatch, patterns.MemoryBank, "update").calls
+    loss = patterns.teacher_keys()
+    assert len(updates) == len(calls) == patterns.STEPS
+    assert not any(args[0].requires_grad for _, args, _ in updates)
+    # 10 pixels and a region of each class of 2 images a step, and nothing of the student.
+    assert loss.bank.pixel_count.tolist() == [40] * patterns.CLASSES
+    assert loss.bank.region_count.tolist() == [2 * patterns.STEPS] * patterns.CLASSES
+    last = updates[-1][1][0].movedim(1, -1).reshape(-1, patterns.DIM)
+    assert (loss.bank.pixels[0, 20:] @ last.T).amax(1).min() > 1 - 1e-5
+
+
+def test_each_map_has_a_loss_of_its_own(patterns, calls):
+    losses = patterns.deep_supervision()
+    seen = [(instance, args[0].shape[1:]) for instance, args, _ in calls]
+    assert seen[:2] == [(losses[0], (16, 16, 16)), (losses[1], (32, 8, 8))]
+    assert all(p.grad.abs().sum() > 0 for p in losses[1].projection.layers[-1].parameters())
+
+
+def test_micro_batches_meet_in_the_bank(patterns, calls):
+    loss = patterns.gradient_accumulation(micro_batches=2)
+    assert len(calls) == 2 * patterns.STEPS
+    assert loss.bank.region_count.tolist() == [2 * len(calls)] * patterns.CLASSES
+
+
+def test_a_temperature_set_later_is_used(patterns, calls):
+    loss = patterns.temperature_schedule()
+    assert loss.temperature == pytest.approx(0.07)
+    emb, labels = torch.randn(2, 16, 9, 9), torch.randint(0, 4, (2, 9, 9))
+    found = loss(emb, labels, generator=torch.Generator().manual_seed(0))
+    again = patterns.make_loss(temperature=0.07)
+    again.projection = loss.projection
+    expected = again(emb, labels, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, expected)
+
+
+def test_class_weights_leave_ignored_pixels_ignored(patterns, calls):
+    loss = patterns.class_weights()
+    _, (features, labels), options = calls[-1]
+    assert (labels == patterns.IGNORE).any()
+    weight = options["weight"]
+    assert weight[labels == 0].max() == 0
+    assert weight[labels == 3].min() == 3
+    _, sample = loss(features, labels, weight=weight, return_anchors=True)
+    valid = set(sample.labels.tolist()) - {patterns.IGNORE}
+    assert valid == {1, 2, 3}
+
+
+def test_tokens_become_a_map_in_order(patterns, calls):
+    patterns.transformer_tokens()
+    for _, (features, _), _ in calls:
+        assert features.shape == (2, patterns.WIDTH, 8, 8)
+    # The same steps by hand: the token of row i and column j comes to pixel (i, j).
+    numbers = torch.arange(64.0).view(1, 1, 8, 8)
+    tokens = torch.cat([torch.zeros(1, 1, 1), numbers.flatten(2).movedim(1, -1)], 1)
+    assert torch.equal(tokens[:, 1:].movedim(-1, 1).unflatten(2, (8, 8)), numbers)
+
+
 def test_every_recipe_is_run():
-    assert {path.stem for path in RECIPES.glob("*.py")} == {*NEEDS, "ddp"}
+    assert {path.stem for path in RECIPES.glob("*.py")} == {*NEEDS, "ddp", "patterns"}
+
+
+def test_recipes_name_the_ignored_label_once():
+    for path in RECIPES.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert text.count("255") == 1, path.name
+        losses = text.count("PixelContrastLoss(\n") + text.count("MemoryBank(\n")
+        losses += text.count("cross_entropy(")
+        assert text.count("ignore_index=IGNORE") >= losses, path.name
+
+
+def test_recipes_train_the_head():
+    """The optimizer gets the head: with the parameters of the loss, or as a part of the model."""
+    for path in RECIPES.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "projection=" in text, path.name
+        assert "head(" not in text.replace("_head(", "("), path.name
 
 
 def test_recipes_are_not_part_of_the_package():
