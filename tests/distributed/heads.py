@@ -12,7 +12,7 @@ from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 from training import DIM, Trunk
 
-from pixcontrast import PixelContrastLoss, RandomAnchorSampler
+from pixcontrast import PixelContrastLoss
 
 DTYPE = torch.float64
 SLOTS = 120

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pixcontrast._info_nce.derivative import Masks, losses_and_weight, positives_of
+from pixcontrast._info_nce.derivative import losses_and_weight, positives_of
 from pixcontrast._info_nce.operators import _once, _refuse_transforms
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import Losses
@@ -91,15 +91,12 @@ class _OneTile(torch.autograd.Function):
                 operand = _operand(problem, tensor.entries, tensor.labels, any_ignored)
             parts.append(_Columns(slice(*bounds), operand, tensor.is_anchors))
 
-        masks = _masks(problem, labels, parts, any_ignored)
         logits = _similarities(problem, rows, parts, len(labels))
-        indices, of_positives, positive = None, logits, masks.positive
+        inside, positive = _mask(problem, logits, labels, parts, any_ignored)
+        indices, of_positives = None, logits
         if logits.numel() > MAX_UNGATHERED:
             indices, positive = _positives(problem.labels, labels, parts, any_ignored)
             of_positives = logits.gather(1, indices)
-        # Less than any similarity. Unlike −∞ it leaves no NaN where a denominator is empty.
-        lowest = torch.finfo(logits.dtype).min
-        inside = torch.where(masks.in_denominator(problem.denominator), logits, lowest)
         likelihood = inside.softmax(dim=1)
         lse = inside.amax(dim=1) - likelihood.amax(dim=1).log_()
         means, strength = positives_of(of_positives, positive, lse, problem.denominator)
@@ -200,18 +197,30 @@ def _similarities(
     return logits
 
 
-def _masks(problem: Problem, labels: Tensor, parts: list[_Columns], any_ignored: bool) -> Masks:
-    """Return the positives and negatives (M, N); rows of ignored anchors are never used."""
-    positive = problem.labels[:, None] == labels
-    negative = ~positive
+def _mask(
+    problem: Problem, logits: Tensor, labels: Tensor, parts: list[_Columns], any_ignored: bool
+) -> tuple[Tensor, Tensor]:
+    """Return similarities that are very low outside the denominator, and the positives (M, N).
+
+    The positives are 0 and 1 in the dtype of the similarities, because an addition is faster than
+    a selection by a bool. −∞ would leave NaN where a denominator is empty.
+    """
+    # Similarities are within a quarter of the largest number, so the sum is finite.
+    lowest = -0.75 * torch.finfo(logits.dtype).max
+    positive = (problem.labels[:, None] == labels).to(logits.dtype)
+    leaves_out_positives = problem.denominator == "negatives"
+    outside = positive if leaves_out_positives else torch.zeros_like(positive)
     if any_ignored:
-        valid = labels >= 0
-        negative &= valid
-        positive &= valid
+        ignored = (labels < 0).to(logits.dtype)
+        outside = torch.maximum(outside, ignored)
+        positive = positive * (1 - ignored)
+    inside = logits.add(outside, alpha=lowest)
     for part in parts:
         if part.is_anchors:
-            positive[:, part.range].fill_diagonal_(False)
-    return Masks(positive, negative)
+            positive[:, part.range].fill_diagonal_(0.0)
+            if not leaves_out_positives:
+                inside[:, part.range].fill_diagonal_(lowest)
+    return inside, positive
 
 
 def _positives(
