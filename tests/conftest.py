@@ -72,7 +72,7 @@ def sorted_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """No problem is small enough for a single tile."""
     from pixcontrast._info_nce.tiled import one_tile
 
-    monkeypatch.setattr(one_tile, "MAX_SIMILARITIES", 0)
+    monkeypatch.setattr(one_tile, "MAX_LENGTH", 0)
 
 
 @pytest.fixture

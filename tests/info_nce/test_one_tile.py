@@ -22,7 +22,7 @@ def single(monkeypatch):
     return seen
 
 
-# Anchors, and entries beside the anchors themselves (0: none). A row is at most 4,096 entries.
+# Anchors, and entries beside the anchors themselves (0: none).
 SHAPES = {
     (1, 3): True,
     (128, 0): True,
@@ -32,22 +32,23 @@ SHAPES = {
     (1024, 0): True,
     (1024, 1): False,
     (1025, 0): False,
-    (255, 4096 - 255): True,
-    (255, 4096 - 254): False,
+    (255, 1024 - 255): True,
+    (255, 1024 - 254): False,
 }
 
 
+@pytest.mark.parametrize("classes", [2, 7])  # the positives of few classes are not gathered
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("denominator", DENOMINATORS)
 @pytest.mark.parametrize("shape", list(SHAPES), ids=str)
-def test_sizes_around_the_limits(shape, denominator, dtype, single):
+def test_sizes_around_the_limits(shape, denominator, dtype, classes, single):
     generator = torch.Generator().manual_seed(1)
     num_anchors, num_entries = shape
     anchors = vectors(num_anchors, 6, generator, torch.float64).to(dtype)
     entries = vectors(num_entries, 6, generator, torch.float64).to(dtype)
     anchor_labels, entry_labels = (
-        labels(num_anchors, 5, generator),
-        labels(num_entries, 5, generator),
+        labels(num_anchors, classes, generator),
+        labels(num_entries, classes, generator),
     )
     upstream = torch.rand(num_anchors, generator=generator, dtype=torch.float64)
     given = anchor_labels, [None, entries], [None, entry_labels], upstream
@@ -74,6 +75,7 @@ def test_sizes_around_the_limits(shape, denominator, dtype, single):
 def test_ignored_vectors_are_not_read(value, denominator, ungathered, single, monkeypatch):
     """Nor have they, or anchors without a positive, a gradient other than an exact 0."""
     monkeypatch.setattr(one_tile, "MAX_UNGATHERED", ungathered)
+    monkeypatch.setattr(one_tile, "MAX_GATHERED", 1.0)
     generator = torch.Generator().manual_seed(7)
     anchors, anchor_labels = vectors(30, 4, generator), labels(30, 3, generator)
     anchor_labels[4] = 70
@@ -100,6 +102,7 @@ def test_ignored_vectors_are_not_read(value, denominator, ungathered, single, mo
 def test_no_negative_and_no_positive(length, ungathered, monkeypatch):
     """A loss of exactly 0 beside others, and never NaN, even where similarities saturate."""
     monkeypatch.setattr(one_tile, "MAX_UNGATHERED", ungathered)
+    monkeypatch.setattr(one_tile, "MAX_GATHERED", 1.0)
     anchors = length * torch.nn.functional.normalize(torch.randn(6, 3), dim=1)
     for given in ([0, 0, 0, 0, 0, IGNORE], [0, 1, 2, 3, 4, 5]):
         leaf = anchors.clone().requires_grad_()

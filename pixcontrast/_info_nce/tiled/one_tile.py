@@ -19,13 +19,16 @@ from pixcontrast._info_nce.operators import _once, _refuse_transforms
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import Losses
 from pixcontrast._info_nce.tiled.class_order import reads_are_free
-from pixcontrast._info_nce.tiled.similarities import TILE_COLUMNS, TILE_ROWS, Similarities
+from pixcontrast._info_nce.tiled.similarities import Similarities
 from pixcontrast._tensors import without_autocast
 
-# Largest number of similarities, 4 MB in float32. Above, sorted tiles are faster.
-MAX_SIMILARITIES = 1 << 20
-# Up to this size the terms of all similarities cost less than to gather the positives.
+# Largest number of anchors and of entries, 4 MB of similarities in float32. Above, sorted tiles are
+# faster, and sum long rows with a smaller rounding error.
+MAX_LENGTH = 1024
+# Up to this number of similarities, the terms of all cost less than to gather the positives; above,
+# they do if an anchor may have more positives than this fraction of the entries.
 MAX_UNGATHERED = 1 << 15
+MAX_GATHERED = 1 / 3
 
 ANCHORS = 2
 """The anchors' place among the arguments of the autograd function; entries follow."""
@@ -39,9 +42,7 @@ def is_one_tile(problem: Problem) -> bool:
         return False  # tensors without values, or a tracer that must not see them
     num_anchors = problem.labels.shape[0]
     num_entries = sum(tensor.labels.shape[0] for tensor in problem.contrast)
-    # Longer rows would be summed in one piece, with a larger rounding error.
-    fits = num_anchors <= TILE_ROWS and num_entries <= TILE_COLUMNS
-    fits = fits and 0 < num_anchors * num_entries <= MAX_SIMILARITIES
+    fits = 0 < num_anchors <= MAX_LENGTH and 0 < num_entries <= MAX_LENGTH
     return fits and reads_are_free(problem.anchors.device)
 
 
@@ -93,9 +94,12 @@ class _OneTile(torch.autograd.Function):
 
         logits = _similarities(problem, rows, parts, len(labels))
         inside, positive = _mask(problem, logits, labels, parts, any_ignored)
-        indices, of_positives = None, logits
+        gathered = None
         if logits.numel() > MAX_UNGATHERED:
-            indices, positive = _positives(problem.labels, labels, parts, any_ignored)
+            gathered = _gather(problem.labels, labels, parts, any_ignored)
+        of_positives = logits
+        if gathered is not None:
+            indices, positive = gathered
             of_positives = logits.gather(1, indices)
         likelihood = inside.softmax(dim=1)
         lse = inside.amax(dim=1) - likelihood.amax(dim=1).log_()
@@ -107,7 +111,7 @@ class _OneTile(torch.autograd.Function):
         if is_grad_enabled and any(ctx.needs_input_grad):
             # ∂L/∂s as `derivative_` computes it, from exp(s − Z) and f·σ(Z − s).
             change = likelihood.mul_(weight[:, None])
-            if indices is None:
+            if gathered is None:
                 change.sub_(strength)
             else:
                 change.scatter_add_(1, indices, strength.neg_())
@@ -223,16 +227,19 @@ def _mask(
     return inside, positive
 
 
-def _positives(
+def _gather(
     anchor_labels: Tensor, labels: Tensor, parts: list[_Columns], any_ignored: bool
-) -> tuple[Tensor, Tensor]:
-    """Return columns (M, P) that contain every positive, and whether each is one."""
+) -> tuple[Tensor, Tensor] | None:
+    """Return columns (M, P) that contain every positive and whether each is one; None: too many."""
     ascending, order = labels.sort(stable=True)
     first = torch.searchsorted(ascending, anchor_labels)
     count = torch.searchsorted(ascending, anchor_labels, right=True).sub_(first)
     if any_ignored:
         count.masked_fill_(anchor_labels < 0, 0)
-    offsets = torch.arange(int(count.amax()), device=labels.device)
+    max_count = int(count.amax())
+    if max_count > MAX_GATHERED * len(labels):
+        return None
+    offsets = torch.arange(max_count, device=labels.device)
     columns = order[(first[:, None] + offsets).clamp_(max=len(order) - 1)]
     positive = offsets < count[:, None]
     for part in parts:
