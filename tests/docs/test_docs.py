@@ -89,6 +89,26 @@ def test_a_head_of_mmsegmentation_adds_its_loss(monkeypatch):
     assert gradient.abs().sum() > 0
 
 
+def test_pages_project_samples_and_not_maps():
+    """`loss(head(features))` is documented in one place."""
+    projecting = [name for name in TEXTS if "head(features)" in TEXTS[name]]
+    assert projecting == ["options.md"]
+    for page in ("README.md", "index.md", "quickstart.md", "reading.md", "migration.md"):
+        assert any("projection=" in block for block in blocks("python", TEXTS[page])), page
+
+
+def test_the_angle_of_a_region_of_few_pixels():
+    found = re.search(r"(\S+) rad at n = (\d+) and ρ = (\S+)\. ", TEXTS["method.md"])
+    angle, number, cosine = float(found[1]), int(found[2]), float(found[3])
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(200, number, 64, generator=generator)
+    pixels[..., 0] = 0
+    pixels = (1 - cosine) ** 0.5 * torch.nn.functional.normalize(pixels, dim=2)
+    pixels[..., 0] = cosine**0.5
+    means = torch.nn.functional.normalize(pixels.mean(1), dim=1)
+    assert means[:, 0].acos().mean() == pytest.approx(angle, abs=0.005)
+
+
 @pytest.mark.parametrize("page", [*TEXTS, *OTHERS])
 def test_links_lead_somewhere(page):
     path = PAGES.get(page, ROOT / page)

@@ -151,6 +151,15 @@ def test_patterns_are_run_as_a_script(tmp_path, patterns):
     assert printed == {pattern.__name__ for pattern in patterns.PATTERNS}
 
 
+@pytest.mark.parametrize("ignored", [-1, 254])
+def test_patterns_take_another_ignored_label(patterns, calls, monkeypatch, ignored):
+    monkeypatch.setattr(patterns, "IGNORE", ignored)
+    for pattern in patterns.PATTERNS:
+        pattern()
+    assert {instance.ignore_index for instance, _, _ in calls} == {ignored}
+    assert all(int(instance.stats.anchors) > 40 for instance, _, _ in calls)
+
+
 def test_a_teacher_fills_the_bank(patterns, calls, monkeypatch):
     updates = Recorded(monkeypatch, patterns.MemoryBank, "update").calls
     loss = patterns.teacher_keys()
