@@ -59,7 +59,7 @@ def product_is_cast(vectors: Tensor) -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Return a context manager that disables autocast for the type of this device."""
-    if _is_available(device.type):
+    if _is_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

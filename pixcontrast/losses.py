@@ -99,6 +99,7 @@ class PixelContrastLoss(ContrastLoss):
         stats (Stats, optional): statistics of the last call, or None before the first: a named
             tuple of tensors of one number. The host waits only when a number is read. Fields:
             `anchors` and `entries`, the numbers of anchors and contrast entries that count;
+            `classes`, the number of classes with an anchor;
             `groups`, the number of (image, class) groups in the batch, and `groups_skipped`, those
             without an anchor; `hard_share`, the fraction of sampled pixels that are mispredicted;
             `positive_similarity` and `negative_similarity`, the mean cosine similarity of two

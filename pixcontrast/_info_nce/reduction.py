@@ -34,6 +34,8 @@ def reduce_losses(
     Returns:
         The loss, () or, with `"none"`, (M,).
     """
+    if weight is None and reduction == "mean" and ranks is None:
+        return losses.sum() / has_positive.sum().clamp(min=1)
     largest = losses.new_ones(())
     if weight is None:
         weights = has_positive.to(losses.dtype)

@@ -1,129 +1,54 @@
-"""Options and forward of both losses: from embeddings to the loss, and to the bank."""
+"""The forward of both losses: from embeddings to the loss, and to the bank."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from pixcontrast import _check as check
 from pixcontrast._bank.new_entries import DrawnPixels, NewEntries
 from pixcontrast._bank.ring import QUEUES
-from pixcontrast._distributed import GroupReference, ranks_of
+from pixcontrast._distributed import ranks_of
 from pixcontrast._info_nce.dispatch import Result, reduced_loss
-from pixcontrast._info_nce.problem import Denominator, Problem
-from pixcontrast._info_nce.reduction import Reduction
+from pixcontrast._info_nce.problem import Problem
 from pixcontrast._loss.batch import Anchors, Batch, as_anchors
 from pixcontrast._loss.contrast_set import (
     ContrastSet,
     contrast_set,
-    resolve_sources,
     split_by_image,
 )
 from pixcontrast._loss.gather import JointCall, Labelled
+from pixcontrast._loss.options import LossOptions
 from pixcontrast._loss.stats import MAX_CLASSES, Call, Stats, compute_stats
 from pixcontrast._tensors import IGNORED, mark_ignored
-from pixcontrast._triton import Backend, choose
+from pixcontrast._triton import choose
 from pixcontrast.bank import MemoryBank
-from pixcontrast.functional import DENOMINATORS, REDUCTIONS, check_backend
-from pixcontrast.mining import HardNegativeSampler, draw_seed
-from pixcontrast.samplers import AnchorSample, AnchorSampler, HardAnchorSampler
+from pixcontrast.mining import draw_seed
+from pixcontrast.samplers import AnchorSample
 
 
-class ContrastLoss(nn.Module):
+class ContrastLoss(LossOptions):
     """Base class of the losses. A subclass defines which entries the batch contributes."""
 
-    contrast_choices: tuple[str, ...]
-    bank: MemoryBank | None
-    projection: nn.Module | None
-
-    def __init__(
-        self,
-        *,
-        temperature: float = 0.1,
-        base_temperature: float | None = None,
-        ignore_index: int = 255,
-        anchor_sampler: AnchorSampler | None = None,
-        negative_sampler: HardNegativeSampler | None = None,
-        bank: MemoryBank | None = None,
-        contrast_with: Sequence[str] | None = None,
-        projection: nn.Module | None = None,
-        denominator: Denominator = "negatives",
-        normalize: bool = True,
-        reduction: Reduction = "mean",
-        update_bank: bool = True,
-        gather: bool = False,
-        process_group: Any = None,
-        validate: bool = False,
-        backend: Backend = "auto",
-    ) -> None:
-        super().__init__()
-        check.check_temperature("temperature", temperature)
-        if base_temperature is not None:
-            check.check_temperature("base_temperature", base_temperature)
-            base_temperature = float(base_temperature)
-            # The factor of the loss must be finite in float32: 0 · inf is NaN.
-            if not float(temperature) / base_temperature <= torch.finfo(torch.float32).max:
-                expected = "temperature / base_temperature to be a float32"
-                found = f"{float(temperature)} / {base_temperature}"
-                check.refuse("base_temperature", expected, found)
-        check.check_ignore_index(ignore_index)
-        is_callable = callable(anchor_sampler) and not isinstance(anchor_sampler, type)
-        check.expect(
-            anchor_sampler is None or is_callable,
-            "anchor_sampler",
-            "a callable object such as HardAnchorSampler(...), or None",
-            anchor_sampler,
-            error=TypeError,
-        )
-        check.check_instance("negative_sampler", negative_sampler, HardNegativeSampler)
-        check.check_instance("bank", bank, MemoryBank)
-        check.check_instance("projection", projection, nn.Module)
-        check.check_choice("denominator", denominator, DENOMINATORS)
-        check.check_choice("reduction", reduction, REDUCTIONS)
-        check.check_flag("normalize", normalize)
-        check.check_flag("update_bank", update_bank)
-        check.check_flag("gather", gather)
-        check.check_flag("validate", validate)
-        check_backend(backend)
-        check.check_process_group(process_group)
-        if gather and reduction == "none":
-            check.refuse(
-                "reduction",
-                '"mean" or "sum" with gather=True, which reduces over the anchors of all ranks',
-                '"none"',
-            )
-        if bank is not None and bank.ignore_index != ignore_index:
-            expected = f"that of the bank, {bank.ignore_index}"
-            check.refuse("ignore_index", expected, str(ignore_index))
-        self.temperature = float(temperature)
-        self.base_temperature = base_temperature
-        self.ignore_index = ignore_index
-        self.anchor_sampler = HardAnchorSampler() if anchor_sampler is None else anchor_sampler
-        self.negative_sampler = negative_sampler
-        self.bank = bank
-        self.projection = projection
-        self.contrast_with = resolve_sources(contrast_with, self.contrast_choices, bank)
-        self.denominator: Denominator = denominator
-        self.normalize = normalize
-        self.reduction: Reduction = reduction
-        self.update_bank = update_bank
-        self.gather = gather
-        self._group = GroupReference(process_group)
-        self.validate = validate
-        self.backend: Backend = backend
-        self._call: Call | None = None
-
-    @property
-    def process_group(self) -> Any:
-        return self._group.group
+    _call: Call | None = None
 
     @property
     def stats(self) -> Stats | None:
         """Statistics of the last call, or None before the first."""
         return None if self._call is None else compute_stats(self._call)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for pickles and copies, without data of a call."""
+        return {name: value for name, value in self.__dict__.items() if name != "_call"}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ContrastLoss:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._call = tree_map_only(Tensor, fn, self._call)
+        return self
 
     @overload
     def forward(
@@ -179,6 +104,9 @@ class ContrastLoss(nn.Module):
         loss = self._reduce(result.loss, len(anchors.labels))
         if bank_to_update is not None and new_entries is not None:
             bank_to_update._store(new_entries)
+        self._warnings.see_logits(preds, self.ignore_index)
+        if self.denominator == "negatives" and contrast.shards is None:
+            self._warnings.see_labels(anchors.labels, [labels for _, labels in contrast.tensors])
         self._call = self._record(batch, sample, anchors, contrast, result)
         return (loss, sample) if return_anchors else loss
 
@@ -335,18 +263,3 @@ class ContrastLoss(nn.Module):
             slots=0 if bank is None else bank.num_classes * sum(map(bank.slots, QUEUES)),
             num_classes=MAX_CLASSES if bank is None else bank.num_classes,
         )
-
-    def extra_repr(self) -> str:
-        return f"anchor_sampler={self.anchor_sampler!r}, {self._shared_options()}"
-
-    def _shared_options(self) -> str:
-        """Return the options that must be the same on every rank.
-
-        The sampler is not among them: the default representation of an object is its address.
-        """
-        names = (
-            *("temperature", "base_temperature", "ignore_index", "negative_sampler"),
-            *("contrast_with", "denominator", "normalize", "reduction", "update_bank", "gather"),
-            "backend",
-        )
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

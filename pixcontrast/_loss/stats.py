@@ -25,6 +25,7 @@ class Stats(NamedTuple):
         anchors: int64 number of anchors with a positive. The mean is over these.
         entries: int64 number of contrast entries that are not ignored, before any selection by a
             `negative_sampler`.
+        classes: int64 number of classes with an anchor.
         groups: int64 number of groups in the batch. A group is the pixels of one class in one
             image.
         groups_skipped: int64 number of groups without an anchor: too small, or too many groups.
@@ -39,6 +40,7 @@ class Stats(NamedTuple):
 
     anchors: Tensor
     entries: Tensor
+    classes: Tensor
     groups: Tensor
     groups_skipped: Tensor
     hard_share: Tensor
@@ -82,12 +84,15 @@ class Call(NamedTuple):
 def compute_stats(call: Call) -> Stats:
     """Compute the statistics of a call."""
     zero = call.sampled.new_zeros(())
-    groups, skipped = count_groups(call.labels, call.sampled, call.indices, call.num_classes)
+    groups, skipped, classes = count_groups(
+        call.labels, call.sampled, call.indices, call.num_classes
+    )
     positive, negative = similarities(call.anchors, call.sampled, call.num_classes)
     of_batch = () if call.batch_labels is None else ((call.batch_labels != IGNORED).sum(),)
     return Stats(
         anchors=call.has_positive.sum(),
         entries=sum((*of_batch, *call.bank_entries), zero),
+        classes=classes,
         groups=groups,
         groups_skipped=skipped,
         hard_share=hard_share(call.preds, call.sampled),
@@ -99,8 +104,8 @@ def compute_stats(call: Call) -> Stats:
 
 def count_groups(
     labels: Tensor, sampled: Tensor, indices: Tensor, num_classes: int
-) -> tuple[Tensor, Tensor]:
-    """Count the groups, and the groups without a sampled pixel.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Count the groups, the groups without a sampled pixel, and the classes with one.
 
     Args:
         labels (Tensor): int64 labels, shape (B, P).
@@ -116,7 +121,7 @@ def count_groups(
         .view(num_images, num_classes + 1)[:, :num_classes]
         for of_image, of_class in ((image, labels), (indices // max(1, num_pixels), sampled))
     )
-    return present.sum(), (present & ~has_sample).sum()
+    return present.sum(), (present & ~has_sample).sum(), has_sample.any(dim=0).sum()
 
 
 def _group(image: Tensor, label: Tensor, num_classes: int) -> Tensor:

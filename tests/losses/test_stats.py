@@ -143,7 +143,7 @@ def test_they_are_of_the_last_call_and_hold_no_graph():
     assert not any(number.requires_grad for number in first)
     assert all(number.shape == () for number in first)
     assert loss.state_dict() == {}
-    assert copy.deepcopy(loss).stats.entries == first.entries
+    assert copy.deepcopy(loss).stats is None
     with torch.no_grad():
         loss(emb, torch.full_like(labels, IGNORE))
     assert loss.stats.entries == 0

@@ -41,7 +41,8 @@ def is_one_tile(problem: Problem) -> bool:
     if type(problem.labels) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
         return False  # tensors without values, or a tracer that must not see them
     num_anchors = problem.labels.shape[0]
-    num_entries = sum(tensor.labels.shape[0] for tensor in problem.contrast)
+    num_entries = sum(len(labels) for labels in problem.entry_labels)
+    num_entries += num_anchors * sum(problem.is_anchors)
     fits = 0 < num_anchors <= MAX_LENGTH and 0 < num_entries <= MAX_LENGTH
     return fits and reads_are_free(problem.anchors.device)
 
@@ -49,9 +50,8 @@ def is_one_tile(problem: Problem) -> bool:
 def one_tile_losses(problem: Problem) -> Losses:
     """Compute the losses; they are differentiable once."""
     _refuse_transforms()
-    entries = [tensor.entries for tensor in problem.contrast if not tensor.is_anchors]
     # Grad mode is always off inside the function.
-    tensors = problem.anchors, *entries
+    tensors = problem.anchors, *problem.entries
     found = _OneTile.apply(problem, torch.is_grad_enabled(), *tensors)  # type: ignore[no-untyped-call]
     return Losses(*found)
 
@@ -77,16 +77,14 @@ class _OneTile(torch.autograd.Function):
     def forward(
         ctx: Any, problem: Problem, is_grad_enabled: bool, anchors: Tensor, *entries: Tensor
     ) -> tuple[Tensor, Tensor]:
-        # One object where the entries are the anchors.
-        all_labels = [
-            problem.labels if tensor.is_anchors else tensor.labels for tensor in problem.contrast
-        ]
+        contrast = problem.contrast
+        all_labels = [tensor.labels for tensor in contrast]
         labels = all_labels[0] if len(all_labels) == 1 else torch.cat(all_labels)
         any_ignored = any(int(one.amin()) < 0 for one in {labels, problem.labels})
         rows = _operand(problem, anchors, problem.labels, any_ignored)
         parts = []
         ends = accumulate((len(one) for one in all_labels), initial=0)
-        for tensor, bounds in zip(problem.contrast, pairwise(ends), strict=True):
+        for tensor, bounds in zip(contrast, pairwise(ends), strict=True):
             operand = rows
             if not tensor.is_anchors:
                 operand = _operand(problem, tensor.entries, tensor.labels, any_ignored)

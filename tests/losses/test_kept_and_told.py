@@ -1,0 +1,88 @@
+"""What a loss keeps of a call, and the warnings it gives once."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+
+from pixcontrast import MemoryBank, PixelContrastLoss
+
+EMB = torch.randn(2, 8, 6, 6)
+
+
+def mask_of(low, high):
+    mask = torch.full((2, 6, 6), low)
+    mask[:, 3:] = high
+    return mask
+
+
+def told(loss, calls, *arguments):
+    """The number of the call of each warning, and its words."""
+    found = []
+    for number in range(calls):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loss(*arguments)
+        found += [(number, str(one.message), one.filename) for one in caught]
+    return found
+
+
+@pytest.mark.parametrize("with_bank", [False, True])
+@pytest.mark.parametrize("mask", [mask_of(0, 255), mask_of(255, 255)], ids=["one class", "none"])
+def test_masks_of_0_and_255(with_bank, mask):
+    loss = PixelContrastLoss(bank=MemoryBank(2, 8) if with_bank else None)
+    ((number, words, filename),) = told(loss, 25, EMB, mask)
+    assert number == 9
+    assert "mask > 0" in words
+    assert filename == __file__
+
+
+def test_a_negative_ends_the_row():
+    loss = PixelContrastLoss()
+    for _ in range(3):
+        assert not told(loss, 9, EMB, mask_of(0, 255))
+        assert not told(loss, 1, EMB, mask_of(0, 1))
+
+
+@pytest.mark.parametrize("options", [{"denominator": "all"}, {"bank": True}])
+def test_no_warning_where_the_loss_is_not_constant(options):
+    if "bank" in options:
+        bank = MemoryBank(2, 8, pixel_slots=40)
+        bank.update(EMB, mask_of(1, 1))
+        options = {"bank": bank, "update_bank": False}
+    assert not told(PixelContrastLoss(**options), 12, EMB, mask_of(0, 255))
+
+
+def test_255_as_a_class():
+    loss = PixelContrastLoss()
+    logits = torch.randn(2, 300, 6, 6)
+    ((number, words, filename),) = told(loss, 3, EMB, mask_of(254, 255), logits)
+    assert number == 0
+    assert "300 classes" in words
+    assert filename == __file__
+    assert not told(PixelContrastLoss(ignore_index=-1), 3, EMB, mask_of(254, 255), logits)
+    assert not told(PixelContrastLoss(), 3, EMB, mask_of(254, 253), logits[:, :255])
+
+
+def test_nothing_of_a_call_is_in_copies_and_pickles():
+    loss = PixelContrastLoss()
+    empty = len(pickle.dumps(loss))
+    loss(EMB, mask_of(0, 1))
+    assert len(pickle.dumps(loss)) == empty
+    assert copy.deepcopy(loss).stats is None
+    assert loss.stats is not None
+    file = io.BytesIO()
+    torch.save(loss, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert loaded(EMB, mask_of(0, 1)) > 0
+    assert int(loaded.stats.classes) == 2
+
+
+def test_to_moves_what_stats_are_made_of():
+    loss = PixelContrastLoss()
+    loss(EMB, mask_of(0, 1))
+    assert {value.device.type for value in loss.to("meta").stats} == {"meta"}
