@@ -58,7 +58,10 @@ class Case(NamedTuple):
         return f"{self.mode}, {self.anchors:,} x {entries} x {self.dim}"
 
 
-CPU_SHAPES = (
+SMALL_SHAPES = tuple((m, None, d) for m in (128, 256, 512, 1024) for d in (64, 256))
+"""Sampled anchors against themselves, without a bank: what most users run."""
+CPU_SHAPES: tuple[tuple[int, int | None, int], ...] = (
+    *SMALL_SHAPES,
     *((975, n, 256) for n in (19_000, 47_500, 95_000, 190_000, 475_000, 1_000_000)),
     *((m, 47_500, 256) for m in (244, 488, 1950)),
     (512, 100_000, 128),

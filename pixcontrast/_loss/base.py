@@ -13,7 +13,7 @@ from pixcontrast import _check as check
 from pixcontrast._bank.new_entries import DrawnPixels, NewEntries
 from pixcontrast._bank.ring import QUEUES
 from pixcontrast._distributed import ranks_of
-from pixcontrast._info_nce.dispatch import Result, reduced_loss
+from pixcontrast._info_nce.dispatch import Part, Result, reduced_loss
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._loss.batch import Anchors, Batch, as_anchors
 from pixcontrast._loss.contrast_set import (
@@ -206,11 +206,12 @@ class ContrastLoss(LossOptions):
             unit_length=self.normalize,
             shards=contrast.shards,
         )
-        problems = [problem]
+        parts = [Part(problem)]
         if "image" in self.contrast_with:
-            problems = split_by_image(problem, anchors.images, num_images)
+            parts = split_by_image(problem, anchors.images, num_images)
         ranks = None if gathered is None else gathered.ranks
-        return contrast, reduced_loss(problems, anchors.weight, self.reduction, ranks)
+        num_anchors = len(anchors.labels)
+        return contrast, reduced_loss(parts, num_anchors, anchors.weight, self.reduction, ranks)
 
     def _joint_call(
         self, anchors: Anchors, entries: Labelled | None, num_images: int

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._bank.ring import QUEUES
+from pixcontrast._info_nce.dispatch import Part
 from pixcontrast._info_nce.problem import Problem, Shards
 from pixcontrast._loss.batch import Anchors
 from pixcontrast._loss.gather import JointCall, Labelled
@@ -110,12 +111,20 @@ def contrast_set(
     return ContrastSet(contrast, batch_labels, tuple(bank_entries), spread)
 
 
-def split_by_image(problem: Problem, images: Tensor, num_images: int) -> list[Problem]:
-    """Split a problem into one for each image, in which the anchors of other images are ignored.
+def split_by_image(problem: Problem, images: Tensor, num_images: int) -> list[Part]:
+    """Split a problem into one for each image.
 
-    `images` (M,) is the image of each anchor.
+    `images` (M,) is the image of each anchor. Where reading values is a wait, or ranks call with
+    the same number of anchors, a part has all anchors, and those of other images are ignored.
     """
-    return [
-        replace(problem, labels=torch.where(images == image, problem.labels, IGNORED))
-        for image in range(max(num_images, 1))
-    ]
+    keeps_size = torch.compiler.is_compiling() or not check.values_can_be_seen(images)
+    parts = []
+    for image in range(max(num_images, 1)):
+        labels = torch.where(images == image, problem.labels, IGNORED)
+        if keeps_size or problem.group is not None:
+            parts.append(Part(replace(problem, labels=labels), None))
+        else:
+            rows = (labels != IGNORED).nonzero()[:, 0]
+            own = replace(problem, anchors=problem.anchors[rows], labels=labels[rows])
+            parts.append(Part(own, rows))
+    return parts
