@@ -191,14 +191,14 @@ def unused_parameters(group: Any, rank: int, way: str, **options: Any) -> str:
 
 
 def join(
-    group: Any, rank: int, batches: list[int], *, bank: bool, throw: bool = False
+    group: Any, rank: int, batches: list[int], way: str, *, bank: bool, throw: bool = False
 ) -> dict[str, Any]:
     """Steps on an uneven number of batches, inside DDP's `Join`."""
     options: dict[str, Any] = {}
     if bank:
         memory = make_bank(group, DTYPE, pixel_slots=24, region_slots=12, sharded=True)
         options = {"bank": memory, "gather": True}
-    training = Training(group, "shared", make_head(DTYPE), **options)
+    training = Training(group, way, make_head(DTYPE), **options)
     optimizer = torch.optim.SGD(training.network.parameters(), 0.1)
     losses, gradients, told = [], [], ""
     try:

@@ -139,18 +139,20 @@ def test_conversion_to_synchronized_statistics() -> None:
 
 
 @pytest.mark.parametrize("bank", [False, True])
-def test_join_that_ends_with_the_first_rank(pool: Pool, bank: bool) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_join_that_ends_with_the_first_rank(pool: Pool, way: str, bank: bool) -> None:
     """Every rank makes as many steps as the one with the fewest batches; then all raise."""
-    answers = pool.run("heads.join", 2, [4, 2], bank=bank, throw=True)
+    answers = pool.run("heads.join", 2, [4, 2], way, bank=bank, throw=True)
     assert [len(answer["losses"]) for answer in answers] == [2, 2]
     assert "at least one rank that exhausted inputs" in answers[0]["told"]
     assert "exhausted all inputs" in answers[1]["told"]
     assert_same_bits(answers[0]["parameters"], answers[1]["parameters"])
 
 
-def test_join_with_uneven_batches(pool: Pool) -> None:
-    """Without communication of the loss, DDP's `Join` does what it does for any loss."""
-    answers = pool.run("heads.join", 2, [3, 1], bank=False)
+@pytest.mark.parametrize("way", ["shared", "inside"])
+def test_join_with_uneven_batches(pool: Pool, way: str) -> None:
+    """With one DDP module, and without communication of the loss, ranks may stop early."""
+    answers = pool.run("heads.join", 2, [3, 1], way, bank=False)
     assert [answer["told"] for answer in answers] == ["", ""]
     assert [len(answer["losses"]) for answer in answers] == [3, 1]
     assert_same_bits(answers[0]["gradients"][0], answers[1]["gradients"][0])
