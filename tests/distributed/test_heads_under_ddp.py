@@ -1,7 +1,9 @@
 """The gradient of a projection head that the loss calls, averaged by DistributedDataParallel."""
 
+from pathlib import Path
 from typing import Any
 
+import dying
 import heads
 import pytest
 import torch
@@ -116,6 +118,13 @@ def test_a_shared_head_is_unused_by_forward(pool: Pool) -> None:
         assert_alike(pool.run("heads.train", 2, [4, 2], "shared", **options), [expected])
 
 
+@pytest.mark.parametrize("head_of_its_own", [False, True])
+def test_a_shared_head_under_fsdp(pool: Pool, head_of_its_own: bool) -> None:
+    expected = heads.train(None, 0, [6], "alone", steps=2, learning_rate=0.0)
+    arguments = ("heads.train_fully_sharded", 4, [2, 1, 1, 2])
+    assert_alike(pool.run(*arguments, head_of_its_own=head_of_its_own), [expected])
+
+
 def test_conversion_to_synchronized_statistics() -> None:
     """PyTorch's SyncBatchNorm runs on GPUs only, so that the conversion alone is tested."""
     head = ProjectionHead(6, 4)
@@ -157,3 +166,21 @@ def test_join_with_uneven_batches(pool: Pool, way: str) -> None:
     assert [len(answer["losses"]) for answer in answers] == [3, 1]
     assert_same_bits(answers[0]["gradients"][0], answers[1]["gradients"][0])
     assert_same_bits(answers[0]["parameters"], answers[1]["parameters"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "bank"), [("shared", True), ("wrapped", False)])
+def test_join_that_fails(tmp_path: Path, way: str, bank: bool) -> None:
+    """Communication of a loss, or of a second DDP module, that `Join` does not repeat."""
+    answers = dying.start(heads.join_in_a_process, tmp_path, way, bank)
+    assert "" not in answers.values()  # killed, or an error of the process group
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("way", WAYS)
+def test_empty_batches_in_place_of_missing_ones(pool: Pool, way: str, sharded: bool) -> None:
+    expected = heads.train(None, 0, [6], "alone", bank=with_slots({}, 1))
+    bank = with_slots({"sharded": sharded}, 2)
+    sizes = [[4, 2], [6, 0], [0, 6]]
+    answers = pool.run("heads.train", 2, sizes, way, bank=bank, gather=True)
+    assert_alike(answers, [expected])
