@@ -1,4 +1,4 @@
-"""DistributedDataParallel: several ranks train as one, including contrast, bank and projection head.
+"""DistributedDataParallel: several ranks train as one, with contrast, bank and projection head.
 
     torchrun --nproc-per-node 2 ddp.py
     torchrun --nproc-per-node 2 ddp.py --wrap-loss

@@ -127,7 +127,7 @@ class Training:
         self.call = lambda images, labels: loss(network(images), labels)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss. Gradients are averaged over the ranks; buffers are first those of rank 0."""
+        """Return the loss. Gradients become means over the ranks, buffers those of rank 0."""
         alone = self.alone and distributed.is_initialized()
         if alone:
             for buffer in self.network.buffers():

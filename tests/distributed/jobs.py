@@ -298,8 +298,12 @@ def draw_regions(
     bank = MemoryBank(
         CLASSES,
         8,
-        **{"pixel_slots": slots, "region_slots": slots, "dtype": torch.float64},
-        **{"pixels_per_image": 2, "pixels_per_region": 3, "process_group": group},
+        pixel_slots=slots,
+        region_slots=slots,
+        dtype=torch.float64,
+        pixels_per_image=2,
+        pixels_per_region=3,
+        process_group=group,
         **options,
     )
     loss = LOSSES[kind](

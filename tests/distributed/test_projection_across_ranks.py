@@ -33,7 +33,8 @@ def bank_options(
 
 def combined(answers: list[dict[str, Any]]) -> list[torch.Tensor]:
     """The mean over ranks of losses and head gradients, and the gradient of all features."""
-    head = [torch.stack(parts).mean(dim=0) for parts in zip(*(a["head"] for a in answers))]
+    heads = [answer["head"] for answer in answers]
+    head = [torch.stack(parts).mean(dim=0) for parts in zip(*heads, strict=True)]
     return [*over_ranks(answers), *head]
 
 
@@ -67,9 +68,7 @@ def test_gathered(pool: Pool, sizes: list[int], source: str, sharded: bool) -> N
     arguments = ("pixels", [6], DTYPE)
     expected = jobs.loss_step(None, 0, *arguments, bank=bank_options(bank), **options)
     spread = bank_options(bank, size=len(sizes), sharded=sharded)
-    answers = pool.run(
-        "jobs.loss_step", len(sizes), "pixels", sizes, DTYPE, bank=spread, **options
-    )
+    answers = pool.run("jobs.loss_step", len(sizes), "pixels", sizes, DTYPE, bank=spread, **options)
     assert_alike(combined(answers), combined([expected]))
     assert_same_entries(answers, expected)
 
@@ -95,8 +94,11 @@ def test_image_without_gather(pool: Pool, sizes: list[int], source: str, project
     """Contrast within an image needs no other rank: the sum over ranks is that of one rank."""
     contrast_with, bank = SOURCES[source]
     options = {
-        **{"project": project, "steps": 2, "contrast_with": contrast_with},
-        **{"gather": False, "reduction": "sum"},
+        "project": project,
+        "steps": 2,
+        "contrast_with": contrast_with,
+        "gather": False,
+        "reduction": "sum",
     }
     expected = jobs.loss_step(None, 0, "pixels", [6], DTYPE, bank=bank_options(bank), **options)
     for sharded in [False] if bank is None else [False, True]:

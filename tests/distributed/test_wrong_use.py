@@ -123,7 +123,7 @@ def test_replicas_of_a_bank(kind: type[nn.Module], training: bool) -> None:
     loss = kind(bank=bank, projection=make_head(torch.float32)).train(training)
     emb, labels, _ = Batch(0, torch.float32).share([6], 0)
     replica = replica_of(Whole(loss))
-    with pytest.raises(RuntimeError, match="replica of nn.DataParallel .wrap the network only"):
+    with pytest.raises(RuntimeError, match=r"replica of nn\.DataParallel \(wrap the network only"):
         replica(emb, labels)
     assert int(bank.pixel_count.sum()) == 0
     loss(emb, labels)  # the original still works
