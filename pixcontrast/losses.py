@@ -114,8 +114,8 @@ class PixelContrastLoss(ContrastLoss):
             that the samplers support. `backend="triton"` with a `negative_sampler` and a sharded
             bank is not supported.
         RuntimeError: if the bank would be updated during a backward pass (call the loss outside of
-            checkpointed regions); if `backend="triton"` cannot run; if ranks that gather are in
-            different calls.
+            checkpointed regions); if a loss with a bank is called by a replica of nn.DataParallel;
+            if `backend="triton"` cannot run; if ranks that gather are in different calls.
 
     Example:
         >>> import torch

@@ -78,7 +78,9 @@ class ProjectionHead(nn.Module):
         self.layers = nn.Sequential(*layers, _Pointwise(in_channels, dim, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        weight = next(self.layers.parameters())
+        # Replicas of nn.DataParallel have no parameters(), only attributes.
+        weight = self.layers[-1].weight
+        assert isinstance(weight, Tensor)
         channels = self.in_channels
         features = check.check_feature_map("features", features, str(channels), channels)
         check.check_same_device("features", features, "the head", weight)

@@ -1,12 +1,19 @@
-"""DistributedDataParallel: several ranks train as one, including contrast and bank.
+"""DistributedDataParallel: several ranks train as one, with contrast, bank and projection head.
 
     torchrun --nproc-per-node 2 ddp.py
+    torchrun --nproc-per-node 2 ddp.py --wrap-loss
 
 Uses NCCL on GPUs and gloo otherwise. With `gather=True` each rank contrasts with the pixels of all
-ranks, and all banks hold the same entries. Every rank must call the loss. The projection head is
-part of the wrapped network and shared with the loss, so that DDP averages its gradients.
+ranks, and all banks hold the same entries. Every rank must call the loss.
+
+The loss projects the sampled pixels only, so the network does not call the projection head. There
+are two ways to average the head's gradient over the ranks:
+
+1. The head belongs to the network that DDP wraps, and the loss is given the same module (default).
+2. DDP wraps the loss too (`--wrap-loss`). Its parameters must then be passed to the optimizer.
 """
 
+import sys
 from datetime import timedelta
 
 import torch
@@ -16,25 +23,24 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from pixcontrast import HardAnchorSampler, MemoryBank, PixelContrastLoss, ProjectionHead
 
-CLASSES, EPOCHS, BATCH = 5, 4, 4
+CLASSES, EPOCHS, BATCH, WIDTH = 5, 4, 4, 32
 IGNORE = 255  # the label of pixels without a class in your data
 
 
 class Network(nn.Module):
-    """Return logits and features."""
+    """Return logits, and the features that the loss samples from."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
+            nn.Conv2d(3, WIDTH, 3, padding=1, bias=False),
+            nn.BatchNorm2d(WIDTH),
             nn.ReLU(),
-            nn.Conv2d(width, width, 5, padding=2, bias=False),
-            nn.BatchNorm2d(width),
+            nn.Conv2d(WIDTH, WIDTH, 5, padding=2, bias=False),
+            nn.BatchNorm2d(WIDTH),
             nn.ReLU(),
         )
-        self.classifier = nn.Conv2d(width, CLASSES, 1)
-        self.head = ProjectionHead(width, 64)  # called by the loss
+        self.classifier = nn.Conv2d(WIDTH, CLASSES, 1)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = self.encoder(images)
@@ -50,7 +56,7 @@ def scenes(count: int) -> TensorDataset:
     return TensorDataset(colors + 0.6 * torch.randn(count, 3, 32, 32, generator=generator), labels)
 
 
-def main() -> None:
+def main(wrap_loss: bool) -> None:
     on_gpu = torch.cuda.is_available()
     # If a rank fails, the others stop after this timeout.
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=2))
@@ -60,7 +66,8 @@ def main() -> None:
         torch.cuda.set_device(device)
 
     torch.manual_seed(0)  # equal weights on all ranks; DDP also ensures this
-    model = DistributedDataParallel(Network().to(device))
+    # Layer normalization does not depend on the other pixels, so not on the number of ranks either.
+    network, head = Network(), ProjectionHead(WIDTH, 64, norm="layer")
     contrast_loss = PixelContrastLoss(
         base_temperature=0.07,
         ignore_index=IGNORE,
@@ -71,14 +78,20 @@ def main() -> None:
             pixel_slots=100,
             region_slots=50,
             pixels_per_image=2,
-            pixels_per_region=128,
+            pixels_per_region=32,
             ignore_index=IGNORE,
         ),
-        projection=model.module.head,
+        projection=head,
         gather=True,
     ).to(device)
-    # The head is among the parameters of the model: do not pass those of the loss as well.
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    parameters = [*network.parameters(), *head.parameters()]
+    loss_module: nn.Module = contrast_loss
+    if wrap_loss:
+        loss_module = DistributedDataParallel(contrast_loss)
+    else:
+        network.head = head
+    model = DistributedDataParallel(network.to(device))
+    optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9)
 
     train, held_out = scenes(64), scenes(96)[64:]
     sampler = DistributedSampler(train)
@@ -90,7 +103,7 @@ def main() -> None:
             images, labels = images.to(device), labels.to(device)
             logits, features = model(images)
             segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
-            contrast = contrast_loss(features, labels, logits)
+            contrast = loss_module(features, labels, logits)
             optimizer.zero_grad()
             # The average over ranks, which DDP computes, is the gradient of the global loss.
             (segmentation + 0.1 * contrast).backward()
@@ -111,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(wrap_loss="--wrap-loss" in sys.argv)

@@ -119,6 +119,12 @@ class ContrastLoss(LossOptions):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Return the tensors without subclasses and channel dimensions of one."""
+        if self.bank is not None and getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                f"{type(self).__name__}: expected one call for the whole batch, which the bank "
+                f"takes in; got a call by a replica of nn.DataParallel (wrap the network only, and "
+                f"call the loss with its outputs; or use DistributedDataParallel)"
+            )
         emb = check.check_feature_map("emb", emb, "D" if self.projection is None else "C")
         labels = check.check_labels(labels, emb)
         preds = None if preds is None else check.check_predictions(preds, emb)

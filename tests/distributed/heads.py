@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from jobs import EVERY_PIXEL, Batch, make_bank, make_head
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.join import Join
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from training import DIM, Trunk
 
@@ -124,7 +127,7 @@ class Training:
         self.call = lambda images, labels: loss(network(images), labels)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss. Gradients are averaged over ranks; buffers are first those of rank 0."""
+        """Return the loss. Gradients become means over the ranks, buffers those of rank 0."""
         alone = self.alone and distributed.is_initialized()
         if alone:
             for buffer in self.network.buffers():
@@ -145,25 +148,30 @@ class Training:
 def train(
     group: Any,
     rank: int,
-    sizes: list[int],
+    sizes: list[int] | list[list[int]],
     way: str,
     *,
     bank: dict[str, Any] | None = None,
     norm: str | None = None,
     steps: int = 3,
     all_valid: bool = False,
+    learning_rate: float = 0.1,
     **options: Any,
 ) -> dict[str, Any]:
-    """Losses and gradients of some steps of SGD, and the state after them."""
+    """Losses and gradients of some steps of SGD, and the state after them.
+
+    `sizes` are the images of each rank, in every step or a list for each step.
+    """
     head = make_head(DTYPE, "batch" if norm == "batch" else None)
     if norm == "all ranks":
         head.layers[1] = NormOfAllRanks(group)
     memory = None if bank is None else make_bank(group, DTYPE, **bank)
     training = Training(group, way, head, bank=memory, **options)
-    optimizer = torch.optim.SGD(training.network.parameters(), 0.1)
+    optimizer = torch.optim.SGD(training.network.parameters(), learning_rate)
     losses, gradients = [], []
     for step in range(steps):
-        images, labels, _ = Batch(step, DTYPE).share(sizes, rank)
+        of_ranks = sizes if isinstance(sizes[0], int) else sizes[step]
+        images, labels, _ = Batch(step, DTYPE).share(of_ranks, rank)
         if all_valid:
             labels = (labels % 4).clamp(max=3)
         losses.append(training.step(images, labels))
@@ -190,15 +198,35 @@ def unused_parameters(group: Any, rank: int, way: str, **options: Any) -> str:
     return ""
 
 
+def train_fully_sharded(
+    group: Any, rank: int, sizes: list[int], *, head_of_its_own: bool
+) -> dict[str, Any]:
+    """Losses and gradients of a shared head in a network that FSDP2 shards."""
+    training = Training(group, "alone", make_head(DTYPE), gather=True)
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    if head_of_its_own:
+        fully_shard(training.network.head, mesh=mesh)
+    fully_shard(training.network, mesh=mesh)
+    losses, gradients = [], []
+    for step in range(2):
+        images, labels, _ = Batch(step, DTYPE).share(sizes, rank)
+        training.network.zero_grad()
+        value = training.call(images, labels)
+        value.backward()
+        losses.append(value.detach())
+        gradients += [parameter.grad.full_tensor() for parameter in training.network.parameters()]
+    return {"losses": losses, "gradients": gradients, "parameters": []}
+
+
 def join(
-    group: Any, rank: int, batches: list[int], *, bank: bool, throw: bool = False
+    group: Any, rank: int, batches: list[int], way: str, *, bank: bool, throw: bool = False
 ) -> dict[str, Any]:
     """Steps on an uneven number of batches, inside DDP's `Join`."""
     options: dict[str, Any] = {}
     if bank:
         memory = make_bank(group, DTYPE, pixel_slots=24, region_slots=12, sharded=True)
         options = {"bank": memory, "gather": True}
-    training = Training(group, "shared", make_head(DTYPE), **options)
+    training = Training(group, way, make_head(DTYPE), **options)
     optimizer = torch.optim.SGD(training.network.parameters(), 0.1)
     losses, gradients, told = [], [], ""
     try:
@@ -212,3 +240,8 @@ def join(
         told = str(error)
     parameters = [parameter.detach() for parameter in training.network.parameters()]
     return {"losses": losses, "gradients": gradients, "told": told, "parameters": parameters}
+
+
+def join_in_a_process(rank: int, folder: Path, way: str, bank: bool) -> str:
+    """What a rank of its own process sees in a `Join` that cannot work; it may also be killed."""
+    return join(None, rank, [3, 1], way, bank=bank)["told"]

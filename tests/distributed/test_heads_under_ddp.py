@@ -1,7 +1,9 @@
 """The gradient of a projection head that the loss calls, averaged by DistributedDataParallel."""
 
+from pathlib import Path
 from typing import Any
 
+import dying
 import heads
 import pytest
 import torch
@@ -116,6 +118,13 @@ def test_a_shared_head_is_unused_by_forward(pool: Pool) -> None:
         assert_alike(pool.run("heads.train", 2, [4, 2], "shared", **options), [expected])
 
 
+@pytest.mark.parametrize("head_of_its_own", [False, True])
+def test_a_shared_head_under_fsdp(pool: Pool, head_of_its_own: bool) -> None:
+    expected = heads.train(None, 0, [6], "alone", steps=2, learning_rate=0.0)
+    arguments = ("heads.train_fully_sharded", 4, [2, 1, 1, 2])
+    assert_alike(pool.run(*arguments, head_of_its_own=head_of_its_own), [expected])
+
+
 def test_conversion_to_synchronized_statistics() -> None:
     """PyTorch's SyncBatchNorm runs on GPUs only, so that the conversion alone is tested."""
     head = ProjectionHead(6, 4)
@@ -139,19 +148,39 @@ def test_conversion_to_synchronized_statistics() -> None:
 
 
 @pytest.mark.parametrize("bank", [False, True])
-def test_join_that_ends_with_the_first_rank(pool: Pool, bank: bool) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_join_that_ends_with_the_first_rank(pool: Pool, way: str, bank: bool) -> None:
     """Every rank makes as many steps as the one with the fewest batches; then all raise."""
-    answers = pool.run("heads.join", 2, [4, 2], bank=bank, throw=True)
+    answers = pool.run("heads.join", 2, [4, 2], way, bank=bank, throw=True)
     assert [len(answer["losses"]) for answer in answers] == [2, 2]
     assert "at least one rank that exhausted inputs" in answers[0]["told"]
     assert "exhausted all inputs" in answers[1]["told"]
     assert_same_bits(answers[0]["parameters"], answers[1]["parameters"])
 
 
-def test_join_with_uneven_batches(pool: Pool) -> None:
-    """Without communication of the loss, DDP's `Join` does what it does for any loss."""
-    answers = pool.run("heads.join", 2, [3, 1], bank=False)
+@pytest.mark.parametrize("way", ["shared", "inside"])
+def test_join_with_uneven_batches(pool: Pool, way: str) -> None:
+    """With one DDP module, and without communication of the loss, ranks may stop early."""
+    answers = pool.run("heads.join", 2, [3, 1], way, bank=False)
     assert [answer["told"] for answer in answers] == ["", ""]
     assert [len(answer["losses"]) for answer in answers] == [3, 1]
     assert_same_bits(answers[0]["gradients"][0], answers[1]["gradients"][0])
     assert_same_bits(answers[0]["parameters"], answers[1]["parameters"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "bank"), [("shared", True), ("wrapped", False)])
+def test_join_that_fails(tmp_path: Path, way: str, bank: bool) -> None:
+    """Communication of a loss, or of a second DDP module, that `Join` does not repeat."""
+    answers = dying.start(heads.join_in_a_process, tmp_path, way, bank)
+    assert "" not in answers.values()  # killed, or an error of the process group
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("way", WAYS)
+def test_empty_batches_in_place_of_missing_ones(pool: Pool, way: str, sharded: bool) -> None:
+    expected = heads.train(None, 0, [6], "alone", bank=with_slots({}, 1))
+    bank = with_slots({"sharded": sharded}, 2)
+    sizes = [[4, 2], [6, 0], [0, 6]]
+    answers = pool.run("heads.train", 2, sizes, way, bank=bank, gather=True)
+    assert_alike(answers, [expected])

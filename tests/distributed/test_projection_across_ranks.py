@@ -33,9 +33,8 @@ def bank_options(
 
 def combined(answers: list[dict[str, Any]]) -> list[torch.Tensor]:
     """The mean over ranks of losses and head gradients, and the gradient of all features."""
-    head = [
-        torch.stack(parts).mean(dim=0) for parts in zip(*(a["head"] for a in answers), strict=True)
-    ]
+    heads = [answer["head"] for answer in answers]
+    head = [torch.stack(parts).mean(dim=0) for parts in zip(*heads, strict=True)]
     return [*over_ranks(answers), *head]
 
 

@@ -22,4 +22,4 @@ def test_examples_run_on_four_ranks(pool: Pool, number: int) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 7

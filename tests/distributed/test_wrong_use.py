@@ -6,8 +6,12 @@ from typing import Any
 import pytest
 import torch
 import wrong_use
+from jobs import CLASSES, Batch, make_bank, make_head
 from pool import Pool
 from test_data_parallel import assert_same_bits
+from torch import nn
+
+from pixcontrast import PixelContrastLoss, RegionContrastLoss
 
 OTHER_CALLS = "expected every rank of the process group to make the same call"
 
@@ -88,3 +92,52 @@ def test_a_checkpoint_of_another_shard(pool: Pool, saved: str) -> None:
 def test_gather_over_other_ranks_than_the_shards(pool: Pool) -> None:
     for error in pool.run("wrong_use.two_groups", 4):
         assert_told(error, ValueError, "process_group: expected that of the sharded bank")
+
+
+class Whole(nn.Module):
+    """A module that holds a loss, as nn.DataParallel might wrap it."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.loss(*inputs)
+
+
+def replica_of(module: nn.Module) -> nn.Module:
+    """A replica of a module and of its submodules, as `torch.nn.parallel.replicate` makes it."""
+    replica = module._replicate_for_data_parallel()
+    for name, parameter in module.named_parameters(recurse=False):
+        setattr(replica, name, parameter.view_as(parameter))  # no Parameter, but a copy of it
+    for name, child in module.named_children():
+        setattr(replica, name, replica_of(child))
+    return replica
+
+
+@pytest.mark.parametrize("kind", [PixelContrastLoss, RegionContrastLoss])
+@pytest.mark.parametrize("training", [True, False])
+def test_replicas_of_a_bank(kind: type[nn.Module], training: bool) -> None:
+    """nn.DataParallel, which needs several GPUs: its replicas would share the bank of the first."""
+    bank = make_bank(None, torch.float32, pixel_slots=9, region_slots=9)
+    loss = kind(bank=bank, projection=make_head(torch.float32)).train(training)
+    emb, labels, _ = Batch(0, torch.float32).share([6], 0)
+    replica = replica_of(Whole(loss))
+    with pytest.raises(RuntimeError, match=r"replica of nn\.DataParallel \(wrap the network only"):
+        replica(emb, labels)
+    assert int(bank.pixel_count.sum()) == 0
+    loss(emb, labels)  # the original still works
+    assert (int(bank.pixel_count.sum()) > 0) is training
+
+
+def test_replicas_without_a_bank() -> None:
+    """Each replica has the loss of its part of the batch."""
+    loss = PixelContrastLoss(projection=make_head(torch.float64))
+    emb, labels, _ = Batch(0, torch.float64).share([6], 0)
+    values = []
+    for module in (replica_of(Whole(loss)), loss):
+        torch.manual_seed(0)
+        value = module(emb[:2], labels[:2] % CLASSES)
+        values.append([value.detach(), *torch.autograd.grad(value, list(loss.parameters()))])
+    assert float(values[1][0]) > 0
+    assert_same_bits(values[0], values[1])

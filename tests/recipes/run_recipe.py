@@ -1,6 +1,6 @@
 """Runs a recipe as a user would, as a script, and writes down what its pixcontrast parts did.
 
-    python tests/recipes/run_recipe.py docs/recipes/NAME.py FACTS.json
+    python tests/recipes/run_recipe.py docs/recipes/NAME.py FACTS.json [OPTION ...]
 
 The recipe knows nothing of this: facts are taken by hooks on all modules.
 """
@@ -108,13 +108,13 @@ KEPT: list[torch.library.Library] = []
 """Operators live as long as the library that declared them."""
 
 
-def main(recipe: str, facts_to: str) -> None:
+def main(recipe: str, facts_to: str, *options: str) -> None:
     mend_torchvision()
     torch.set_num_threads(1)
     facts = Facts()
     nn.modules.module.register_module_forward_pre_hook(facts.before)
     nn.modules.module.register_module_forward_hook(facts.after, with_kwargs=True)
-    sys.argv = [recipe]
+    sys.argv = [recipe, *options]
     runpy.run_path(recipe, run_name="__main__")
     target = Path(facts_to.format(rank=os.environ.get("RANK", "0")))
     target.write_text(json.dumps(facts.summary()), encoding="utf-8")

@@ -32,11 +32,13 @@ WITH_BANK = set(NEEDS) - {
 }
 
 
-def run_recipe(name: str, folder: Path, launcher: tuple[str, ...] = ()) -> tuple[str, list[dict]]:
+def run_recipe(
+    name: str, folder: Path, launcher: tuple[str, ...] = (), options: tuple[str, ...] = ()
+) -> tuple[str, list[dict]]:
     """What a recipe prints, and the facts of each of its ranks."""
     recipe = str(RECIPES / f"{name}.py")
     done = subprocess.run(
-        [sys.executable, *launcher, str(RUNNER), recipe, str(folder / "{rank}.json")],
+        [sys.executable, *launcher, str(RUNNER), recipe, str(folder / "{rank}.json"), *options],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -96,9 +98,10 @@ def test_recipe(name, tmp_path):
 RANKS = 2
 
 
-def test_recipe_of_several_ranks(tmp_path):
+@pytest.mark.parametrize("options", [(), ("--wrap-loss",)], ids=["shared head", "wrapped loss"])
+def test_recipe_of_several_ranks(tmp_path, options):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS))
-    output, ranks = run_recipe("ddp", tmp_path, launcher)
+    output, ranks = run_recipe("ddp", tmp_path, launcher, options)
     assert len(ranks) == RANKS
     for facts in ranks:
         check_training(facts, bank=True)
