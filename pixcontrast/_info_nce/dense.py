@@ -49,6 +49,8 @@ def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
         losses = torch.where(negative.any(dim=1), losses, 0.0)
     else:
         losses = _logsumexp(logits, positive | negative) - (inv_num_positives * logits).sum(dim=1)
+        # Not below 0 by rounding; the derivative stays that of the formula.
+        losses = losses + (losses.clamp(min=0.0) - losses).detach()
     has_positive = num_positives > 0
     return torch.where(has_positive, losses, 0.0), has_positive
 

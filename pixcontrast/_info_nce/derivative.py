@@ -104,7 +104,8 @@ def losses_and_weight(
     if denominator == "negatives":
         return losses, has_positive, weight
     # Z is −∞ for an anchor without any entry.
-    losses = torch.where(has_positive, lse - losses, 0.0)
+    # Not below 0 by rounding: Z is at least the mean.
+    losses = torch.where(has_positive, lse - losses, 0.0).clamp(min=0.0)
     return losses, has_positive, has_positive.to(losses.dtype)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixcontrast._info_nce.first_derivative import once, refuse_transforms
 from pixcontrast._info_nce.mined.passes import mined_entries_gradient, mined_forward
 from pixcontrast._info_nce.problem import NUM_TENSOR_FIELDS, SCHEMA, Problem
 from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, Losses
@@ -28,7 +29,7 @@ _NUM_OUTPUTS = 3 + _NUM_STATISTICS + len(Thresholds._fields) + 1
 
 def compute_losses(problem: Problem) -> Losses:
     """Run the fused form, or the tiled form; both are differentiable once."""
-    _refuse_transforms()
+    refuse_transforms(problem)
     losses, has_positive, *_, num_shard_entries = losses_operator(*problem.arguments())
     return Losses(losses, has_positive, None if problem.group is None else num_shard_entries)
 
@@ -194,9 +195,9 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
             by_anchors = by_anchors + by_tensor
     sources = (upstream, anchors, *entries)
     return (
-        _once(_cast(by_anchors, anchors), sources),
+        once(_cast(by_anchors, anchors), sources),
         *(None, None),
-        [_once(by_entry, sources) for by_entry in by_entries],
+        [once(by_entry, sources) for by_entry in by_entries],
         ctx.num_entries * [None],
         *(ctx.num_shards * [None], ctx.num_shards * [None]),
         # PyTorch takes an empty list of flags for a list of tensors.
@@ -208,42 +209,5 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
 losses_operator.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _refuse_transforms() -> None:
-    if torch.compiler.is_compiling():
-        return
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(
-            'info_nce: the transforms of torch.func need backend="dense"; the other backends '
-            "compute the gradient in the forward"
-        )
-
-
 def _cast(gradient: Tensor | None, like: Tensor) -> Tensor | None:
     return None if gradient is None else gradient.to(like.dtype)
-
-
-def _once(gradient: Tensor | None, sources: tuple[Tensor | None, ...]) -> Tensor | None:
-    """Return a gradient that raises if it is differentiated, under create_graph."""
-    if gradient is None or not torch.is_grad_enabled():
-        return gradient
-    result: Tensor = _FirstDerivative.apply(gradient, *sources)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _FirstDerivative(torch.autograd.Function):
-    """Makes a gradient under create_graph depend on its sources, and refuses to differentiate it.
-
-    The forward computes the gradient, so autograd would consider it a constant, and the value of a
-    gradient penalty would be silently wrong.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
-        return gradient
-
-    @staticmethod
-    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError(
-            'info_nce: a second derivative needs backend="dense"; the other backends compute the '
-            "gradient in the forward and cannot differentiate it again"
-        )

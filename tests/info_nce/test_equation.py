@@ -381,3 +381,48 @@ def test_other_libraries_agree(name):
         ours = info_nce(anchors, anchor_labels, entries, entry_labels, backend=backend, **options)
         theirs = reference(anchors, anchor_labels, ref_emb=entries, ref_labels=entry_labels)
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of PyTorch's own import
+@pytest.mark.parametrize("num_anchors", [12, 1100])
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("dual", ["anchors", "contrast"])
+def test_forward_mode_runs_on_dense_and_raises_on_tiled(num_anchors, requires_grad, dual):
+    generator = torch.Generator().manual_seed(1)
+    anchors = vectors(num_anchors, 6, generator, torch.float64).requires_grad_(requires_grad)
+    entries, names = vectors(9, 6, generator, torch.float64), torch.arange(9) % 3
+    anchor_labels = torch.arange(num_anchors) % 3
+    with torch.autograd.forward_ad.dual_level():
+        given = {"anchors": anchors, "contrast": entries}
+        tangent = torch.ones_like(given[dual])
+        given[dual] = torch.autograd.forward_ad.make_dual(given[dual], tangent)
+
+        def loss(backend):
+            return info_nce(
+                given["anchors"], anchor_labels, given["contrast"], names, backend=backend
+            )
+
+        assert torch.autograd.forward_ad.unpack_dual(loss("dense")).tangent is not None
+        with pytest.raises(
+            RuntimeError, match='forward-mode differentiation needs backend="dense"'
+        ):
+            loss("tiled")
+
+
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+@pytest.mark.parametrize("num_pairs", [40, 700])
+def test_supcon_is_never_negative(backend, num_pairs):
+    """An anchor whose only entry is its positive has the loss Z − s = 0, in floating point too."""
+    generator = torch.Generator().manual_seed(2)
+    anchors = 30 * vectors(num_pairs, 16, generator, torch.float32)
+    losses = torch.stack(
+        [
+            info_nce(
+                anchors[i : i + 1], torch.zeros(1, dtype=torch.int64),
+                anchors[i : i + 3], torch.zeros(len(anchors[i : i + 3]), dtype=torch.int64),
+                denominator="all", temperature=0.07, backend=backend,
+            )
+            for i in range(40)
+        ]
+    )  # fmt: skip
+    assert losses.min() >= 0

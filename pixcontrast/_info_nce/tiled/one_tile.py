@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.derivative import losses_and_weight, positives_of
-from pixcontrast._info_nce.operators import _once, _refuse_transforms
+from pixcontrast._info_nce.first_derivative import once, refuse_transforms
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import Losses
 from pixcontrast._info_nce.tiled.class_order import reads_are_free
@@ -49,7 +49,7 @@ def is_one_tile(problem: Problem) -> bool:
 
 def one_tile_losses(problem: Problem) -> Losses:
     """Compute the losses; they are differentiable once."""
-    _refuse_transforms()
+    refuse_transforms(problem)
     # Grad mode is always off inside the function.
     tensors = problem.anchors, *problem.entries
     found = _OneTile.apply(problem, torch.is_grad_enabled(), *tensors)  # type: ignore[no-untyped-call]
@@ -147,7 +147,7 @@ class _OneTile(torch.autograd.Function):
                 total = sum(by_anchors[1:], start=by_anchors[0])
                 gradients[ANCHORS] = total.to(anchors.dtype)
         sources = (upstream, anchors, *entries)
-        return tuple(_once(gradient, sources) for gradient in gradients)
+        return tuple(once(gradient, sources) for gradient in gradients)
 
 
 def _save_for_backward(

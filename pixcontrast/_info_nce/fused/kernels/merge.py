@@ -95,6 +95,7 @@ def merge_kernel(
     loss = loss * (expand * inverse) * 0.6931471805599453
     if ALL:
         loss = tl.where(has_positive, z * 0.6931471805599453 - loss, 0.0)
+        loss = tl.where(loss < 0.0, 0.0, loss)  # not below 0 by rounding; NaN stays
         weight = tl.where(has_positive, 1.0, 0.0)
     else:
         weight = weight * inverse
