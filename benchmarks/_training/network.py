@@ -23,8 +23,9 @@ class Outputs(NamedTuple):
 
     @property
     def embedding(self) -> Tensor:
-        """The unit-length embedding of every pixel, computed at each access."""
-        embedding: Tensor = self.projection(self.features)
+        """The unit-length embedding of every pixel, without a gradient; computed at each access."""
+        with torch.no_grad():
+            embedding: Tensor = self.projection(self.features)
         return embedding
 
 

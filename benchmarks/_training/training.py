@@ -78,7 +78,7 @@ class Arm:
         if self.criterion is None:
             return Losses(main, None, outputs.features)
         by_map = self.criterion.projection is None
-        emb = outputs.embedding if by_map else outputs.features
+        emb = outputs.projection(outputs.features) if by_map else outputs.features
         contrast = self.criterion(emb, labels, logits, generator=self.generator)
         return Losses(main, self.recipe.contrast_weight(step) * contrast, outputs.features)
 

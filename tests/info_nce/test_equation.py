@@ -14,6 +14,7 @@ from problems import (
     vectors,
     worst_error,
 )
+from torch.nn import functional as F
 
 from pixcontrast._info_nce.operators import compute_losses
 from pixcontrast._info_nce.tiled import similarities, tiles
@@ -410,19 +411,17 @@ def test_forward_mode_runs_on_dense_and_raises_on_tiled(num_anchors, requires_gr
 
 
 @pytest.mark.parametrize("backend", ["dense", "tiled"])
-@pytest.mark.parametrize("num_pairs", [40, 700])
+@pytest.mark.parametrize("num_pairs", [700, 1200])
 def test_supcon_is_never_negative(backend, num_pairs):
-    """An anchor whose only entry is its positive has the loss Z − s = 0, in floating point too."""
-    generator = torch.Generator().manual_seed(2)
-    anchors = 30 * vectors(num_pairs, 16, generator, torch.float32)
-    losses = torch.stack(
-        [
-            info_nce(
-                anchors[i : i + 1], torch.zeros(1, dtype=torch.int64),
-                anchors[i : i + 3], torch.zeros(len(anchors[i : i + 3]), dtype=torch.int64),
-                denominator="all", temperature=0.07, backend=backend,
-            )
-            for i in range(40)
-        ]
-    )  # fmt: skip
+    """Z and the similarity of a positive may come from products that are rounded differently."""
+    generator = torch.Generator().manual_seed(0)
+    entries = vectors(num_pairs, 64, generator, torch.float32)
+    noise = torch.randn(entries.shape, generator=generator)
+    anchors = F.normalize(entries + 0.1 * noise, dim=1)
+    numbers = torch.arange(num_pairs)
+    options = {"denominator": "all", "temperature": 0.01, "ignore_index": -1}
+    losses = info_nce(
+        anchors, numbers, entries, numbers, reduction="none", backend=backend, **options
+    )
     assert losses.min() >= 0
+    assert losses.max() < 1
