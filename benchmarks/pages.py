@@ -47,6 +47,12 @@ def _record(name: str) -> dict[str, Any]:
     return record
 
 
+def _runs_of(name: str) -> Path:
+    """Return the file of a table that was measured apart from the others, or that of the others."""
+    apart = RESULTS / f"ablation-{name}.jsonl"
+    return apart if apart.is_file() else COMMITTED
+
+
 def _scores(name: str) -> TextTable:
     """Tabulate every record of `benchmarks.segmentation` on a data set."""
     paths = sorted(RESULTS.glob(f"segmentation-{name}*.json"))
@@ -54,7 +60,7 @@ def _scores(name: str) -> TextTable:
 
 
 KINDS: dict[str, Callable[[str], TextTable]] = {
-    "ablation": lambda name: ablation_table(TABLES[name], load_runs(COMMITTED)),
+    "ablation": lambda name: ablation_table(TABLES[name], load_runs(_runs_of(name))),
     "reading": lambda name: readings_table(TABLES[name], load_runs(COMMITTED)),
     "pairs": lambda name: pairs_table(_record(name)),
     "scores": _scores,
