@@ -22,8 +22,9 @@ from on_gpu import (
 )
 from shipped import capability_here, configurations_of_other_cards
 
+from benchmarks._ways.formulas import our_loss
 from pixcontrast import HardNegativeSampler
-from pixcontrast.functional import info_nce, info_nce_of
+from pixcontrast.functional import info_nce
 
 pytestmark = needs_gpu
 
@@ -116,15 +117,13 @@ UNIT_LENGTH_BOUNDS = {
 @pytest.mark.parametrize("mode", MODES)
 def test_vectors_of_unit_length(mode, dim):
     """In the form that the losses call."""
-    options = {"temperature": 0.1, "denominator": "negatives", "weight": None, "generator": None,
-               "negative_sampler": None, "reduction": "mean", "ignore_index": 255}  # fmt: skip
     drawn = problem("bank", mode, dim)
     results = []
     for backend, (anchors, *given) in ((BACKEND, drawn), ("dense", wide(drawn))):
         leaf = anchors.clone().requires_grad_()
         with matmul_precision(MODES[mode][1]):
-            found = info_nce_of(leaf, *given, **options, backend=backend, unit_length=True)
-            results.append([found.loss.detach(), *torch.autograd.grad(found.loss, leaf)])
+            loss = our_loss(leaf, *given, backend=backend, unit_length=True)
+            results.append([loss.detach(), *torch.autograd.grad(loss, leaf)])
     if not COUNTING:
         for error, bound in zip(relative_errors(*results), UNIT_LENGTH_BOUNDS[mode], strict=True):
             assert error <= bound
