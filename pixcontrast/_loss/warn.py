@@ -42,6 +42,8 @@ class LabelWarnings:
         """
         if torch.compiler.is_compiling() or not check.values_can_be_seen(anchors):
             return
+        if anchors.numel() == 0:
+            return
         if _any_negative(anchors, contrast):
             self._calls_without_negative = 0
             return

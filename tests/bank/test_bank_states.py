@@ -251,7 +251,9 @@ class Bank(RuleBasedStateMachine):
         return torch.cat(made), torch.tensor(own, dtype=torch.int64)
 
 
-TestBank = Bank.TestCase
+TestBank = pytest.mark.filterwarnings("ignore:labels. no anchor had a negative:UserWarning")(
+    Bank.TestCase
+)
 if settings._current_profile != "campaign":
     TestBank.settings = settings(
         max_examples=12, stateful_step_count=25, suppress_health_check=list(HealthCheck)

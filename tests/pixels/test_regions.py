@@ -149,12 +149,12 @@ def test_without_a_bank_the_256_lowest_classes_of_an_image_have_regions():
     assert torch.equal(losses > 0, sample.labels < 256)
 
 
-def test_a_bank_takes_the_regions_that_its_loss_has_made(monkeypatch):
+def test_a_loss_takes_the_regions_that_its_bank_has_made(monkeypatch):
     emb, labels = torch.randn(2, 4, 5, 6), torch.randint(0, 3, (2, 10, 12))
     bank, expected = MemoryBank(3, 4), MemoryBank(3, 4)
     expected.update(emb, labels)
     loss = RegionContrastLoss(bank=bank)
-    monkeypatch.setattr("pixcontrast._bank.new_entries.region_means", None)
+    monkeypatch.setattr("pixcontrast.losses.region_means", None)
     loss(emb.requires_grad_(), labels)
     assert torch.equal(bank.regions, expected.regions)
     assert torch.equal(bank.pixel_count, expected.pixel_count)

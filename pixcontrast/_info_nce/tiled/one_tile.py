@@ -132,17 +132,17 @@ class _OneTile(torch.autograd.Function):
         )
         with without_autocast(rows.device):
             scale = (upstream * ctx.inverse_temperature)[:, None]
-            change = change * scale
+            unscaled, change = change, change * scale
             by_anchors = [product * scale for product in fixed]
             for columns in ctx.own_columns:
                 own = change[:, columns]
                 # Two products are faster than the sum of a tile and its transpose.
                 by_anchors.append((own @ rows).addmm_(own.T, rows))
             for (index, columns), operand, given in zip(ctx.others, operands, entries, strict=True):
-                by_tensor = change[:, columns]
                 if wanted[ANCHORS]:
-                    by_anchors.append(by_tensor @ operand)
-                gradients[index] = (by_tensor.T @ rows).to(given.dtype)
+                    # Scaled after the product, as for entries without a gradient: equal bits.
+                    by_anchors.append((unscaled[:, columns] @ operand) * scale)
+                gradients[index] = (change[:, columns].T @ rows).to(given.dtype)
             if wanted[ANCHORS]:
                 total = sum(by_anchors[1:], start=by_anchors[0])
                 gradients[ANCHORS] = total.to(anchors.dtype)
