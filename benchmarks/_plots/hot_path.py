@@ -42,6 +42,10 @@ def save_curves(path: Path, rows: Rows) -> None:
     if not rows:
         return
     on_gpu = any("info_nce" in row["measured"] for row in rows)
+    if not on_gpu:  # problems without a bank have no N to draw against
+        rows = [row for row in rows if row["entries"] is not None]
+        if not rows:
+            return
     figure = _gpu_figure(rows) if on_gpu else _cpu_figure(rows)
     drawn = {line.get_label(): line for axis in figure.axes for line in axis.lines}
     names = [name for name in COLOURS if name in drawn]
@@ -51,8 +55,7 @@ def save_curves(path: Path, rows: Rows) -> None:
 
 
 def _cpu_figure(rows: Rows) -> Figure:
-    """Against N at the M that most shapes share, and against M likewise; banks alone."""
-    rows = [row for row in rows if row["entries"] is not None] or rows
+    """Against N at the M that most shapes share, and against M likewise."""
     figure, axes = grid(2, 2, (10, 7.5))
     letters = {"entries": "N", "anchors": "M"}
     for column, (grown, fixed) in enumerate((("entries", "anchors"), ("anchors", "entries"))):

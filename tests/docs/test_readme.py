@@ -59,7 +59,8 @@ def headlines():
     (large,) = (row for row in record("price.json")["rows"] if row["network"] == "large")
     assert f"{large['parameters'] / 1e6:.1f}" == "6.7"
     ways = large["measured"]
-    yield f"{ways['the batch']['seconds'] / ways['cross entropy']['seconds']:.2f} times the time"
+    for way in ("the batch", "the batch, by map"):
+        yield f"{ways[way]['seconds'] / ways['cross entropy']['seconds']:.2f} times the time"
 
 
 def test_headlines_are_those_of_the_records():

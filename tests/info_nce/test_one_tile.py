@@ -26,8 +26,8 @@ def single(monkeypatch):
 SHAPES = {
     (1, 3): True,
     (128, 0): True,
-    (181, 0): True,  # the largest whose positives are not gathered
-    (182, 0): True,
+    (362, 0): True,  # the largest whose positives are not gathered
+    (363, 0): True,
     (300, 77): True,
     (1024, 0): True,
     (1024, 1): False,

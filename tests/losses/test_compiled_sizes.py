@@ -17,7 +17,7 @@ from pixcontrast import (
 )
 
 CLASSES, CHANNELS, DIM = 3, 6, 8
-SIZES = [(4, 8), (3, 8), (2, 10), (1, 12)]
+SIZES = [(4, 8), (3, 8), (1, 10)]
 CASES = {
     "pixels": (PixelContrastLoss, {"anchor_sampler": HardAnchorSampler(max_anchors=32)}),
     "pixels, bank, head": (
@@ -70,10 +70,8 @@ def test_sizes_that_change(case):
     run(case, "aot_eager", None)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
-def test_sizes_that_change_with_symbolic_sizes_from_the_start(compiler):
-    run("pixels, bank, head", compiler, True)
+def test_sizes_that_change_with_symbolic_sizes_from_the_start():
+    run("pixels", "eager", True)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of the compiler's own imports

@@ -27,7 +27,7 @@ from pixcontrast._tensors import without_autocast
 MAX_LENGTH = 1024
 # Up to this number of similarities, the terms of all cost less than to gather the positives; above,
 # they do if an anchor may have more positives than this fraction of the entries.
-MAX_UNGATHERED = 1 << 15
+MAX_UNGATHERED = 1 << 17
 MAX_GATHERED = 1 / 3
 
 ANCHORS = 2
