@@ -44,8 +44,7 @@ FLOATS = (
     "upstream",
     "gradients",
 )
-NUMBERS = ("scale", "limit", "shrink", "inverse_temperature")
-LARGEST = 3.3895313892515355e38  # of bfloat16
+NUMBERS = ("largest", "scale", "limit", "shrink", "inverse_temperature")
 SIZES = ("num_entries", "row_stride", "num_blocks", "num_anchors", "shift")
 
 
@@ -74,13 +73,13 @@ def compile_kernel(
         "BOUNDED": False,
         "WEIGHTED": True,
         "MINED": False,
-        "LARGEST": LARGEST if kind == "mixed" else None,
         "PRECISION": "ieee" if kind == "ieee" else "tf32",
         "IN_FLOAT32": False,
         "POSITIVE": False,
         "BY_KEY": False,
         "POOLED": False,
         "column_stride": 1,
+        **({} if kind == "mixed" else {"largest": None}),
         **constants,
     }
     types = {argument: _type(argument, kind) for argument in kernel.arg_names}

@@ -25,10 +25,10 @@ def variants():
     for bounded, everything in itertools.product((True, False), repeat=2):
         common = {"BOUNDED": bounded, "ALL": everything}
         yield "denominator", common
-        yield "denominator", {**common, "IS_ANCHORS": True, "WEIGHTED": False, "LARGEST": None}
+        yield "denominator", {**common, "IS_ANCHORS": True, "WEIGHTED": False, "largest": None}
         yield "positives", common
-        yield "positives", {**common, "IS_ANCHORS": True, "WEIGHTED": False, "LARGEST": None}
-        yield "entries", {**common, "LARGEST": None}
+        yield "positives", {**common, "IS_ANCHORS": True, "WEIGHTED": False, "largest": None}
+        yield "entries", {**common, "largest": None}
         yield "entries", {**common, "IS_ANCHORS": False, "BOTH_ROLES": False}
 
 
@@ -45,7 +45,7 @@ def rows():
 @pytest.mark.parametrize(("kind", "dim", "name", "constants"), list(rows()))
 def test_no_variant_of_a_loss_spills(kind, dim, name, constants):
     # The anchors themselves have the products' dtype, also beside a float32 bank.
-    is_narrow = kind == "mixed" and constants.get("LARGEST", 0) is None
+    is_narrow = kind == "mixed" and constants.get("largest", 0) is None
     configuration = getattr(TABLE[CARD][kind][dim], name)
     made = compile_kernel(name, configuration, "16" if is_narrow else kind, dim, CARD, **constants)
     assert made.stack == 0

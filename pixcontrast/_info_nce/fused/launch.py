@@ -72,7 +72,7 @@ def launch(
             "BLOCK_M": configuration.rows,
             "BLOCK_N": configuration.columns,
             "IS_ANCHORS": tensor.is_anchors,
-            "LARGEST": largest if torch.finfo(tensor.entries.dtype).max > largest else None,
+            "largest": largest if torch.finfo(tensor.entries.dtype).max > largest else None,
             "PRECISION": product_precision(problem.product_dtype),
             "num_warps": configuration.warps,
             "num_stages": configuration.stages,

@@ -79,7 +79,7 @@ def denominator_kernel(
     BOUNDED: tl.constexpr,
     WEIGHTED: tl.constexpr,
     MINED: tl.constexpr,
-    LARGEST: tl.constexpr,
+    largest,
     PRECISION: tl.constexpr,
 ):
     """Program (i, k): the partial result of anchor block i over the k-th split of the entries.
@@ -133,7 +133,7 @@ def denominator_kernel(
         for block in range(segment_start, segment_stop):
             ids = block * BLOCK_N + tl.arange(0, BLOCK_N)
             entry_tile = tile.load_entries(
-                entries, ids, None, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
+                entries, ids, None, row_stride, column_stride, anchors, D, BLOCK_D, largest
             )
             logits = tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
             if MINED:
@@ -162,7 +162,7 @@ def denominator_kernel(
             block = blocks.mixed_block(survey, num_blocks, place)
         ids, valid, entry_class = tile.load_classes(entry_classes, block, num_entries, BLOCK_N)
         entry_tile = tile.load_entries(
-            entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
+            entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, largest
         )
         logits = tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
         positive, negative, pair = tile.masks(

@@ -63,7 +63,7 @@ def entries_gradient_kernel(
     ALL: tl.constexpr,
     BOUNDED: tl.constexpr,
     MINED: tl.constexpr,
-    LARGEST: tl.constexpr,
+    largest,
     PRECISION: tl.constexpr,
     IN_FLOAT32: tl.constexpr,
 ):
@@ -77,7 +77,7 @@ def entries_gradient_kernel(
     )
     inside = ids < num_entries
     entry_tile = tile.load_entries(
-        entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
+        entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, largest
     )
     gradient = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     if MINED:

@@ -47,7 +47,7 @@ def positives_kernel(
     BOUNDED: tl.constexpr,
     WEIGHTED: tl.constexpr,
     MINED: tl.constexpr,
-    LARGEST: tl.constexpr,
+    largest,
     PRECISION: tl.constexpr,
 ):
     """Program (i, k): sums of anchor block i over the k-th split of its positives.
@@ -79,7 +79,7 @@ def positives_kernel(
     for visit in range(hull * TILES + first, hull * TILES + stop):
         ids, valid, entry_class = tile.load_classes(entry_classes, visit, num_entries, BLOCK_N)
         entry_tile = tile.load_entries(
-            entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
+            entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, largest
         )
         logits = tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
         positive, _, _ = tile.masks(

@@ -44,7 +44,7 @@ def count_kernel(
     BY_KEY: tl.constexpr,
     POOLED: tl.constexpr,
     BOUNDED: tl.constexpr,
-    LARGEST: tl.constexpr,
+    largest,
     PRECISION: tl.constexpr,
 ):
     """Program (i, k): for anchor block i and the k-th split, the counts for each next digit.
@@ -91,7 +91,7 @@ def count_kernel(
         candidate = positive if POSITIVE else negative
         if POOLED or not BY_KEY:
             entry_tile = tile.load_entries(
-                entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, LARGEST
+                entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, largest
             )
             hardness = tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
             if POSITIVE:

@@ -21,12 +21,12 @@ def load_entries(
     like,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    LARGEST: tl.constexpr,
+    largest,
 ):
     """Load vectors by their ids as an (n, BLOCK_D) operand of the dtype of the pointer `like`.
 
     Vectors that are not `valid` are zeros: ignored entries may contain NaN, and 0 · NaN is NaN.
-    With None, all are valid. Components saturate at ±`LARGEST`, the largest number of a narrower
+    With None, all are valid. Components saturate at ±`largest`, the largest number of a narrower
     dtype, because inf would become NaN in a product with 0. None if the dtype is not narrower.
     """
     components = tl.arange(0, BLOCK_D)
@@ -42,8 +42,8 @@ def load_entries(
         loaded = tl.load(pointers, mask=(components < D)[None, :], other=0.0)
     else:
         loaded = tl.load(pointers)
-    if LARGEST is not None:
-        loaded = tl.minimum(tl.maximum(loaded.to(tl.float32), -LARGEST), LARGEST)
+    if largest is not None:
+        loaded = tl.minimum(tl.maximum(loaded.to(tl.float32), -largest), largest)
     return loaded.to(like.dtype.element_ty)
 
 
