@@ -44,7 +44,7 @@ def _compiled_anew():
     torch._dynamo.reset()
 
 
-def run(case, compiler, dynamic):
+def run(case, compiler, dynamic, sizes=SIZES):
     form, options = CASES[case]
     options = {**options, "backend": "tiled"}
     if "bank" in options:
@@ -53,14 +53,14 @@ def run(case, compiler, dynamic):
     if projected:
         options["projection"] = ProjectionHead(CHANNELS, DIM)
     loss = torch.compile(form(**options), fullgraph=True, backend=compiler, dynamic=dynamic)
-    for images, size in SIZES:
+    for images, size in sizes:
         shape = (images, CHANNELS if projected else DIM, size, size)
         emb = torch.randn(shape, requires_grad=True)
         value = loss(emb, torch.randint(CLASSES, (images, 2 * size, 2 * size)))
         value.backward()
         assert torch.isfinite(value)
         assert emb.grad.abs().max() > 0
-    assert counters["stats"]["unique_graphs"] <= len(set(SIZES))
+    assert counters["stats"]["unique_graphs"] <= len(sizes)
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ def test_sizes_that_change_with_symbolic_sizes_from_the_start():
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
 @pytest.mark.slow
 def test_sizes_that_change_under_the_default_compiler():
-    run("pixels, bank, head", "inductor", None)
+    run("pixels", "inductor", None, SIZES[:2])
