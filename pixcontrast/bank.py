@@ -15,7 +15,6 @@ from pixcontrast._bank.new_entries import (
     draw_pixels,
     entries_of_rows,
     gather_entries,
-    in_dtype,
 )
 from pixcontrast._bank.ring import QUEUES, WHOLE, Shard, prepare_write, write_all
 from pixcontrast._bank.state import BankBuffers, UpdateGuard
@@ -249,9 +248,9 @@ class MemoryBank(BankBuffers):
     @torch.no_grad()
     def _store(self, new: NewEntries) -> None:
         """Store new entries: those of all ranks, if several ranks fill the bank."""
-        new, ranks = in_dtype(new, self.pixels.dtype), self.ranks
+        ranks = self.ranks
         if ranks is not None and any(queue is not None for queue in new):
-            new = gather_entries(new, ranks, self._options())
+            new = gather_entries(new, self.pixels.dtype, ranks, self._options())
         # Prepare all writes before the first one, so that the bank is never updated in part.
         write_all(
             [

@@ -131,13 +131,8 @@ def entries_of_rows(rows: Tensor, drawn: DrawnPixels, numbers: Numbers) -> NewEn
     return NewEntries(new_pixels, new_regions)
 
 
-def in_dtype(new: NewEntries, dtype: torch.dtype) -> NewEntries:
-    """Convert the vectors of both queues."""
-    return NewEntries(*(None if queue is None else (queue[0].to(dtype), queue[1]) for queue in new))
-
-
-def gather_entries(new: NewEntries, ranks: Ranks, options: str) -> NewEntries:
-    """Gather the new entries of all ranks, in rank order, in one message.
+def gather_entries(new: NewEntries, dtype: torch.dtype, ranks: Ranks, options: str) -> NewEntries:
+    """Gather the new entries of all ranks in the bank's dtype, in rank order, in one message.
 
     Ranks with fewer images, or with fewer pixels per image, pad their entries. `options` are those
     of the bank, which must be the same on every rank.
@@ -147,7 +142,11 @@ def gather_entries(new: NewEntries, ranks: Ranks, options: str) -> NewEntries:
     max_images, max_pixels = (max(column) for column in zip(*sizes, strict=True))
     if max_images == 0:
         return NewEntries(None, None)
-    tensors = [pad(tensor, max_images) for queue in queues for tensor in queue]
+    tensors = [
+        pad(tensor, max_images)
+        for vectors, valid in queues
+        for tensor in (vectors.to(dtype), valid)
+    ]
     if new.pixels is not None:
         tensors[:2] = [pad(tensor, max_pixels, dim=2) for tensor in tensors[:2]]
     of_all = iter([tensor.flatten(0, 1) for tensor in gather(ranks, tensors)])

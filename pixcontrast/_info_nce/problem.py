@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, gather
-from pixcontrast._tensors import product_dtype
+from pixcontrast._tensors import at_least_float32, product_dtype
 from pixcontrast._triton import Form
 from pixcontrast.mining import HardNegativeSampler
 
@@ -199,7 +199,7 @@ class Problem:
     @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of similarities, softmax, sums and the loss."""
-        return torch.float64 if self.anchors.dtype == torch.float64 else torch.float32
+        return at_least_float32(self.anchors)
 
     @property
     def inverse_temperature(self) -> float:
