@@ -117,14 +117,15 @@ def split_by_image(problem: Problem, images: Tensor, num_images: int) -> list[Pa
     `images` (M,) is the image of each anchor. Where reading values is a wait, or ranks call with
     the same number of anchors, a part has all anchors, and those of other images are ignored.
     """
-    keeps_size = torch.compiler.is_compiling() or not check.values_can_be_seen(images)
+    selects_rows = check.values_can_be_seen(images) and problem.group is None
+    selects_rows = selects_rows and not torch.compiler.is_compiling()
     parts = []
     for image in range(max(num_images, 1)):
         labels = torch.where(images == image, problem.labels, IGNORED)
-        if keeps_size or problem.group is not None:
-            parts.append(Part(replace(problem, labels=labels), None))
-        else:
+        if selects_rows:
             rows = (labels != IGNORED).nonzero()[:, 0]
             own = replace(problem, anchors=problem.anchors[rows], labels=labels[rows])
             parts.append(Part(own, rows))
+        else:
+            parts.append(Part(replace(problem, labels=labels)))
     return parts
