@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._info_nce.dispatch import Part, reduced_loss
+from pixcontrast._info_nce.dispatch import reduced_loss
 from pixcontrast._info_nce.problem import Denominator, Problem
 from pixcontrast._info_nce.reduction import Reduction
 from pixcontrast._tensors import mark_ignored
@@ -147,7 +147,7 @@ def info_nce(
         negative_sampler=negative_sampler,
         seed=draw_seed(negative_sampler, anchors.device, generator),
     )
-    return reduced_loss([Part(problem)], len(anchors), weight, reduction).loss
+    return reduced_loss([problem], weight, reduction).loss
 
 
 def check_backend(backend: object) -> None:

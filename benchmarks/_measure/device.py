@@ -18,6 +18,7 @@ from benchmarks._measure.timers import CPU, Run, attempt
 WARM_RUNS = 3
 """Runs before a capture: kernels are compiled and libraries allocate their workspaces."""
 LISTED_KERNELS = 15
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def measured_peak(run: Run, device: torch.device = CPU) -> float:
@@ -57,6 +58,11 @@ def peak_memory(make_runs: Callable[..., tuple[Run, Run]], *arguments: Any) -> f
 
 def _peak_of(threads: int, make_runs: Callable[..., tuple[Run, Run]], arguments: Any) -> float:
     torch.set_num_threads(threads)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        # Return every freed tensor above 256 KB to the system. Otherwise the peak includes free
+        # blocks of the heap, and varies by 5% from process to process.
+        library.mallopt(M_MMAP_THRESHOLD, 1 << 18)
     small, run = make_runs(*arguments)
     small()
     return measured_peak(run)

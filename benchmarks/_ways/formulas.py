@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from benchmarks._ways.authors_step import authors_formula
 from benchmarks._ways.problem import TEMPERATURE, Problem
-from pixcontrast._info_nce.dispatch import Part, reduced_loss
+from pixcontrast._info_nce.dispatch import reduced_loss
 from pixcontrast._info_nce.problem import Problem as ContrastProblem
 from pixcontrast._tensors import mark_ignored
 from pixcontrast._triton import choose
@@ -57,7 +57,7 @@ def our_loss(
         seed=draw_seed(negative_sampler, anchors.device, None),
         unit_length=True,
     )
-    return reduced_loss([Part(problem)], len(anchors), None, "mean").loss
+    return reduced_loss([problem], None, "mean").loss
 
 
 def textbook_loss(problem: Problem) -> Tensor:

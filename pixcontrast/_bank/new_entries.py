@@ -120,7 +120,9 @@ def entries_of_rows(rows: Tensor, drawn: DrawnPixels, numbers: Numbers) -> NewEn
     unit = unit.view(*valid.shape, rows.shape[1])
     new_pixels = new_regions = None
     if numbers.pixels:
-        new_pixels = (unit[:, :, : numbers.pixels], valid[:, :, : numbers.pixels])
+        # Not a view, which would keep the pixels of the regions in memory until the update.
+        kept = unit[:, :, : numbers.pixels].contiguous()
+        new_pixels = (kept, valid[:, :, : numbers.pixels])
     if drawn.regions is not None:
         new_regions = (drawn.regions.means[:, :, None], drawn.regions.present[:, :, None])
     elif numbers.region_pixels:

@@ -15,20 +15,8 @@ from pixcontrast._info_nce.operators import compute_losses
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.reduction import Reduction, reduce_losses
 from pixcontrast._info_nce.results import Losses
-from pixcontrast._info_nce.tiled.one_tile import is_one_tile, one_tile_losses
+from pixcontrast._info_nce.tiled.one_tile import one_tile_losses
 from pixcontrast._tensors import IGNORED, without_autocast
-
-
-class Part(NamedTuple):
-    """A problem of some anchors of a call.
-
-    Attributes:
-        problem: the problem.
-        rows: the indices of its anchors among those of the call; None: it has all of them.
-    """
-
-    problem: Problem
-    rows: Tensor | None = None
 
 
 class Result(NamedTuple):
@@ -47,8 +35,7 @@ class Result(NamedTuple):
 
 
 def reduced_loss(
-    parts: Sequence[Part],
-    num_anchors: int,
+    problems: Sequence[Problem],
     weight: Tensor | None,
     reduction: Reduction,
     ranks: Ranks | None = None,
@@ -56,35 +43,25 @@ def reduced_loss(
     """Compute the loss of a call.
 
     Args:
-        parts (sequence of Part): at least one. An anchor is ignored in all but one of them. With
-            shards, every rank has as many parts, each with the same number of anchors.
-        num_anchors (int): number of anchors M of the call.
+        problems (sequence of Problem): at least one, each with the M anchors of the call. An
+            anchor is ignored in all but one of them. With shards, every rank has as many problems.
         weight (Tensor, optional): (M,) weights of the anchors. None: all weights are 1.
         reduction (str): `"mean"`, `"sum"` or `"none"`.
         ranks (Ranks, optional): the ranks whose anchors the reduction covers. Default: None, this
             process alone.
     """
-    with without_autocast(parts[0].problem.anchors.device):
-        found = [_of_all(_losses(part.problem), part.rows, num_anchors) for part in parts]
-        losses, has_positive, num_shard_entries = found[0]
-        for more in found[1:]:
+    with without_autocast(problems[0].anchors.device):
+        losses, has_positive, num_shard_entries = _losses(problems[0])
+        for problem in problems[1:]:
+            more = _losses(problem)
             losses, has_positive = losses + more.losses, has_positive | more.has_positive
         loss = reduce_losses(losses, has_positive, weight, reduction, ranks)
     return Result(loss, has_positive, num_shard_entries)
 
 
-def _of_all(found: Losses, rows: Tensor | None, num_anchors: int) -> Losses:
-    """Return losses of all anchors from those of some: 0 for the others."""
-    if rows is None:
-        return found
-    losses = found.losses.new_zeros(num_anchors).index_copy(0, rows, found.losses)
-    has_positive = found.has_positive.new_zeros(num_anchors)
-    return Losses(losses, has_positive.index_copy(0, rows, found.has_positive))
-
-
 def _losses(problem: Problem) -> Losses:
-    if problem.form == "tiled" and is_one_tile(problem):
-        return one_tile_losses(problem)
+    if problem.form == "tiled" and (losses := one_tile_losses(problem)) is not None:
+        return losses
     if problem.form != "dense":
         return compute_losses(problem)
     if problem.group is None:

@@ -13,7 +13,7 @@ from pixcontrast import _check as check
 from pixcontrast._bank.new_entries import DrawnPixels, NewEntries
 from pixcontrast._bank.ring import QUEUES
 from pixcontrast._distributed import ranks_of
-from pixcontrast._info_nce.dispatch import Part, Result, reduced_loss
+from pixcontrast._info_nce.dispatch import Result, reduced_loss
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._loss.batch import Anchors, Batch, as_anchors
 from pixcontrast._loss.contrast_set import (
@@ -97,9 +97,7 @@ class ContrastLoss(LossOptions):
         sampled = mark_ignored(sampled, self.ignore_index)
         seed = draw_seed(self.negative_sampler, sampled.device, generator)
         drawn = self._draw_for_bank(batch, bank_to_update, generator)
-        vectors, rows = batch.embed(sample.indices, sampled != IGNORED, drawn)
-        new_entries = self._new_entries(rows, drawn)
-        anchors = as_anchors(batch, sample.indices, sampled, vectors, normalize=self.normalize)
+        anchors, new_entries = self._embed(batch, sample.indices, sampled, drawn)
         contrast, result = self._contrast(batch, anchors, new_entries, seed)
         loss = self._reduce(result.loss, len(anchors.labels))
         if bank_to_update is not None and new_entries is not None:
@@ -165,12 +163,21 @@ class ContrastLoss(LossOptions):
             return None
         return bank._draw_pixels(batch.features, batch.labels, batch.embed_chunk(), generator)
 
-    def _new_entries(self, rows: Tensor, drawn: DrawnPixels | None) -> NewEntries | None:
-        if self.bank is None or drawn is None:
-            return None
-        if self.projection is not None:
-            self.bank.check_fits(rows, "the output of projection")
-        return self.bank._new_entries(rows, drawn)
+    def _embed(
+        self, batch: Batch, indices: Tensor, labels: Tensor, drawn: DrawnPixels | None
+    ) -> tuple[Anchors, NewEntries | None]:
+        """Embed the sampled pixels and those that the bank takes in.
+
+        The embeddings of all these pixels are freed on return, before the loss needs memory.
+        """
+        vectors, rows = batch.embed(indices, labels != IGNORED, drawn)
+        new_entries = None
+        if self.bank is not None and drawn is not None:
+            if self.projection is not None:
+                self.bank.check_fits(rows, "the output of projection")
+            new_entries = self.bank._new_entries(rows, drawn)
+        anchors = as_anchors(batch, indices, labels, vectors, normalize=self.normalize)
+        return anchors, new_entries
 
     def _contrasts_drawn_regions(self) -> bool:
         """Whether `"batch"` consists of the regions that a bank draws pixels for."""
@@ -212,12 +219,11 @@ class ContrastLoss(LossOptions):
             unit_length=self.normalize,
             shards=contrast.shards,
         )
-        parts = [Part(problem)]
+        problems = [problem]
         if "image" in self.contrast_with:
-            parts = split_by_image(problem, anchors.images, num_images)
+            problems = split_by_image(problem, anchors.images, num_images)
         ranks = None if gathered is None else gathered.ranks
-        num_anchors = len(anchors.labels)
-        return contrast, reduced_loss(parts, num_anchors, anchors.weight, self.reduction, ranks)
+        return contrast, reduced_loss(problems, anchors.weight, self.reduction, ranks)
 
     def _joint_call(
         self, anchors: Anchors, entries: Labelled | None, num_images: int

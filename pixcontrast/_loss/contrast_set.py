@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._bank.ring import QUEUES
-from pixcontrast._info_nce.dispatch import Part
 from pixcontrast._info_nce.problem import Problem, Shards
 from pixcontrast._loss.batch import Anchors
 from pixcontrast._loss.gather import JointCall, Labelled
@@ -111,21 +110,12 @@ def contrast_set(
     return ContrastSet(contrast, batch_labels, tuple(bank_entries), spread)
 
 
-def split_by_image(problem: Problem, images: Tensor, num_images: int) -> list[Part]:
-    """Split a problem into one for each image.
+def split_by_image(problem: Problem, images: Tensor, num_images: int) -> list[Problem]:
+    """Return one problem for each image, in which the anchors of the other images are ignored.
 
-    `images` (M,) is the image of each anchor. Where reading values is a wait, or ranks call with
-    the same number of anchors, a part has all anchors, and those of other images are ignored.
+    `images` (M,) is the image of each anchor.
     """
-    selects_rows = check.values_can_be_seen(images) and problem.group is None
-    selects_rows = selects_rows and not torch.compiler.is_compiling()
-    parts = []
-    for image in range(max(num_images, 1)):
-        labels = torch.where(images == image, problem.labels, IGNORED)
-        if selects_rows:
-            rows = (labels != IGNORED).nonzero()[:, 0]
-            own = replace(problem, anchors=problem.anchors[rows], labels=labels[rows])
-            parts.append(Part(own, rows))
-        else:
-            parts.append(Part(replace(problem, labels=labels)))
-    return parts
+    return [
+        replace(problem, labels=torch.where(images == image, problem.labels, IGNORED))
+        for image in range(max(num_images, 1))
+    ]

@@ -45,11 +45,14 @@ def resize_nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
     sizes = tuple(zip(maps.shape[num_leading:], size, strict=True))
     if all(old == new for old, new in sizes):
         return maps
-    # Index all dimensions in one operation, so that only the selected pixels are read.
-    selected = [_nearest_indices(old, new, maps.device) for old, new in sizes]
-    leading = [slice(None)] * num_leading
-    index: tuple[slice | Tensor, ...] = (*leading, *torch.meshgrid(selected, indexing="ij"))
-    return maps[index]
+    index: list[slice | Tensor] = [slice(None)] * num_leading
+    if all(old % new == 0 for old, new in sizes):  # every k-th pixel, as a view
+        index += [slice(None, None, old // new) for old, new in sizes]
+    else:
+        # Index all dimensions in one operation, so that only the selected pixels are read.
+        selected = [_nearest_indices(old, new, maps.device) for old, new in sizes]
+        index += torch.meshgrid(selected, indexing="ij")
+    return maps[tuple(index)]
 
 
 def _nearest_indices(old: int, new: int, device: torch.device) -> Tensor:
@@ -60,19 +63,23 @@ def _nearest_indices(old: int, new: int, device: torch.device) -> Tensor:
 
 def take_pixels(emb_map: Tensor, indices: Tensor) -> Tensor:
     """Return the pixels (K, D) of a map (B, D, *S) at flat indices (K,), which may repeat."""
-    if indexed_in_place(emb_map):
-        if torch.compiler.is_compiling():
-            # torch.compile (PyTorch 2.7 to 2.13) computes a wrong gradient of an index into the
-            # map if most pixels are taken and then normalized. For rows the gradient is correct.
-            return emb_map.flatten(2).transpose(1, 2).flatten(0, 1)[indices]
-        return emb_map[_index(emb_map.shape, indices)]
+    if torch.compiler.is_compiling():
+        # torch.compile (PyTorch 2.7 to 2.13) computes a wrong gradient of an index into the map if
+        # most pixels are taken and then normalized. For rows the gradient is correct.
+        return emb_map.flatten(2).transpose(1, 2).flatten(0, 1)[indices]
     taken: Tensor = TakePixels.apply(emb_map, indices)  # type: ignore[no-untyped-call]
+    _run_late(taken.grad_fn)
     return taken
 
 
-def indexed_in_place(emb_map: Tensor) -> bool:
-    """Return whether PyTorch's gradient of an index is written without copies of the map."""
-    return emb_map.device.type == "cpu"
+def _run_late(node: Any) -> None:
+    """Let autograd run other nodes first: the gradients of other losses need memory of their own.
+
+    Autograd runs nodes that are ready in descending order of this number, which is not part of its
+    public API. The map of zeros is then allocated when the buffers of the other losses are freed.
+    """
+    if hasattr(node, "_set_sequence_nr"):
+        node._set_sequence_nr(0)
 
 
 class TakePixels(torch.autograd.Function):
@@ -93,24 +100,28 @@ class TakePixels(torch.autograd.Function):
         emb_map, indices = inputs
         ctx.save_for_backward(indices)
         ctx.shape = emb_map.shape
+        # Dense strides in the order of the map's, such as channels_last.
+        ctx.strides = torch.empty_like(emb_map, device="meta").stride()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
-        gradient: Tensor = _PutPixels.apply(grad_output, indices, ctx.shape)  # type: ignore[no-untyped-call]
+        gradient: Tensor = _PutPixels.apply(grad_output, indices, ctx.shape, ctx.strides)  # type: ignore[no-untyped-call]
         return gradient, None
 
 
 class _PutPixels(torch.autograd.Function):
-    """The transpose of `TakePixels`: add rows to a map of zeros."""
+    """The transpose of `TakePixels`: add rows to a map of zeros with the given strides."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rows: Tensor, indices: Tensor, shape: Sequence[int]) -> Tensor:
+    def forward(
+        rows: Tensor, indices: Tensor, shape: Sequence[int], strides: Sequence[int]
+    ) -> Tensor:
         # Equal indices all write the sum of their rows, so the result is deterministic.
         ascending, sums = _sum_equal(indices, rows)
-        emb_map = rows.new_zeros(shape)
+        emb_map = rows.new_empty_strided(shape, strides).zero_()
         emb_map[_index(shape, ascending)] = sums
         return emb_map
 
@@ -119,10 +130,10 @@ class _PutPixels(torch.autograd.Function):
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         (indices,) = ctx.saved_tensors
         rows: Tensor = TakePixels.apply(grad_output, indices)  # type: ignore[no-untyped-call]
-        return rows, None, None
+        return rows, None, None, None
 
 
 def _sum_equal(indices: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,13 @@ from pixcontrast.functional import info_nce
 def single(monkeypatch):
     """Whether each call was a single tile."""
     seen = []
-    is_one_tile = dispatch.is_one_tile
-    monkeypatch.setattr(
-        dispatch, "is_one_tile", lambda problem: seen.append(is_one_tile(problem)) or seen[-1]
-    )
+
+    def compute(problem):
+        losses = one_tile.one_tile_losses(problem)
+        seen.append(losses is not None)
+        return losses
+
+    monkeypatch.setattr(dispatch, "one_tile_losses", compute)
     return seen
 
 
@@ -30,10 +33,10 @@ SHAPES = {
     (363, 0): True,
     (300, 77): True,
     (1024, 0): True,
-    (1024, 1): False,
-    (1025, 0): False,
-    (255, 1024 - 255): True,
-    (255, 1024 - 254): False,
+    (2350, 0): True,  # a seventh is ignored
+    (2500, 0): False,
+    (255, 2048 - 255): True,
+    (255, 2048 + 1500): False,
 }
 
 

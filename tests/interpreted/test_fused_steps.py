@@ -19,7 +19,6 @@ def test_a_fused_step_waits_for_nothing(options, monkeypatch):
     from triton.runtime.interpreter import InterpretedFunction
 
     from pixcontrast import _check
-    from pixcontrast._pixels import maps
 
     launched = []
     monkeypatch.setattr(InterpretedFunction, "run", lambda *_, **__: launched.append(1))
@@ -30,7 +29,6 @@ def test_a_fused_step_waits_for_nothing(options, monkeypatch):
 
     for module in (_check, _check.tensors):
         monkeypatch.setattr(module, "values_can_be_seen", lambda tensor: False)
-    monkeypatch.setattr(maps, "indexed_in_place", lambda emb_map: False)
     step = step_with(options, "triton")
     called = []
     for all_labels in (None, 1):

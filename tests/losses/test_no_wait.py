@@ -22,11 +22,9 @@ def test_shapes_depend_on_no_value(options):
 def on_a_gpu(unseen_values, monkeypatch):
     """The path that tensors on a GPU take."""
     from pixcontrast import _check
-    from pixcontrast._pixels import maps
 
     monkeypatch.setattr(_check, "values_can_be_seen", lambda tensor: False)
     monkeypatch.setattr(_check.tensors, "values_can_be_seen", lambda tensor: False)
-    monkeypatch.setattr(maps, "indexed_in_place", lambda emb_map: False)
 
 
 @pytest.mark.usefixtures("on_a_gpu")

@@ -8,6 +8,8 @@ hundred anchors, so this form is an autograd function; torch.compile takes the o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -22,38 +24,69 @@ from pixcontrast._info_nce.tiled.class_order import reads_are_free
 from pixcontrast._info_nce.tiled.similarities import Similarities
 from pixcontrast._tensors import without_autocast
 
-# Largest number of anchors and of entries, 4 MB of similarities in float32. Above, sorted tiles are
-# faster, and sum long rows with a smaller rounding error.
-MAX_LENGTH = 1024
+# Largest number of anchors and of entries that are not ignored, 16 MB of similarities in float32.
+# Above, sorted tiles are faster, and sum long rows with a smaller rounding error.
+MAX_LENGTH = 2048
 # Up to this number of similarities, the terms of all cost less than to gather the positives; above,
 # they do if an anchor may have more positives than this fraction of the entries.
 MAX_UNGATHERED = 1 << 17
 MAX_GATHERED = 1 / 3
+# Up to this number of similarities, their sum with their transpose, which reads columns, costs less
+# than a second matrix product.
+MAX_TRANSPOSED = 1 << 16
 
 ANCHORS = 2
 """The anchors' place among the arguments of the autograd function; entries follow."""
 
 
-def is_one_tile(problem: Problem) -> bool:
-    """Return whether the problem is small enough, and the call is one for eager mode."""
+def one_tile_losses(problem: Problem) -> Losses | None:
+    """Compute the losses, differentiable once; None if the problem is not one for this form."""
     if torch.compiler.is_compiling() or problem.negative_sampler is not None or problem.group:
-        return False
+        return None
     if type(problem.labels) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
-        return False  # tensors without values, or a tracer that must not see them
-    num_anchors = problem.labels.shape[0]
-    num_entries = sum(len(labels) for labels in problem.entry_labels)
-    num_entries += num_anchors * sum(problem.is_anchors)
-    fits = 0 < num_anchors <= MAX_LENGTH and 0 < num_entries <= MAX_LENGTH
-    return fits and reads_are_free(problem.anchors.device)
-
-
-def one_tile_losses(problem: Problem) -> Losses:
-    """Compute the losses; they are differentiable once."""
+        return None  # tensors without values, or a tracer that must not see them
+    if not reads_are_free(problem.anchors.device):
+        return None
+    all_labels = problem.labels, *problem.entry_labels
+    num_anchors, *num_entries = counts = [_num_valid(labels) for labels in all_labels]
+    num_columns = sum(num_entries) + num_anchors * sum(problem.is_anchors)
+    if not (0 < num_anchors <= MAX_LENGTH and 0 < num_columns <= MAX_LENGTH):
+        return None
     refuse_transforms(problem)
+    if counts == [len(labels) for labels in all_labels]:
+        return Losses(*_apply(problem))
+    rows, *columns = ((labels >= 0).nonzero()[:, 0] for labels in all_labels)
+    smaller = replace(
+        problem,
+        anchors=problem.anchors[rows],
+        labels=problem.labels[rows],
+        entries=_take(problem.entries, columns),
+        entry_labels=_take(problem.entry_labels, columns),
+    )
+    losses, has_positive = (
+        column.new_zeros(len(problem.labels)).index_copy(0, rows, column)
+        for column in _apply(smaller)
+    )
+    return Losses(losses, has_positive)
+
+
+def _apply(problem: Problem) -> tuple[Tensor, Tensor]:
     # Grad mode is always off inside the function.
     tensors = problem.anchors, *problem.entries
-    found = _OneTile.apply(problem, torch.is_grad_enabled(), *tensors)  # type: ignore[no-untyped-call]
-    return Losses(*found)
+    losses, has_positive = _OneTile.apply(problem, torch.is_grad_enabled(), *tensors)  # type: ignore[no-untyped-call]
+    return losses, has_positive
+
+
+def _num_valid(labels: Tensor) -> int:
+    """Return how many labels are not ignored."""
+    num_labels = len(labels)
+    if num_labels == 0 or int(labels.amin()) >= 0:  # faster than the count
+        return num_labels
+    return int((labels >= 0).sum())
+
+
+def _take(tensors: Sequence[Tensor], indices: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor[index] for tensor, index in zip(tensors, indices, strict=True)]
 
 
 class _Columns(NamedTuple):
@@ -61,7 +94,7 @@ class _Columns(NamedTuple):
 
     Attributes:
         range: the columns.
-        operand: (n, D), the entries; zeros for ignored ones.
+        operand: (n, D), the entries.
         is_anchors: whether the entries are the anchors.
     """
 
@@ -80,25 +113,26 @@ class _OneTile(torch.autograd.Function):
         contrast = problem.contrast
         all_labels = [tensor.labels for tensor in contrast]
         labels = all_labels[0] if len(all_labels) == 1 else torch.cat(all_labels)
-        any_ignored = any(int(one.amin()) < 0 for one in {labels, problem.labels})
-        rows = _operand(problem, anchors, problem.labels, any_ignored)
+        rows = problem.operand(anchors)
         parts = []
         ends = accumulate((len(one) for one in all_labels), initial=0)
         for tensor, bounds in zip(contrast, pairwise(ends), strict=True):
             operand = rows
             if not tensor.is_anchors:
-                operand = _operand(problem, tensor.entries, tensor.labels, any_ignored)
+                operand = problem.operand(tensor.entries)
             parts.append(_Columns(slice(*bounds), operand, tensor.is_anchors))
 
         logits = _similarities(problem, rows, parts, len(labels))
-        inside, positive = _mask(problem, logits, labels, parts, any_ignored)
         gathered = None
         if logits.numel() > MAX_UNGATHERED:
-            gathered = _gather(problem.labels, labels, parts, any_ignored)
-        of_positives = logits
-        if gathered is not None:
+            gathered = _gather(problem.labels, labels, parts)
+        if gathered is None:
+            of_positives = logits
+            inside, positive = _mask(problem, logits, torch.empty_like(logits), labels, parts)
+        else:
             indices, positive = gathered
             of_positives = logits.gather(1, indices)
+            inside, _ = _mask(problem, logits, logits, labels, parts)
         likelihood = inside.softmax(dim=1)
         lse = inside.amax(dim=1) - likelihood.amax(dim=1).log_()
         means, strength = positives_of(of_positives, positive, lse, problem.denominator)
@@ -136,8 +170,10 @@ class _OneTile(torch.autograd.Function):
             by_anchors = [product * scale for product in fixed]
             for columns in ctx.own_columns:
                 own = change[:, columns]
-                # Two products are faster than the sum of a tile and its transpose.
-                by_anchors.append((own @ rows).addmm_(own.T, rows))
+                if own.numel() <= MAX_TRANSPOSED:
+                    by_anchors.append((own + own.T) @ rows)
+                else:
+                    by_anchors.append((own @ rows).addmm_(own.T, rows))
             for (index, columns), operand, given in zip(ctx.others, operands, entries, strict=True):
                 if wanted[ANCHORS]:
                     # Scaled after the product, as for entries without a gradient: equal bits.
@@ -177,12 +213,6 @@ def _save_for_backward(
     ctx.save_for_backward(change, rows, anchors, *operands, *given, *fixed)
 
 
-def _operand(problem: Problem, vectors: Tensor, labels: Tensor, any_ignored: bool) -> Tensor:
-    """Return vectors as operands, zeros for ignored ones: they may be NaN, and 0 · NaN is NaN."""
-    operand = problem.operand(vectors)
-    return torch.where((labels >= 0)[:, None], operand, 0.0) if any_ignored else operand
-
-
 def _similarities(
     problem: Problem, rows: Tensor, parts: list[_Columns], num_columns: int
 ) -> Tensor:
@@ -200,9 +230,11 @@ def _similarities(
 
 
 def _mask(
-    problem: Problem, logits: Tensor, labels: Tensor, parts: list[_Columns], any_ignored: bool
+    problem: Problem, logits: Tensor, out: Tensor, labels: Tensor, parts: list[_Columns]
 ) -> tuple[Tensor, Tensor]:
     """Return similarities that are very low outside the denominator, and the positives (M, N).
+
+    The former are written to `out`, which may be the similarities themselves.
 
     The positives are 0 and 1 in the dtype of the similarities, because an addition is faster than
     a selection by a bool. −∞ would leave NaN where a denominator is empty.
@@ -211,29 +243,22 @@ def _mask(
     lowest = -0.75 * torch.finfo(logits.dtype).max
     positive = (problem.labels[:, None] == labels).to(logits.dtype)
     leaves_out_positives = problem.denominator == "negatives"
-    outside = positive if leaves_out_positives else torch.zeros_like(positive)
-    if any_ignored:
-        ignored = (labels < 0).to(logits.dtype)
-        outside = torch.maximum(outside, ignored)
-        positive = positive * (1 - ignored)
-    inside = logits.add(outside, alpha=lowest)
+    torch.add(logits, positive, alpha=lowest if leaves_out_positives else 0.0, out=out)
     for part in parts:
         if part.is_anchors:
             positive[:, part.range].fill_diagonal_(0.0)
             if not leaves_out_positives:
-                inside[:, part.range].fill_diagonal_(lowest)
-    return inside, positive
+                out[:, part.range].fill_diagonal_(lowest)
+    return out, positive
 
 
 def _gather(
-    anchor_labels: Tensor, labels: Tensor, parts: list[_Columns], any_ignored: bool
+    anchor_labels: Tensor, labels: Tensor, parts: list[_Columns]
 ) -> tuple[Tensor, Tensor] | None:
     """Return columns (M, P) that contain every positive and whether each is one; None: too many."""
     ascending, order = labels.sort(stable=True)
     first = torch.searchsorted(ascending, anchor_labels)
     count = torch.searchsorted(ascending, anchor_labels, right=True).sub_(first)
-    if any_ignored:
-        count.masked_fill_(anchor_labels < 0, 0)
     max_count = int(count.amax())
     if max_count > MAX_GATHERED * len(labels):
         return None
