@@ -100,7 +100,8 @@ def test_the_gradient_of_pixels_taken_more_than_once(size, layout):
     indices = torch.tensor([3, 0, 9, 3, 3, 13, 0, 1])
     upstream = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
     results = []
-    for taken in (TakePixels.apply(emb, indices), take_pixels(emb, indices)):
+    rows = emb.flatten(2).transpose(1, 2).flatten(0, 1)
+    for taken in (rows[indices], take_pixels(emb, indices)):
         (gradient,) = torch.autograd.grad(taken, emb, upstream, create_graph=True)
         # A gradient penalty, as the dense form allows: the derivative of the derivative.
         (second,) = torch.autograd.grad(gradient.square().sum(), upstream)
@@ -108,6 +109,23 @@ def test_the_gradient_of_pixels_taken_more_than_once(size, layout):
     for actual, expected in zip(*results, strict=True):
         assert actual.shape == expected.shape
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_map_of_zeros_comes_last_and_in_the_order_of_the_features(memory_format):
+    """Then it is not beside the buffers of other losses, and is added without a conversion."""
+    features = torch.randn(2, 3, 4, 5).contiguous(memory_format=memory_format).requires_grad_()
+    logits = torch.nn.functional.conv2d(features, torch.randn(2, 3, 1, 1))
+    upsampled = torch.nn.functional.interpolate(logits, scale_factor=2)
+    rows = take_pixels(features, torch.tensor([3, 11, 3]))
+    finished = []
+    for node in (rows.grad_fn, logits.grad_fn, upsampled.grad_fn):
+        node.register_hook(lambda *_, name=node.name(): finished.append(name))
+    (rows.square().sum() + upsampled.square().sum()).backward()
+    assert finished[-1] == "TakePixelsBackward"
+    assert len(finished) == 3
+    alone = torch.autograd.grad(take_pixels(features, torch.tensor([3])).sum(), features)[0]
+    assert alone.stride() == features.stride()
 
 
 def test_the_gradient_of_no_pixels():
