@@ -114,13 +114,14 @@ def test_the_gradient_of_pixels_taken_more_than_once(size, layout):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_the_map_of_zeros_comes_last_and_in_the_order_of_the_features(memory_format):
     """Then it is not beside the buffers of other losses, and is added without a conversion."""
-    features = torch.randn(2, 3, 4, 5).contiguous(memory_format=memory_format).requires_grad_()
+    images = torch.randn(2, 3, 4, 5).contiguous(memory_format=memory_format).requires_grad_()
+    features = images.relu()
     logits = torch.nn.functional.conv2d(features, torch.randn(2, 3, 1, 1))
     upsampled = torch.nn.functional.interpolate(logits, scale_factor=2)
     rows = take_pixels(features, torch.tensor([3, 11, 3]))
     finished = []
     for node in (rows.grad_fn, logits.grad_fn, upsampled.grad_fn):
-        node.register_hook(lambda *_, name=node.name(): finished.append(name))
+        node.register_hook(lambda *_, node=node: finished.append(node.name()))
     (rows.square().sum() + upsampled.square().sum()).backward()
     assert finished[-1] == "TakePixelsBackward"
     assert len(finished) == 3
