@@ -1,19 +1,20 @@
-"""The tiled and the fused form as PyTorch operators with autograd, opaque to torch.compile.
+"""The tiled and the fused form with autograd: a function in eager mode, else PyTorch operators.
 
-Operators take and return tensors and plain values: the arguments of a `Problem`. Inside an
-operator, sizes may depend on values. The forward computes the anchors' gradient, so the operators
-are differentiable once.
+Operators are opaque to torch.compile: inside, sizes may depend on values. They take and return
+tensors and plain values, the arguments of a `Problem`. In eager mode their wrappers would take
+longer than the kernels of a small problem, so an autograd function calls the same code. The forward
+computes the anchors' gradient, so both are differentiable once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixcontrast._info_nce.first_derivative import once, refuse_transforms
+from pixcontrast._info_nce.first_derivative import is_eager, once, refuse_transforms
 from pixcontrast._info_nce.mined.passes import mined_entries_gradient, mined_forward
 from pixcontrast._info_nce.problem import NUM_TENSOR_FIELDS, SCHEMA, Problem
 from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, Losses
@@ -30,8 +31,33 @@ _NUM_OUTPUTS = 3 + _NUM_STATISTICS + len(Thresholds._fields) + 1
 def compute_losses(problem: Problem) -> Losses:
     """Run the fused form, or the tiled form; both are differentiable once."""
     refuse_transforms(problem)
-    losses, has_positive, *_, num_shard_entries = losses_operator(*problem.arguments())
+    if is_eager(problem):
+        tensors = problem.anchors, *problem.entries
+        outputs = _EagerLosses.apply(problem, *tensors)  # type: ignore[no-untyped-call]
+    else:
+        outputs = losses_operator(*problem.arguments())
+    losses, has_positive, *_, num_shard_entries = outputs
     return Losses(losses, has_positive, None if problem.group is None else num_shard_entries)
+
+
+class _EagerLosses(torch.autograd.Function):
+    """The operators without their wrappers, from a problem, its anchors and its entries."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs = _forward(problem.detached())
+        _save(ctx, problem, outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        by_anchors, by_entries = _gradients(ctx, upstream, _entries_gradient_of_values)
+        return None, by_anchors, *by_entries
+
+
+@torch.no_grad()
+def _entries_gradient_of_values(problem: Problem, *arguments: Any) -> list[Tensor]:
+    return _entries_gradient(problem.detached(), *arguments)
 
 
 @torch.library.custom_op(
@@ -46,7 +72,10 @@ def losses_operator(*arguments: Any) -> tuple[Tensor, ...]:
         The losses, has_positive, the anchors' gradient, the `AnchorStatistics`, the `Thresholds`
         and the number of entries in all shards.
     """
-    problem = Problem.of_arguments(*arguments)
+    return _forward(Problem.of_arguments(*arguments))
+
+
+def _forward(problem: Problem) -> tuple[Tensor, ...]:
     thresholds: Thresholds | None = None
     num_shard_entries = problem.labels.new_empty(0)
     with without_autocast(problem.anchors.device):
@@ -113,6 +142,16 @@ def entries_gradient_operator(
     The entries of the others are not read; with a negative sampler, their labels are.
     """
     problem = Problem.of_arguments(*arguments)
+    return _entries_gradient(problem, upstream, wanted, statistics, thresholds)
+
+
+def _entries_gradient(
+    problem: Problem,
+    upstream: Tensor,
+    wanted: Sequence[bool],
+    statistics: Sequence[Tensor],
+    thresholds: Sequence[Tensor],
+) -> list[Tensor]:
     known, selected, want = AnchorStatistics(*statistics), Thresholds(*thresholds), list(wanted)
     with without_autocast(problem.anchors.device):
         if problem.form == "triton":
@@ -142,52 +181,79 @@ def _(
     ]
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    # Only the losses have a gradient: create no zeros for the other outputs.
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-    call = Problem.of_arguments(*inputs)
-    needs_gradient = [entries.requires_grad for entries in call.entries]
-    others = iter(needs_gradient)
-    ctx.wanted = [call.want_gradient if own else next(others) for own in call.is_anchors]
-    ctx.num_shards = len(call.shard_entries)
-    # Entries without a gradient are not saved: an update of a bank in place would then break the
-    # graph. With a negative sampler every label is saved, because ids count all entries.
-    no_entries = call.anchors.new_empty(0, call.anchors.shape[1])
-    entries = [e if n else no_entries for e, n in zip(call.entries, needs_gradient, strict=True)]
-    entry_labels = [
-        labels if need or call.negative_sampler is not None else call.labels[:0]
-        for labels, need in zip(call.entry_labels, needs_gradient, strict=True)
-    ]
-    _, _, *computed, _ = output
-    ctx.num_entries, ctx.options = len(entries), inputs[NUM_TENSOR_FIELDS:]
-    ctx.save_for_backward(call.anchors, call.labels, call.seed, *computed, *entries, *entry_labels)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save(ctx, Problem.of_arguments(*inputs), output)
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    def compute(problem: Problem, *arguments: Any) -> list[Tensor]:
+        found: list[Tensor] = entries_gradient_operator(*arguments, *problem.arguments())
+        return found
+
+    by_anchors, by_entries = _gradients(ctx, upstream, compute)
+    is_anchors, *other_options = ctx.options
+    return (
+        by_anchors,
+        *(None, None),
+        by_entries,
+        len(by_entries) * [None],
+        *(ctx.num_shards * [None], ctx.num_shards * [None]),
+        # PyTorch takes an empty list of flags for a list of tensors.
+        None if is_anchors else [],
+        *len(other_options) * [None],
+    )
+
+
+losses_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _save(ctx: Any, problem: Problem, outputs: tuple[Tensor, ...]) -> None:
+    """Save what `_gradients` needs."""
+    # Only the losses have a gradient: create no zeros for the other outputs.
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*outputs[1:])
+    needs_gradient = [entries.requires_grad for entries in problem.entries]
+    others = iter(needs_gradient)
+    ctx.wanted = [problem.want_gradient if own else next(others) for own in problem.is_anchors]
+    # Entries without a gradient are not saved: an update of a bank in place would then break the
+    # graph. With a negative sampler every label is saved, because ids count all entries.
+    no_entries = problem.anchors.new_empty(0, problem.anchors.shape[1])
+    entries = [e if n else no_entries for e, n in zip(problem.entries, needs_gradient, strict=True)]
+    entry_labels = [
+        labels if need or problem.negative_sampler is not None else problem.labels[:0]
+        for labels, need in zip(problem.entry_labels, needs_gradient, strict=True)
+    ]
+    _, _, *computed, _ = outputs
+    own = problem.anchors, problem.labels, problem.seed
+    ctx.save_for_backward(*own, *computed, *entries, *entry_labels)
+    ctx.num_entries, ctx.num_shards = len(entries), len(problem.shard_entries)
+    ctx.options = problem.arguments()[NUM_TENSOR_FIELDS:]
+
+
+def _gradients(
+    ctx: Any, upstream: Tensor | None, entries_gradient: Callable[..., Sequence[Tensor]]
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Return the gradient of the anchors, and that of each contrast tensor that is not them."""
     anchors, labels, seed, gradient, *saved = ctx.saved_tensors
     num_computed = len(saved) - 2 * ctx.num_entries
     computed, entries = saved[:num_computed], saved[num_computed:][: ctx.num_entries]
     entry_labels = saved[num_computed + ctx.num_entries :]
-    call = Problem.of_arguments(
+    problem = Problem.of_arguments(
         *(anchors, labels, seed, entries, entry_labels, [], []), *ctx.options
     )
-
     from_entries: Sequence[Tensor] = ()
     by_anchors = None
     if upstream is not None:
         if any(ctx.wanted):
             statistics, thresholds = computed[:_NUM_STATISTICS], computed[_NUM_STATISTICS:]
-            from_entries = entries_gradient_operator(
-                upstream, ctx.wanted, statistics, thresholds, *call.arguments()
-            )
-        if call.want_gradient:
+            from_entries = entries_gradient(problem, upstream, ctx.wanted, statistics, thresholds)
+        if problem.want_gradient:
             # Both roles of an anchor are added before the conversion to its dtype: scaled and
             # converted early, a row would be mostly subnormal in float16.
             by_anchors = gradient * upstream[:, None]
     by_entries: list[Tensor | None] = []
     remaining = iter(from_entries)
-    for own, want in zip(call.is_anchors, ctx.wanted, strict=True):
+    for own, want in zip(problem.is_anchors, ctx.wanted, strict=True):
         by_tensor = next(remaining, None) if want else None
         if not own:
             by_entries.append(_cast(by_tensor, entries[len(by_entries)]))
@@ -196,17 +262,8 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
     sources = (upstream, anchors, *entries)
     return (
         once(_cast(by_anchors, anchors), sources),
-        *(None, None),
         [once(by_entry, sources) for by_entry in by_entries],
-        ctx.num_entries * [None],
-        *(ctx.num_shards * [None], ctx.num_shards * [None]),
-        # PyTorch takes an empty list of flags for a list of tensors.
-        None if call.is_anchors else [],
-        *(len(ctx.options) - 1) * [None],
     )
-
-
-losses_operator.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def _cast(gradient: Tensor | None, like: Tensor) -> Tensor | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.derivative import losses_and_weight, positives_of
-from pixcontrast._info_nce.first_derivative import once, refuse_transforms
+from pixcontrast._info_nce.first_derivative import is_eager, once, refuse_transforms
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import Losses
 from pixcontrast._info_nce.tiled.class_order import reads_are_free
@@ -41,11 +41,9 @@ ANCHORS = 2
 
 def one_tile_losses(problem: Problem) -> Losses | None:
     """Compute the losses, differentiable once; None if the problem is not one for this form."""
-    if torch.compiler.is_compiling() or problem.negative_sampler is not None or problem.group:
+    if problem.negative_sampler is not None or problem.group is not None:
         return None
-    if type(problem.labels) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
-        return None  # tensors without values, or a tracer that must not see them
-    if not reads_are_free(problem.anchors.device):
+    if not (is_eager(problem) and reads_are_free(problem.anchors.device)):
         return None
     all_labels = problem.labels, *problem.entry_labels
     num_anchors, *num_entries = counts = [_num_valid(labels) for labels in all_labels]
