@@ -20,7 +20,6 @@ import torch
 
 from benchmarks._measure.arguments import command_parser, positive, size_of
 from benchmarks._measure.environment import describe_environment
-from benchmarks._plots.canvas import save_differences
 from benchmarks._tables.pairs import ablation_table
 from benchmarks._training.experiment import load_data, run_side_by_side
 from benchmarks._training.protocol import TABLES, Table
@@ -33,7 +32,7 @@ CORES = 2
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is missing in the requested tables; print and plot them."""
+    """Run what is missing in the requested tables, and print them."""
     parser = _parser()
     options = parser.parse_args(arguments)
     # One thread each: runs go side by side, and sums depend on the number of threads.
@@ -52,8 +51,6 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(str(problem))
         runs = load_runs(path)
         print(f"\n{table.title}\n\n{ablation_table(table, runs).aligned()}\n")
-        save_differences(options.out / f"ablation-{name}.png", table, runs)
-        print(f"{path} and ablation-{name}.png written")
 
 
 def _run_missing(table: Table, path: Path, options: argparse.Namespace) -> None:

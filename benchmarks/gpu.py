@@ -6,9 +6,9 @@
 Kernels are compiled side by side, checked against float64, timed alone and in whole training
 steps, profiled, and tested, in stages with processes and time limits of their own. A stage that
 fails, hangs or runs out of time is recorded, and the others run all the same. Wrong results mark
-the figures (`"correct"` in every record) and withhold none. FOLDER holds at most seven files:
-`summary.json`, `hot_path_gpu.json` and its picture, `step_gpu.json`, `launches_gpu.json`,
-`tests_gpu.json` and `gpu.log`. They are written while the run goes on.
+the figures (`"correct"` in every record) and withhold none. FOLDER holds six files:
+`summary.json`, `hot_path_gpu.json`, `step_gpu.json`, `launches_gpu.json`, `tests_gpu.json` and
+`gpu.log`. They are written while the run goes on.
 
 Exit status: 0 all measured and right, 1 something is wrong, 2 no CUDA device, 3 a stage did not
 finish. A second run is faster with the first one's kernels: set TRITON_CACHE_DIR for both.
@@ -50,9 +50,7 @@ STAGES = (
     Stage("launches", 320 / SECONDS, (*TIMES_STEPS, "--profile"), "launches_gpu.json"),
     Stage("tests", 490 / SECONDS, ("benchmarks._gpu.run_tests",), "tests_gpu.json", judges=True),
     # All cases, so that headlines for which no time was left come first.
-    Stage("rest", 520 / SECONDS, (*TIMES_LOSS, "--resume"), HOT_PATH, resumes=True),
-    Stage("picture", 532 / SECONDS, ("benchmarks.hot_path", "--redraw", f"{{folder}}/{HOT_PATH}"),
-          "hot_path_gpu.png", required=False),
+    Stage("rest", 530 / SECONDS, (*TIMES_LOSS, "--resume"), HOT_PATH, resumes=True),
 )  # fmt: skip
 """In order, each with the share of the time of all that is over when it must end."""
 

@@ -3,7 +3,6 @@
     python -m benchmarks.hot_path
     python -m benchmarks.hot_path --shapes 975x47500x256 --repeats 9
     python -m benchmarks.hot_path --device cuda --out FOLDER --budget 240
-    python -m benchmarks.hot_path --redraw benchmarks/results/hot_path.json
 
 Forward and backward of every implementation are timed in turn within one run; on CUDA "replayed"
 is a CUDA graph. The floor is the two plain matrix products of the same problem, "sdpa" is PyTorch's
@@ -20,11 +19,9 @@ The record is written as figures become known, so that a process that is stopped
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -50,18 +47,10 @@ takes gigabytes, and mining, which holds a part at a time, takes long."""
 def main(arguments: list[str] | None = None) -> int:
     """Measure every case until the budget is spent; return the exit status."""
     options = _parser().parse_args(arguments)
-    if options.redraw is not None:
-        rows = json.loads(options.redraw.read_text())["rows"]
-        _draw((options.out or options.redraw.parent) / f"{options.redraw.stem}.png", rows)
-        return 0
     set_threads(options.threads)
     if not options.rehearse and not has_device(options.device):
         return REFUSED
-    session = Session(options, arguments is None, "hot_path")
-    status = _HotPath(options, session).measure_all()
-    if status == 0 and session.path is not None and not session.as_on_gpu:
-        _draw(session.path.with_suffix(".png"), session.record["rows"])
-    return status
+    return _HotPath(options, Session(options, arguments is None, "hot_path")).measure_all()
 
 
 class _HotPath:
@@ -226,14 +215,6 @@ def runs_to_weigh(case: Case, way: str) -> tuple[Run, Run]:
     return small, run
 
 
-def _draw(path: Path, rows: list[Row]) -> None:
-    # Matplotlib is not needed to measure.
-    from benchmarks._plots.hot_path import save_curves
-
-    save_curves(path, rows)
-    print(f"{path} written")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("hot_path", __doc__)
     add = parser.add_argument
@@ -246,7 +227,6 @@ def _parser() -> argparse.ArgumentParser:
         "--ways", nargs="+", choices=ways.WAYS, metavar="WAY", help=f"out of {', '.join(ways.WAYS)}"
     )
     add("--stage", choices=STAGES, help="a part of the cases (default: both)")
-    add("--redraw", type=Path, metavar="JSON", help="draw the picture of an existing record")
     return parser
 
 

@@ -17,9 +17,9 @@ import torch
 from benchmarks._measure.arguments import command_parser, count, positive, size_of
 from benchmarks._measure.command import write_record
 from benchmarks._measure.environment import describe_environment
-from benchmarks._plots.scene import save_maps
 from benchmarks._tables.pairs import make_record, pairs_table
 from benchmarks._training.experiment import load_data, run_side_by_side
+from benchmarks._training.maps import save_maps
 from benchmarks._training.protocol import pair_table
 from benchmarks._training.recipe import RECIPES, Recipe
 
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         "(each PCA has its own colors: compare them within a column only)"
     )
     networks = (trained[0, False].network, trained[0, True].network)
-    save_maps(folder / "figure.png", data, networks, title)
+    save_maps(folder / "figure.png", data, *networks, title)
     seconds = time.perf_counter() - start
     print(f"{folder / 'result.json'} and figure.png written, {seconds:.0f} s in all")
 

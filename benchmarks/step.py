@@ -34,7 +34,6 @@ from benchmarks._measure.session import Row, Session
 from benchmarks._measure.tables import remarks, table
 from benchmarks._measure.timers import CPU, NO_TIME, Run, measure
 from benchmarks._ways.batches import SHAPES, STEP_SHAPES
-from benchmarks._ways.samplers import measure_samplers
 from benchmarks._ways.steps import CASES, PARTS, StepCase
 
 REFERENCES = ("step", "loss")
@@ -43,20 +42,19 @@ CASE_SECONDS = 12.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure the steps, their parts and the samplers; return the exit status."""
+    """Measure the steps and their parts; return the exit status."""
     options = _parser().parse_args(arguments)
     set_threads(options.threads)
     if not options.rehearse and not has_device(options.device):
         return REFUSED
     session = Session(options, arguments is None, "launches" if options.profile else "step")
     shapes = options.shapes or (("small",) if options.rehearse else STEP_SHAPES)
-    cases = options.cases or (CASES if session.as_on_gpu else (*CASES, "sampler"))
+    cases = options.cases or CASES
     steps: list[Row] = [row for row in session.record.get("steps", []) if row["note"] != NO_TIME]
-    samplers: list[Row] = []
-    session.record |= {"steps": steps, "samplers": samplers}
+    session.record["steps"] = steps
     done = {(row["name"], row["case"]) for row in steps}
     for name, case in itertools.product(shapes, cases):
-        if case == "sampler" or (name, case) in done:
+        if (name, case) in done:
             continue
         row: Row = {"name": name, "case": case, "shape": asdict(SHAPES[name])}
         row |= {"note": NO_TIME, "measured": {}}
@@ -69,11 +67,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  {part:<38}{1000 * seconds:>11.1f} ms of the step")
         if status != 0:
             return status
-    for name in shapes if "sampler" in cases else ():
-        samplers += measure_samplers(name, options.repeats, session.device)
-    title = "{images}x{pixels}, {classes}, {labels}"
-    print(*table({title.format(**row): row for row in samplers}), sep="\n")
-    session.save()
     return 0
 
 
@@ -122,8 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     add_device_options(parser)
     names = f"out of {', '.join(SHAPES)}"
     add("--shapes", nargs="+", choices=list(SHAPES), metavar="NAME", help=names)
-    add("--cases", nargs="+", choices=[*CASES, "sampler"], metavar="CASE",
-        help=f"out of {', '.join(CASES)}, sampler")  # fmt: skip
+    add("--cases", nargs="+", choices=CASES, metavar="CASE", help=f"out of {', '.join(CASES)}")
     add("--profile", action="store_true", help="count launches and waits; measure no time")
     return parser
 

@@ -35,7 +35,6 @@ class Stage(NamedTuple):
         published: whether the record becomes a result file; else it is a part of the summary.
         judges: whether the record has `"correct"` and `"failed"`, for the verdict over the run.
         resumes: whether it starts again after a crash, with `--resume`.
-        required: whether the run is incomplete without it.
     """
 
     name: str
@@ -45,12 +44,10 @@ class Stage(NamedTuple):
     published: bool = True
     judges: bool = False
     resumes: bool = False
-    required: bool = True
 
     def arguments(self, folder: Path, budget: float, rehearse: bool, is_restart: bool) -> list[str]:
         """Return the command line; a restart continues the record that exists."""
-        given = [word.replace("{folder}", str(folder)) for word in self.command]
-        given += ["--out", str(folder), "--budget", f"{budget:.1f}"]
+        given = [*self.command, "--out", str(folder), "--budget", f"{budget:.1f}"]
         given += ["--rehearse"] * rehearse + ["--resume"] * is_restart
         return [sys.executable, "-m", *given]
 
@@ -136,8 +133,8 @@ class Runner:
         return False if failed else True if answers and all(answers) else None, failed
 
     def complete(self) -> bool:
-        """Return whether every required stage is done."""
-        return all(self.status(stage) == DONE for stage in self.stages if stage.required)
+        """Return whether every stage is done."""
+        return all(self.status(stage) == DONE for stage in self.stages)
 
     def status(self, stage: Stage) -> str:
         """Return one of the four words, or "not done" so far."""
@@ -192,11 +189,6 @@ class Runner:
                 return
 
     def _publish_record(self, stage: Stage, run: Record) -> None:
-        source = self._path(stage)
-        if source.suffix != ".json":
-            if self.status(stage) == DONE and source.exists():
-                write_whole(self.out / stage.record, source.read_bytes())
-            return
         record = self.record_of(stage)
         if record is None:
             return  # It is being written at this moment; what is published stays.

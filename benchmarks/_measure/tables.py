@@ -12,7 +12,6 @@ FIGURES = {
     "to_floor": ("x floor", 1.0, 2),
     "to_step": ("x step", 1.0, 2),
     "to_loss": ("x loss", 1.0, 2),
-    "to_sampler": ("x ours", 1.0, 2),
     "tflops": ("TFLOP/s", 1.0, 2),
     "of_square": ("of square", 1.0, 2),
     "extra_mb": ("extra MB", 1.0, 0),

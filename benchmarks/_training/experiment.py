@@ -18,8 +18,7 @@ from benchmarks._training.measures import measure
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.runs import Key, Run
 from benchmarks._training.scenes import load_scenes
-from benchmarks._training.training import Observer, is_sampled, train_arm
-from pixcontrast import PixelContrastLoss
+from benchmarks._training.training import train_arm
 
 _DRAWING = threading.Lock()
 """Initial weights are drawn from the global generator, which all threads share."""
@@ -47,7 +46,6 @@ def run_experiment(
     data: SegmentationData,
     environment: dict[str, object],
     advance: Callable[[], object] = lambda: None,
-    observe: Observer = lambda step, criterion: None,
 ) -> Trained:
     """Train a network and measure it, on the device of the data."""
     recipe, seed = key.recipe, key.seed
@@ -55,15 +53,8 @@ def run_experiment(
         torch.manual_seed(seed)
         network = SegmentationNetwork(recipe, data.num_classes)
     network = network.to(data.train.images.device)
-    stats: list[dict[str, float]] = []
-
-    def observe_stats(step: int, criterion: PixelContrastLoss) -> None:
-        observe(step, criterion)
-        if is_sampled(step, recipe.steps):
-            stats.append(stats_of(criterion))
-
     start = time.perf_counter()
-    ratios = train_arm(network, data, recipe, seed, advance, observe_stats)
+    ratios, stats = train_arm(network, data, recipe, seed, advance)
     seconds = time.perf_counter() - start
     run = {
         "train_fingerprint": data.train.fingerprint(),
@@ -85,7 +76,6 @@ def run_side_by_side(
     environment: dict[str, object],
     workers: int,
     name_of: Callable[[Key], str],
-    observe: Observer = lambda step, criterion: None,
 ) -> Iterator[Trained]:
     """Run experiments in threads and yield each when it is finished; print one line for each.
 
@@ -103,7 +93,7 @@ def run_side_by_side(
         bar.update()
 
     with bar, ThreadPoolExecutor(workers) as executor:
-        arguments = (data, environment, advance, observe)
+        arguments = (data, environment, advance)
         futures = {executor.submit(run_experiment, key, *arguments) for key in keys}
         try:
             for finished in as_completed(futures):
@@ -120,9 +110,3 @@ def run_side_by_side(
             stopped.set()
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def stats_of(criterion: PixelContrastLoss) -> dict[str, float]:
-    """Return the statistics of a loss's last call as numbers."""
-    stats = {} if criterion.stats is None else criterion.stats._asdict()
-    return {name: float(value) for name, value in stats.items() if value is not None}

@@ -40,22 +40,16 @@ class ClassSums:
         self.sums.index_add_(0, labels[valid], selected)
         self.counts += torch.bincount(labels[valid], minlength=len(self.counts))
 
-    def matrix(self) -> Tensor:
-        """Return the (C, C) mean similarity of each two classes; NaN where there is no pair."""
-        means = self.sums / self.counts[:, None]  # 0 / 0 is the NaN of an absent class
-        products = means @ means.T
-        # A pixel with itself, similarity 1, is not a pair.
-        count = self.counts
-        within = (self.sums.square().sum(1) - count) / (count * (count - 1))
-        products.diagonal().copy_(torch.where(count > 1, within, math.nan))
-        return products
-
     def similarity(self) -> dict[str, float]:
         """Average over classes and over pairs of classes, so that rare classes count equally."""
-        matrix = self.matrix()
-        between = matrix[~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)]
-        within = matrix.diagonal().nanmean()
-        return {"within": within.item(), "between": between.nanmean().item()}
+        count = self.counts
+        means = self.sums / count[:, None]  # 0 / 0 is the NaN of an absent class
+        # A pixel with itself, similarity 1, is not a pair.
+        within = (self.sums.square().sum(1) - count) / (count * (count - 1))
+        within = torch.where(count > 1, within, math.nan).nanmean()
+        others = ~torch.eye(len(means), dtype=torch.bool, device=means.device)
+        between = (means @ means.T)[others].nanmean()
+        return {"within": within.item(), "between": between.item()}
 
 
 @torch.no_grad()
@@ -82,15 +76,6 @@ def measure(network: SegmentationNetwork, data: SegmentationData) -> dict[str, A
         "trunk": trunk.similarity(),
         "projection": projection.similarity(),
     }
-
-
-@torch.no_grad()
-def class_similarity(network: SegmentationNetwork, data: SegmentationData) -> Tensor:
-    """Return the (C, C) mean similarity of the trunk's features of each two classes."""
-    sums = ClassSums(data.num_classes, network.projection.in_channels, data.heldout.labels.device)
-    for outputs, labels in predict(network, data.heldout):
-        sums.add(outputs.features, labels)
-    return sums.matrix()
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:

@@ -14,7 +14,7 @@ from benchmarks import gpu
 from benchmarks.gpu import STAGES
 
 ROOT = Path(gpu.__file__).parents[1]
-REHEARSED = ("smoke", "headlines", "steps", "picture")
+REHEARSED = ("smoke", "headlines", "steps")
 """Commands of each kind, and what the record of the hot path goes through."""
 
 
@@ -28,7 +28,6 @@ def test_a_stage_takes_the_options_that_it_is_given(name, rehearse, tmp_path):
     assert options["out"] == tmp_path
     assert options["budget"] == 12.5
     assert options["rehearse"] is rehearse
-    assert options.get("redraw") in (None, tmp_path / "hot_path_gpu.json")
 
 
 @pytest.mark.long
@@ -43,7 +42,7 @@ def test_a_rehearsal_goes_through_stages_without_a_card(tmp_path):
     )  # fmt: skip
     assert ended.returncode == gpu.RIGHT, ended.stdout + ended.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "gpu.log", "hot_path_gpu.json", "hot_path_gpu.png", "step_gpu.json", "summary.json",
+        "gpu.log", "hot_path_gpu.json", "step_gpu.json", "summary.json",
     ]  # fmt: skip
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["correct"] is True
@@ -59,7 +58,6 @@ def test_a_rehearsal_goes_through_stages_without_a_card(tmp_path):
     record = json.loads((tmp_path / "out" / "hot_path_gpu.json").read_text())
     assert record["environment"]["date"] != summary["environment"]["date"]
     assert all(row["measured"]["info_nce"]["seconds"] > 0 for row in record["rows"])
-    assert (tmp_path / "out" / "hot_path_gpu.png").stat().st_size > 10_000
     printed = ended.stdout
     assert "correct: yes" in printed
     assert "bf16 40 x 304 x 16" in printed

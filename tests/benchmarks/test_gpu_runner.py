@@ -319,7 +319,7 @@ def test_a_record_of_another_form_costs_only_its_table(tmp_path):
 
 def test_the_stages_of_a_run():
     assert [stage.name for stage in STAGES] == [
-        "smoke", "headlines", "steps", "launches", "tests", "rest", "picture",
+        "smoke", "headlines", "steps", "launches", "tests", "rest",
     ]  # fmt: skip
     ends = [stage.end for stage in STAGES]
     assert ends == sorted(ends)

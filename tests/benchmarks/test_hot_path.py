@@ -5,14 +5,12 @@ import warnings
 
 import pytest
 import torch
-from matplotlib import pyplot
 
 from benchmarks import hot_path
 from benchmarks._measure import timers
 from benchmarks._measure.command import DEVICE_LOST, REFUSED
 from benchmarks._measure.device import measured_peak
 from benchmarks._measure.timers import DeviceLostError
-from benchmarks._plots.hot_path import save_curves
 from benchmarks._ways import attention, formulas
 from benchmarks._ways.problem import HEADLINES, Case, Problem, choose_cases
 from benchmarks._ways.ways import (
@@ -59,9 +57,6 @@ def test_hot_path_on_the_cpu(tmp_path, capsys, monkeypatch):
                 assert one[f"to_{reference}"] == pytest.approx(expected)
             assert one["extra_mb"] is None
     assert "x floor" in capsys.readouterr().out
-    picture = (tmp_path / "hot_path.png").read_bytes()
-    hot_path.main(["--redraw", str(tmp_path / "hot_path.json"), "--out", str(tmp_path / "again")])
-    assert (tmp_path / "again" / "hot_path.png").read_bytes() == picture
 
 
 def test_hot_path_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
@@ -347,58 +342,3 @@ def test_memory_of_one_way_in_this_process():
     small()
     # Several matrices of 500 x 20,000 float32 numbers, 38 MB each.
     assert 100 < measured_peak(run) < 600
-
-
-def test_curves_show_time_and_memory_as_both_grow(tmp_path, monkeypatch):
-    def row(anchors, entries, **extra):
-        measured = {
-            name: {"seconds": anchors * entries * 1e-6, "extra_mb": megabytes}
-            for name, megabytes in extra.items()
-        }
-        shape = {"anchors": anchors, "entries": entries, "dim": 8, "classes": 3}
-        return {**shape, "measured": measured}
-
-    rows = [
-        row(10, 400, tiled=7.0, dense=None),
-        row(10, 100, tiled=0.0, dense=5.0),
-        row(10, 200, tiled=6.0),
-        row(30, 100, tiled=9.0, dense=8.0),
-        row(99, 999, tiled=1.0),
-    ]
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
-    save_curves(tmp_path / "curves.png", rows)
-    drawn = [
-        {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-        for axes in pyplot.gcf().axes
-    ]
-    monkeypatch.undo()
-    pyplot.close()
-    time_by_n, time_by_m, memory_by_n, memory_by_m = drawn
-    assert time_by_n["tiled"] == [[100, 1.0], [200, 2.0], [400, 4.0]]
-    assert time_by_n["dense"] == [[100, 1.0], [400, 4.0]]
-    assert time_by_m["tiled"] == [[10, 1.0], [30, 3.0]]
-    assert memory_by_n["tiled"] == [[100, 1.0], [200, 6.0], [400, 7.0]]
-    assert memory_by_n["dense"] == [[100, 5.0]]
-    assert memory_by_m["dense"] == [[10, 5.0], [30, 8.0]]
-
-
-def test_the_picture_of_a_gpu_shows_times_and_rates(tmp_path, monkeypatch):
-    def row(mode, entries, **seconds):
-        measured = {
-            name: {"seconds": found, "tflops": 1 / found} for name, found in seconds.items()
-        }
-        shape = {"mode": mode, "anchors": 10, "entries": entries, "dim": 8, "classes": 3}
-        return {**shape, "measured": measured}
-
-    rows = [row("bf16", 100, info_nce=0.5, dense=2.0), row("bf16", None, info_nce=0.25)]
-    monkeypatch.setattr(pyplot, "close", lambda figure: None)
-    save_curves(tmp_path / "curves.png", rows)
-    times, *_, rates = (pyplot.gcf().axes[place] for place in (0, 3))
-    monkeypatch.undo()
-    pyplot.close()
-    drawn = [(line.get_label(), line.get_linestyle(), line.get_xydata().tolist())
-             for line in times.lines]  # fmt: skip
-    assert ("info_nce", "-", [[1000, 500.0]]) in drawn
-    assert ("info_nce", "--", [[100, 250.0]]) in drawn
-    assert ("dense", "-", [[1000, 2000.0]]) in drawn
-    assert len(rates.lines) == 3
