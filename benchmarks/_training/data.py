@@ -61,11 +61,6 @@ class SegmentationData:
         return replace(self, train=self.train.to(device), heldout=self.heldout.to(device))
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in label order."""
-        return tuple(self.classes)
-
-    @property
     def num_classes(self) -> int:
         """Number of classes, without the ignored one."""
         return len(self.classes)

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from benchmarks._training.camvid import load_camvid
+from benchmarks._training import camvid, scenes
 from benchmarks._training.data import SegmentationData
 from benchmarks._training.measures import measure
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.runs import Key, Run
-from benchmarks._training.scenes import load_scenes
 from benchmarks._training.training import train_arm
 
+CLASSES = {"camvid": camvid.CLASSES, "digits": scenes.CLASSES}
 _DRAWING = threading.Lock()
 """Initial weights are drawn from the global generator, which all threads share."""
 
@@ -35,10 +35,10 @@ class Trained(NamedTuple):
 def load_data(data: str, split: str, size: tuple[int, int], root: Path | None) -> SegmentationData:
     """Load the images that a run trains on and is scored on."""
     if data == "digits":
-        return load_scenes(size, holdout=split == "tuning")
+        return scenes.load_scenes(size, holdout=split == "tuning")
     if root is None:
         raise ValueError("--root FOLDER: expected CamVid's folder, which holds train/; got none")
-    return load_camvid(root, size, holdout=split == "tuning")
+    return camvid.load_camvid(root, size, holdout=split == "tuning")
 
 
 def run_experiment(
