@@ -50,12 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     session = Session(options, arguments is None, "launches" if options.profile else "step")
     shapes = options.shapes or (("small",) if options.rehearse else STEP_SHAPES)
     cases = options.cases or CASES
-    steps: list[Row] = [row for row in session.record.get("steps", []) if row["note"] != NO_TIME]
+    steps: list[Row] = []
     session.record["steps"] = steps
-    done = {(row["name"], row["case"]) for row in steps}
     for name, case in itertools.product(shapes, cases):
-        if (name, case) in done:
-            continue
         row: Row = {"name": name, "case": case, "shape": asdict(SHAPES[name])}
         row |= {"note": NO_TIME, "measured": {}}
         steps.append(row)

@@ -55,8 +55,6 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     add("--budget", type=float, default=float("inf"), metavar="SECONDS",
         help="start nothing that is expected to end later (default: no limit)")  # fmt: skip
-    add("--resume", action="store_true", help="continue the record in the folder")
-    add("--commit", metavar="HASH", help="commit to record where there is no git repository")
     add("--rehearse", action="store_true",
         help="tiny shapes on the CPU, the tiled form in place of the kernels")  # fmt: skip
 

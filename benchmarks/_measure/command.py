@@ -14,7 +14,7 @@ NO_DEVICE = "no CUDA device here"
 REFUSED = 2
 """Exit status without the requested device."""
 DEVICE_LOST = 3
-"""Exit status after the device stopped responding. A new process can continue with `--resume`."""
+"""Exit status after the device stopped responding."""
 
 
 def has_device(device: str) -> bool:

@@ -1,6 +1,6 @@
 """Describe the machine, the versions, the date and the commit of a measurement.
 
-`python -m benchmarks._measure.environment DEVICE [COMMIT]` prints a description as JSON.
+`python -m benchmarks._measure.environment DEVICE` prints a description as JSON.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ import pixcontrast
 from benchmarks._measure.command import REFUSED, has_device
 
 
-def look_at_machine(refuse_busy: bool, commit: str | None = None) -> dict[str, object]:
+def look_at_machine(refuse_busy: bool) -> dict[str, object]:
     """Return `describe_environment`; warn, or exit, where the machine is busy."""
     load = (load_averages() or [0.0])[0]
     if load > 0.5 * (os.cpu_count() or 1):
         print(f"warning: the machine is busy (load {load:.2f}); ratios may be off", file=sys.stderr)
         if refuse_busy:
             raise SystemExit("refused: --refuse-busy")
-    return describe_environment(commit)
+    return describe_environment()
 
 
-def describe_environment(commit: str | None = None) -> dict[str, object]:
+def describe_environment() -> dict[str, object]:
     """Return versions, machine, date and commit. Call it before the run adds load.
 
-    Args:
-        commit: the commit to record where the files are a copy without a git repository.
+    A copy without a git repository takes the commit from the variable PIXCONTRAST_COMMIT.
     """
+    commit = os.environ.get("PIXCONTRAST_COMMIT")
     git = ("git", "-C", str(Path(__file__).parent))
     changes = _output_of(*git, "status", "--porcelain")
     return {
@@ -89,13 +89,13 @@ def _output_of(*command: str) -> str | None:
     return result.stdout.strip()
 
 
-def main(device: str, commit: str | None = None) -> int:
+def main(device: str) -> int:
     """Describe machine and device, in a process that may take or hold the device."""
     if not has_device(device):
         return REFUSED
-    print(json.dumps({**describe_environment(commit), **describe_device(torch.device(device))}))
+    print(json.dumps({**describe_environment(), **describe_device(torch.device(device))}))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(*sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1]))

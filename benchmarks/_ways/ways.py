@@ -12,22 +12,21 @@ from torch import Tensor
 from benchmarks._measure.device import replayed
 from benchmarks._measure.timers import Run
 from benchmarks._ways import formulas
-from benchmarks._ways.attention import FlexLoss, attention_output
 from benchmarks._ways.problem import Case, Problem
 from pixcontrast import HardNegativeSampler
 
 PHASES = (
     ("square", "floor", "info_nce", "unit length"),
-    ("sdpa", "tiled", "mined", "dense", "authors", "authors autocast"),
+    ("tiled", "mined", "dense", "authors", "authors autocast"),
 )
 """On a GPU, ways by the order in which they are added to what is timed. "mined" is the tiled form
 with the default `HardNegativeSampler`."""
-COMPILED_WAYS = ("flex", "compiled")
+COMPILED_WAYS = ("compiled",)
 """The ways that compile for long."""
 WAYS = (*PHASES[0], *PHASES[1], *COMPILED_WAYS)
 CPU_WAYS = ("floor", "tiled", "mined", "compiled", "dense", "authors")
 CUDA_WAYS = tuple(name for name in WAYS if name != "mined")
-UNCHECKED = ("square", "floor", "sdpa", "mined")
+UNCHECKED = ("square", "floor", "mined")
 """The ways that have another result than the loss, or none."""
 OURS = ("info_nce", "unit length", "tiled")
 REFERENCES = ("floor", "tiled", "info_nce")
@@ -76,13 +75,11 @@ def make_runs(
         "floor": floor_products(problem, MOST_ELEMENTS if replays else case.similarities),
         "info_nce": ours(backend),
         "unit length": ours(backend, unit_length=True),
-        "sdpa": plain(attention_output),
         "tiled": ours("tiled"),
         "mined": ours("tiled", negative_sampler=HardNegativeSampler()),
         "dense": plain(formulas.textbook_loss),
         "authors": plain(formulas.authors_loss, wide),
         "authors autocast": plain(formulas.authors_loss_under_autocast, wide),
-        "flex": backward_of(lambda: FlexLoss(problem, compiler), problem),
         "compiled": backward_of(
             lambda: partial(compiler(formulas.textbook_loss), problem), problem
         ),

@@ -52,7 +52,7 @@ def test_step_on_the_cpu(tmp_path, capsys):
 
 
 def test_step_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
-    status, record = run(tmp_path, *REHEARSAL, "--commit", "abc")
+    status, record = run(tmp_path, *REHEARSAL)
     assert status == 0
     assert record["environment"]["card"] is None
     rows = record["steps"]
