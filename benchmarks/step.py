@@ -1,4 +1,4 @@
-"""What a training step pays for the contrast, beside the authors' step, and where it goes.
+"""What a training step pays for the contrast, beside the authors' step.
 
     python -m benchmarks.step
     python -m benchmarks.step --shapes coco-stuff --cases bank --repeats 3
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 from dataclasses import asdict
 from functools import partial
 
@@ -34,7 +33,7 @@ from benchmarks._measure.session import Row, Session
 from benchmarks._measure.tables import remarks, table
 from benchmarks._measure.timers import CPU, NO_TIME, Run, measure
 from benchmarks._ways.batches import SHAPES, STEP_SHAPES
-from benchmarks._ways.steps import CASES, PARTS, StepCase
+from benchmarks._ways.steps import CASES, StepCase
 
 REFERENCES = ("step", "loss")
 CASE_SECONDS = 12.0
@@ -42,7 +41,7 @@ CASE_SECONDS = 12.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure the steps and their parts; return the exit status."""
+    """Measure the steps; return the exit status."""
     options = _parser().parse_args(arguments)
     set_threads(options.threads)
     if not options.rehearse and not has_device(options.device):
@@ -60,8 +59,6 @@ def main(arguments: list[str] | None = None) -> int:
         status = session.fill(row, partial(_measure, row, options, session), expected)
         shown = {f"{name}, {case}": row}
         print(*table(shown), *remarks(shown), sep="\n", flush=True)
-        for part, seconds in row.get("parts", {}).items():
-            print(f"  {part:<38}{1000 * seconds:>11.1f} ms of the step")
         if status != 0:
             return status
     return 0
@@ -91,12 +88,6 @@ def _measure(row: Row, options: argparse.Namespace, session: Session) -> None:
         for way, one in measured.items() if not session.as_on_gpu else ():
             given = (runs_to_weigh, row["name"], row["case"], way)
             one["extra_mb"] = peak_memory(*given) if options.memory else None
-    if options.profile or not session.as_on_gpu:
-        clock = case.clock_parts()
-        clock()
-        clocked = [clock() for _ in range(options.repeats)]
-        row["parts"] = {part: statistics.median(one[part] for one in clocked) for part in PARTS}
-    row["anchors"] = case.anchors()
 
 
 def runs_to_weigh(shape: str, case: str, way: str) -> tuple[Run, Run]:

@@ -57,57 +57,25 @@ COMPUTED: dict[str, Callable[[Step], str]] = {
     "received in all": lambda step: scaled(costs.received_bytes(step), "B"),
 }
 """Headings of the table with a row for each case, and the functions that format their cells."""
-W = {"W": "{ranks}"}
-BANK = {**W, "bank": "{which}"}
-MEASURED: dict[str, tuple[str, dict[str, str]]] = {
-    "shards": (
-        "times",
-        {
-            **W,
-            "entries": "{entries:,}",
-            "sharded ÷ whole": "{to_whole:.2f}",
-            "spread, sharded": "{spread:.2f}",
-            "spread, whole": "{spread_of_whole:.2f}",
-        },
-    ),
-    "banks": (
-        "banks",
-        {
-            **BANK,
-            "slots a rank": "{slots:,}",
-            "entries in all": "{held:,}",
-            "computed, MB a rank": "{computed_mb:.2f}",
-            "tensors": "{tensors_mb:.2f}",
-            "resident": "{resident_mb:.2f}",
-        },
-    ),
-    "losses": (
-        "losses",
-        {**BANK, "slots a rank": "{slots:,}", "extra MB a rank": "{extra_mb:.1f}"},
-    ),
-}
-"""The rows of the record that a table has, its headings, and the formats of their cells."""
 
 
 def scale_table(name: str, record: Record) -> TextTable:
-    """Make a table by name from the record of `benchmarks.ranks`."""
+    """Make a table by name: the estimates, or the losses of the record of `benchmarks.ranks`."""
     if name == "estimates":
         cells = [
             [case, *(cell(step) for cell in COMPUTED.values())] for case, step in CASES.items()
         ]
         return TextTable(("", *COMPUTED), cells)
-    key, columns = MEASURED[name]
-    rows = [row | {"which": "sharded" if row["sharded"] else "whole"} for row in record[key]]
-    if name == "shards":
-        whole = {(row["ranks"], row["entries"]): row for row in rows if not row["sharded"]}
-        rows = [
-            row | {"spread_of_whole": whole[row["ranks"], row["entries"]]["spread"]}
-            for row in rows
-            if row["sharded"]
+    rows = [
+        [
+            str(row["ranks"]),
+            "sharded" if row["sharded"] else "whole",
+            f"{row['slots']:,}",
+            f"{row['extra_mb']:.1f}",
         ]
-    return TextTable(
-        tuple(columns), [[cell.format(**row) for cell in columns.values()] for row in rows]
-    )
+        for row in record["losses"]
+    ]
+    return TextTable(("W", "bank", "slots a rank", "extra MB a rank"), rows)
 
 
 def scaled(value: float, unit: str) -> str:

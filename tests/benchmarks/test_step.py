@@ -15,7 +15,7 @@ from benchmarks._measure.command import DEVICE_LOST, REFUSED
 from benchmarks._measure.device import measured_peak
 from benchmarks._measure.timers import DeviceLostError
 from benchmarks._ways.batches import SHAPES
-from benchmarks._ways.steps import BASE_TEMPERATURE, PARTS, TEMPERATURE, StepCase
+from benchmarks._ways.steps import BASE_TEMPERATURE, TEMPERATURE, StepCase
 
 CPU = torch.device("cpu")
 SMALL = SHAPES["small"]
@@ -41,14 +41,10 @@ def test_step_on_the_cpu(tmp_path, capsys):
             assert one["to_step"] == pytest.approx(one["seconds"] / seconds["step"])
             assert one["to_loss"] == pytest.approx(one["seconds"] / seconds["loss"])
             assert math.isfinite(one["spread"])
-        assert list(row["parts"]) == list(PARTS)
-        for part, taken in row["parts"].items():
-            assert (taken > 0) == (row["case"] != "batch" or part != "bank update")
-        assert row["anchors"] == {"step": 56, "authors": 56}
     assert record["environment"]["torch"] == torch.__version__
     printed = capsys.readouterr().out
-    for words in ("authors", "unmined", "bank update"):
-        assert words in printed
+    assert "authors" in printed
+    assert "unmined" in printed
 
 
 def test_step_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
@@ -68,7 +64,6 @@ def test_step_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
                 assert one == NO_GRAPH
             else:
                 assert one["to_step"] == pytest.approx(one["seconds"] / seconds)
-        assert row["anchors"]["step"] > 0
     printed = capsys.readouterr().out
     assert "small, mining" in printed
     assert "a CUDA graph needs a CUDA device" in printed
@@ -84,7 +79,6 @@ def test_a_profile_measures_no_time(tmp_path):
             assert "seconds" not in one
             assert one["extra_mb"] >= 0
             assert one["waits"] is one["launches"] is None
-        assert set(row["parts"]) == set(PARTS)
 
 
 def test_ours_is_recorded_before_the_authors_step_runs(tmp_path, monkeypatch):
