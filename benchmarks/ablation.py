@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 
 from benchmarks._measure.arguments import command_parser, positive, size_of
-from benchmarks._measure.environment import describe_environment
 from benchmarks._tables.pairs import ablation_table
 from benchmarks._training.experiment import load_data, run_side_by_side
 from benchmarks._training.protocol import TABLES, Table
-from benchmarks._training.runs import append_run, load_runs
+from benchmarks._training.runs import load_runs
 
 FILE = "ablation.jsonl"
 COMMITTED = Path(__file__).parent / "results" / FILE
@@ -54,13 +53,9 @@ def _run_missing(table: Table, path: Path, options: argparse.Namespace) -> None:
     missing = [key for key in dict.fromkeys(table.keys()) if key not in done]
     if not missing:
         return
-    environment = describe_environment()
-    device = torch.device(options.device)
-    if device.type == "cuda":
-        environment["device"] = torch.cuda.get_device_name(device)
-    data = load_data(table.data, table.split, table.base.size, options.root).to(device)
-    for one in run_side_by_side(missing, data, environment, options.workers, table.name_of):
-        append_run(path, one.key, one.run)
+    data = load_data(table.data, table.split, table.base.size, options.root)
+    data = data.to(torch.device(options.device))
+    run_side_by_side(missing, data, path, options.workers, table.name_of)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,11 +4,10 @@
     python -m benchmarks.gpu --out FOLDER --rehearse    # small, without a GPU
 
 Kernels are compiled side by side, checked against float64, timed alone and in whole training
-steps, profiled, and tested, in stages with processes and time limits of their own. A stage that
-fails, hangs or runs out of time is recorded, and the others run all the same. FOLDER holds
-`summary.json`, which says whether the results are correct, a record of each stage, written while it
-runs (`smoke.json`, `hot_path_gpu.json`, `step_gpu.json`, `launches_gpu.json`, `tests_gpu.json`),
-and `gpu.log`, with what they print.
+steps, and tested, in stages with processes and time limits of their own. A stage that fails, hangs
+or runs out of time is recorded, and the others run all the same. FOLDER holds `summary.json`, which
+says whether the results are correct, a record of each stage, written while it runs (`smoke.json`,
+`hot_path_gpu.json`, `step_gpu.json`, `tests_gpu.json`), and `gpu.log`, with what they print.
 
 Exit status: 0 all measured and right, 1 something is wrong, 2 no CUDA device, 3 a stage did not
 finish. A second run is faster with the first one's kernels: set TRITON_CACHE_DIR for both. Without
@@ -36,10 +35,7 @@ RIGHT, WRONG, INCOMPLETE = 0, 1, 3
 SECONDS, SECONDS_OF_REHEARSAL = 540.0, 230.0
 SECONDS_OF_DESCRIPTION = 40.0
 ROOT = Path(__file__).parents[1]
-
-
 TESTS = "benchmarks._gpu.run_tests"
-TIMES_STEPS = ("benchmarks.step", "--device", "cuda")
 STAGES: tuple[Stage, ...] = (
     Stage("smoke", 95 / SECONDS, (TESTS, "--smoke"), "smoke.json", judges=True),
     Stage(
@@ -48,9 +44,7 @@ STAGES: tuple[Stage, ...] = (
         ("benchmarks.hot_path", "--device", "cuda"),
         "hot_path_gpu.json",
     ),
-    Stage("steps", 300 / SECONDS, TIMES_STEPS, "step_gpu.json"),
-    # Profilers may disturb what they look at, so nothing is timed in these processes.
-    Stage("launches", 340 / SECONDS, (*TIMES_STEPS, "--profile"), "launches_gpu.json"),
+    Stage("steps", 310 / SECONDS, ("benchmarks.step", "--device", "cuda"), "step_gpu.json"),
     Stage("tests", 530 / SECONDS, (TESTS,), "tests_gpu.json", judges=True),
 )
 """In order, each with the share of the time of all that is over when it must end."""

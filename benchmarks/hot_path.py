@@ -27,7 +27,7 @@ import torch
 
 from benchmarks._measure.arguments import add_device_options, add_run_options, command_parser
 from benchmarks._measure.command import REFUSED, has_device, matmul_precision, set_threads
-from benchmarks._measure.device import measured_peak, peak_memory
+from benchmarks._measure.device import peak_memory, peak_or_none
 from benchmarks._measure.session import Row, Session
 from benchmarks._measure.tables import remarks, table
 from benchmarks._measure.timers import CPU, NO_TIME, Run, attempt, measure
@@ -161,8 +161,7 @@ class _HotPath:
         if not self.options.memory:
             return None
         if self.on_gpu:
-            found = attempt(partial(measured_peak, run, self.device), self.device)
-            return None if isinstance(found, str) else found
+            return peak_or_none(run, self.device)
         return peak_memory(runs_to_weigh, case, name)
 
     def _save(self) -> None:

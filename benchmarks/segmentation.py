@@ -4,8 +4,8 @@
     python -m benchmarks.segmentation --data camvid --root FOLDER
 
 Both networks of a pair start from the same weights and see the same batches; only the loss
-differs. The result is printed whether or not contrast helps. The folder of the results has a line
-of `runs.jsonl` for each run, and a picture of held-out images as the first pair sees them.
+differs. The result is printed whether or not contrast helps. Each run is a line of `runs.jsonl` in
+the folder of the results.
 """
 
 import argparse
@@ -15,14 +15,11 @@ from pathlib import Path
 import torch
 
 from benchmarks._measure.arguments import command_parser, count, positive, size_of
-from benchmarks._measure.environment import describe_environment
 from benchmarks._tables.pairs import ablation_table, classes_table
 from benchmarks._training.experiment import load_data, run_side_by_side
-from benchmarks._training.maps import save_maps
-from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.protocol import pair_table
 from benchmarks._training.recipe import RECIPES
-from benchmarks._training.runs import append_run, load_runs
+from benchmarks._training.runs import load_runs
 
 OPTIONS = (
     ("size", size_of, "size of the images, as in 72x96"),
@@ -35,12 +32,11 @@ OPTIONS = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the benchmark; print two tables, and write the runs and a picture."""
+    """Run the benchmark; print two tables, and write the runs."""
     parser = _parser()
     options = parser.parse_args(arguments)
     # One thread each: the arms go side by side, and sums depend on the number of threads.
     torch.set_num_threads(1)
-    environment = describe_environment()
     given = {name: getattr(options, name) for name, _, _ in OPTIONS}
     changes = {name: value for name, value in given.items() if value is not None}
     recipe = dataclasses.replace(RECIPES[options.data], **changes)
@@ -54,11 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     path.unlink(missing_ok=True)
 
     table = pair_table(options.data, split, recipe, recipe.seeds)
-    networks: dict[bool, SegmentationNetwork] = {}
-    for one in run_side_by_side(table.keys(), data, environment, 2, table.name_of):
-        append_run(path, one.key, one.run)
-        if one.key.seed == 0:
-            networks[one.key.recipe.has_contrast] = one.network
+    run_side_by_side(table.keys(), data, path, 2, table.name_of)
     runs = load_runs(path)
     print(
         f"\n{data.name} at {recipe.size[0]}x{recipe.size[1]}: {len(data.train)} training images, "
@@ -66,9 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"differences\n\n{ablation_table(table, runs).aligned()}\n\n"
         f"{classes_table(table, runs).aligned()}\n"
     )
-    title = "held-out images, seed 0; each PCA has its own colors: compare them within a column"
-    save_maps(folder / "figure.png", data, networks[False], networks[True], title)
-    print(f"{path} and figure.png written")
+    print(f"{path} written")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,8 +15,6 @@ FIGURES = {
     "tflops": ("TFLOP/s", 1.0, 2),
     "of_square": ("of square", 1.0, 2),
     "extra_mb": ("extra MB", 1.0, 0),
-    "waits": ("waits", 1.0, 0),
-    "launches": ("launches", 1.0, 0),
     "error": ("error", 1.0, 7),
 }
 """By name in a record: the word for a figure, a factor, and the number of decimals."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -133,22 +133,16 @@ def _over_time(series: list[list[float]]) -> str:
 
 
 def classes_table(table: Table, runs: Runs) -> TextTable:
-    """Compare the two rows of a table: IoU of the classes, and similarities."""
+    """Compare the two rows of a table: IoU of the classes."""
     first, last = (_runs_of(table, row, runs) for row in table.rows)
     pairs = [(first[seed]["measured"], last[seed]["measured"]) for seed in first if seed in last]
     rows = []
-
-    def add(label: str, figure: Callable[[Run], float], scale: float, digits: int) -> None:
-        plain, contrast = ([scale * figure(pair[arm]) for pair in pairs] for arm in (0, 1))
-        found = compare(plain, contrast)
-        cells = [number(value, digits) for value in (found.plain, found.contrast)]
-        difference = signed(found.difference, found.standard_error, digits)
-        rows.append([label, *cells, "" if math.isnan(found.difference) else difference])
-
     for index, name in enumerate(CLASSES[table.data]):
-        add(name, lambda measured, index=index: measured["class_iou"][index], 100, 2)  # type: ignore[misc]
-    for part in ("trunk", "projection"):
-        for of, words in (("within", "within a class"), ("between", "between classes")):
-            label = f"similarity, {part}, {words}"
-            add(label, lambda measured, part=part, of=of: measured[part][of], 1, 3)  # type: ignore[misc]
+        plain, contrast = (
+            [100 * pair[arm]["class_iou"][index] for pair in pairs] for arm in (0, 1)
+        )
+        found = compare(plain, contrast)
+        difference = signed(found.difference, found.standard_error)
+        difference = "" if math.isnan(found.difference) else difference
+        rows.append([name, number(found.plain), number(found.contrast), difference])
     return TextTable(("", *table.rows, "difference"), rows)

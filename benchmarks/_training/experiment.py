@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
+from benchmarks._measure.environment import describe_environment
 from benchmarks._training import camvid, scenes
 from benchmarks._training.data import SegmentationData
 from benchmarks._training.measures import measure
 from benchmarks._training.network import SegmentationNetwork
-from benchmarks._training.runs import Key, Run
+from benchmarks._training.runs import Key, Run, append_run
 from benchmarks._training.training import train_arm
 
 CLASSES = {"camvid": camvid.CLASSES, "digits": scenes.CLASSES}
 _DRAWING = threading.Lock()
 """Initial weights are drawn from the global generator, which all threads share."""
-
-
-class Trained(NamedTuple):
-    """A finished run and its network."""
-
-    key: Key
-    run: Run
-    network: SegmentationNetwork
 
 
 def load_data(data: str, split: str, size: tuple[int, int], root: Path | None) -> SegmentationData:
@@ -46,7 +38,7 @@ def run_experiment(
     data: SegmentationData,
     environment: dict[str, object],
     advance: Callable[[], object] = lambda: None,
-) -> Trained:
+) -> Run:
     """Train a network and measure it, on the device of the data."""
     recipe, seed = key.recipe, key.seed
     with _DRAWING:
@@ -56,7 +48,7 @@ def run_experiment(
     start = time.perf_counter()
     ratios, stats = train_arm(network, data, recipe, seed, advance)
     seconds = time.perf_counter() - start
-    run = {
+    return {
         "train_fingerprint": data.train.fingerprint(),
         "heldout_fingerprint": data.heldout.fingerprint(),
         "seconds": seconds,  # of the training alone
@@ -67,21 +59,23 @@ def run_experiment(
         "stats": stats,
         "environment": environment,
     }
-    return Trained(key, run, network)
 
 
 def run_side_by_side(
     keys: Iterable[Key],
     data: SegmentationData,
-    environment: dict[str, object],
+    path: Path,
     workers: int,
     name_of: Callable[[Key], str],
-) -> Iterator[Trained]:
-    """Run experiments in threads and yield each when it is finished; print one line for each.
+) -> None:
+    """Run experiments in threads, append each to a file when it is finished, and print a line.
 
     Set PyTorch to one thread first: a network this small gains nothing from a second one, and its
     sums would depend on the number of threads.
     """
+    environment, device = describe_environment(), data.train.images.device
+    if device.type == "cuda":
+        environment["device"] = torch.cuda.get_device_name(device)
     keys, stopped = list(keys), threading.Event()
     total = sum(key.recipe.steps for key in keys)
     # disable=None: no bar where standard error is not a terminal.
@@ -93,18 +87,15 @@ def run_side_by_side(
         bar.update()
 
     with bar, ThreadPoolExecutor(workers) as executor:
-        arguments = (data, environment, advance)
-        futures = {executor.submit(run_experiment, key, *arguments) for key in keys}
+        futures = {
+            executor.submit(run_experiment, key, data, environment, advance): key for key in keys
+        }
         try:
             for finished in as_completed(futures):
-                futures.discard(finished)  # which holds a whole network
-                trained = finished.result()
-                score = 100 * trained.run["measured"]["mean_iou"]
-                bar.write(
-                    f"seed {trained.key.seed}  {name_of(trained.key)}"
-                    f"  mean IoU {score:.2f}  {trained.run['seconds']:.0f} s"
-                )
-                yield trained
+                key, run = futures[finished], finished.result()
+                append_run(path, key, run)
+                score, seconds = 100 * run["measured"]["mean_iou"], run["seconds"]
+                bar.write(f"seed {key.seed}  {name_of(key)}  mean IoU {score:.2f}  {seconds:.0f} s")
         except BaseException:
             # Stop the other runs too: their results would not be used.
             stopped.set()

@@ -15,21 +15,9 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from benchmarks._training.data import Bytes, Classes, SegmentationData, Split, stacked
+from benchmarks._training.data import Bytes, SegmentationData, Split, stacked
 
-CLASSES: Classes = {
-    "background": (40, 40, 40),
-    "digit 0": (31, 119, 180),
-    "digit 1": (255, 127, 14),
-    "digit 2": (44, 160, 44),
-    "digit 3": (214, 39, 40),
-    "digit 4": (148, 103, 189),
-    "digit 5": (140, 86, 75),
-    "digit 6": (227, 119, 194),
-    "digit 7": (188, 189, 34),
-    "digit 8": (23, 190, 207),
-    "digit 9": (245, 245, 245),
-}
+CLASSES = ("background", *(f"digit {number}" for number in range(10)))
 TRAIN_SCENES, HELDOUT_SCENES = 600, 150
 DIGITS_PER_SCENE = 3
 PLACEMENT_TRIES = 20

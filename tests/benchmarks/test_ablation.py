@@ -112,7 +112,7 @@ def test_the_gpu_table_at_a_tiny_size(tmp_path, camvid):
     assert 5e6 < sum(weight.numel() for weight in network.parameters()) < 10e6
     with torch.no_grad():
         outputs = network.eval()(torch.randn(1, 3, 40, 48))
-    assert outputs.embedding.shape == (1, 256, 10, 12)
+    assert outputs.projection(outputs.features).shape == (1, 256, 10, 12)
     assert outputs.logits.shape == (1, 11, 10, 12)
 
 
