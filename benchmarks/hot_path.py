@@ -6,9 +6,8 @@
 
 Forward and backward of every implementation are timed in turn within one run; on CUDA "replayed"
 is a CUDA graph. The floor is the two plain matrix products of the same problem. Rates count
-4·M·N·D flops against a bank and 6·M²·D against itself, whatever an implementation computes twice;
-`of_square` and `of_floor` are shares of the rate of a large square product and of the floor. On
-CUDA the loss and the gradient of each implementation are compared with the textbook formula in
+4·M·N·D flops against a bank and 6·M²·D against itself, whatever an implementation computes twice.
+On CUDA the loss and the gradient of each implementation are compared with the textbook formula in
 float64: `error` is the larger relative error. Memory is the peak of what one run needs beyond its
 inputs: on the CPU in a process of its own.
 
@@ -29,7 +28,7 @@ from benchmarks._measure.arguments import add_device_options, add_run_options, c
 from benchmarks._measure.command import REFUSED, has_device, matmul_precision, set_threads
 from benchmarks._measure.device import peak_memory, peak_or_none
 from benchmarks._measure.session import Row, Session
-from benchmarks._measure.tables import remarks, table
+from benchmarks._measure.tables import table
 from benchmarks._measure.timers import CPU, NO_TIME, Run, attempt, measure
 from benchmarks._ways import ways
 from benchmarks._ways.formulas import Losses, relative_error, truth_of
@@ -59,9 +58,9 @@ class _HotPath:
         self.options = options
         self.session = session
         self.device, self.on_gpu = session.device, session.as_on_gpu
-        self.means: dict[str, Any] = {"square": 8192}
+        self.means: dict[str, Any] = {}
         if options.rehearse:
-            self.means = {"square": 32, "backend": "tiled", "compiler": lambda function: function}
+            self.means = {"backend": "tiled", "compiler": lambda function: function}
         self.ways = options.ways or (ways.CUDA_WAYS if self.on_gpu else ways.CPU_WAYS)
         self.cases = choose_cases(options.shapes, options.modes, self.device.type, options.rehearse)
         self.rows: dict[Case, Row] = {}
@@ -98,8 +97,7 @@ class _HotPath:
         job = partial(self._compare, case, row, names, phases)
         status = self.session.fill(row, job, extra + seconds)
         self._save()
-        shown = {str(case): row}
-        print(*table(shown), *remarks(shown), sep="\n", flush=True)
+        print(table(str(case), row), flush=True)
         return status
 
     def _compare(self, case: Case, row: Row, names: Sequence[str], phases: Phases) -> None:
@@ -137,11 +135,7 @@ class _HotPath:
                 references=references, deadline=self.session.deadline)  # fmt: skip
         timed = _timed(row)
         for name, one in timed.items():
-            flops = ways.flops_of(name, case, self.means["square"])
-            one["tflops"] = flops / one["seconds"] / 1e12
-        for bound in {"square", "floor"} & set(timed):
-            for one in timed.values():
-                one[f"of_{bound}"] = one["tflops"] / timed[bound]["tflops"]
+            one["tflops"] = ways.flops_of(name, case) / one["seconds"] / 1e12
         self._save()
 
     def _check(self, case: Case, row: Row, runs: dict[str, Run], problem: Problem) -> None:

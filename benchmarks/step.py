@@ -28,7 +28,7 @@ from benchmarks._measure.arguments import add_device_options, add_run_options, c
 from benchmarks._measure.command import REFUSED, has_device, set_threads
 from benchmarks._measure.device import peak_memory, peak_or_none
 from benchmarks._measure.session import Row, Session
-from benchmarks._measure.tables import remarks, table
+from benchmarks._measure.tables import table
 from benchmarks._measure.timers import CPU, NO_TIME, Run, measure
 from benchmarks._ways.batches import SHAPES, STEP_SHAPES
 from benchmarks._ways.steps import CASES, StepCase
@@ -55,8 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         steps.append(row)
         expected = CASE_SECONDS if session.device.type == "cuda" else 0.0
         status = session.fill(row, partial(_measure, row, options, session), expected)
-        shown = {f"{name}, {case}": row}
-        print(*table(shown), *remarks(shown), sep="\n", flush=True)
+        print(table(f"{name}, {case}", row), flush=True)
         if status != 0:
             return status
     return 0

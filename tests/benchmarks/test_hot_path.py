@@ -22,7 +22,7 @@ from benchmarks._ways.ways import (
 )
 
 CPU = torch.device("cpu")
-MEANS = {"backend": "tiled", "compiler": lambda function: function, "square": 32}
+MEANS = {"backend": "tiled", "compiler": lambda function: function}
 REHEARSAL = ["--rehearse", "--repeats", "2"]
 SHAPES = ["--shapes", "40x304x16x4", "32xitselfx16x4"]
 BANK = ["--shapes", "40x304x16x4"]
@@ -86,9 +86,8 @@ def test_hot_path_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
             expected.remove("authors autocast")
         assert {way_of(name) for name in measured} == expected
         ours = measured["info_nce"]["seconds"]
-        square = 2 * 32**3 / measured["square"]["seconds"] / 1e12
         for name, one in measured.items():
-            if name in ("square", "floor"):
+            if name == "floor":
                 continue
             if "replayed" in name:
                 assert "CUDA graph" in one["status"]
@@ -99,7 +98,6 @@ def test_hot_path_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
             assert ("error" in one) == (way_of(name) not in UNCHECKED)
             assert one.get("correct", True) is True
             assert one["tflops"] == pytest.approx(flops / one["seconds"] / 1e12)
-            assert one["of_square"] == pytest.approx(one["tflops"] / square)
     printed = capsys.readouterr().out
     assert "bf16, 40 x 304 x 16" in printed
     assert "float32, 32 x itself x 16" in printed
@@ -147,7 +145,7 @@ def test_the_floor_is_the_two_products_of_the_problem(monkeypatch):
         torch, "mm", lambda a, b, out: seen.append(2 * a.numel() * b.shape[1]) or mm(a, b, out=out)
     )
     run()
-    assert sum(seen) == flops_of("floor", case, 32) == 4 * 6 * 50 * 4
+    assert sum(seen) == flops_of("floor", case) == 4 * 6 * 50 * 4
     assert len(seen) == 6
 
 
