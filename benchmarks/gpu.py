@@ -16,24 +16,19 @@ a git repository the records take the commit from PIXCONTRAST_COMMIT.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from benchmarks._gpu.stages import Stage, Stages
 from benchmarks._measure.arguments import command_parser
-from benchmarks._measure.command import NO_DEVICE, REFUSED
+from benchmarks._measure.command import REFUSED, has_device
+from benchmarks._measure.environment import describe_environment
 
 RIGHT, WRONG, INCOMPLETE = 0, 1, 3
 SECONDS, SECONDS_OF_REHEARSAL = 540.0, 230.0
-SECONDS_OF_DESCRIPTION = 40.0
 ROOT = Path(__file__).parents[1]
 TESTS = "benchmarks._gpu.run_tests"
 STAGES: tuple[Stage, ...] = (
@@ -52,7 +47,7 @@ STAGES: tuple[Stage, ...] = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the stages and print the figures, the verdict, and where the time went."""
-    began = time.monotonic()  # This process imports no PyTorch: that too would take time.
+    began = time.monotonic()
     parser = command_parser("gpu", __doc__)
     add = parser.add_argument
     names = [stage.name for stage in STAGES]
@@ -62,19 +57,16 @@ def main(arguments: list[str] | None = None) -> int:
     add("--stages", nargs="+", choices=names, metavar="NAME", help=f"only these of {names}")
     add("--rehearse", action="store_true", help="small sizes on the CPU")
     options = parser.parse_args(arguments)
+    if not options.rehearse and not has_device("cuda"):
+        return REFUSED
     with tempfile.TemporaryDirectory(prefix="pixcontrast-", ignore_cleanup_errors=True) as folder:
-        variables = _variables(Path(folder))
-        environment = _describe(options.rehearse, variables)
-        if environment is None:
-            print(f"{NO_DEVICE} (--rehearse runs on the CPU)")
-            return REFUSED
         stages = Stages(
             [one for one in STAGES if one.name in (options.stages or names)],
             options.out,
             options.budget or (SECONDS_OF_REHEARSAL if options.rehearse else SECONDS),
             began=began,
-            environment={**environment, "rehearsal": options.rehearse},
-            variables=variables,
+            environment={**describe_environment(), "rehearsal": options.rehearse},
+            variables=_variables(Path(folder)),
             rehearse=options.rehearse,
         )
         try:
@@ -86,19 +78,6 @@ def main(arguments: list[str] | None = None) -> int:
     if correct is False:
         return WRONG
     return RIGHT if correct and stages.complete() else INCOMPLETE
-
-
-def _describe(rehearse: bool, variables: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return what is known of the machine, perhaps nothing; None without a CUDA device."""
-    command = [sys.executable, "-m", "benchmarks._measure.environment"]
-    command.append("cpu" if rehearse else "cuda")
-    try:
-        ended = subprocess.run(command, env={**os.environ, **variables}, stdout=subprocess.PIPE,
-                               timeout=SECONDS_OF_DESCRIPTION, check=False)  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {}
-    described: dict[str, Any] = json.loads(ended.stdout) if ended.returncode == 0 else {}
-    return None if ended.returncode == REFUSED else described
 
 
 def _variables(work: Path) -> dict[str, str]:

@@ -52,11 +52,11 @@ def main(arguments: list[str] | None = None) -> None:
     table = pair_table(options.data, split, recipe, recipe.seeds)
     run_side_by_side(table.keys(), data, path, 2, table.name_of)
     runs = load_runs(path)
+    size = f"{recipe.size[0]}x{recipe.size[1]}"
     print(
-        f"\n{data.name} at {recipe.size[0]}x{recipe.size[1]}: {len(data.train)} training images, "
-        f"{len(data.heldout)} held out ({data.heldout_is}); ± is the standard error of the paired "
-        f"differences\n\n{ablation_table(table, runs).aligned()}\n\n"
-        f"{classes_table(table, runs).aligned()}\n"
+        f"\n{options.data} at {size}: {len(data.train)} training images, {len(data.heldout)} held "
+        f"out ({split}); ± is the standard error of the paired differences\n\n"
+        f"{ablation_table(table, runs).aligned()}\n\n{classes_table(table, runs).aligned()}\n"
     )
     print(f"{path} written")
 

@@ -1,4 +1,4 @@
-"""Options and types of command-line arguments. Imports no PyTorch."""
+"""Options and types of command-line arguments."""
 
 from __future__ import annotations
 

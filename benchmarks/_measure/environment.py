@@ -1,13 +1,9 @@
-"""Describe the machine, the versions, the date and the commit of a measurement.
-
-`python -m benchmarks._measure.environment DEVICE` prints a description as JSON.
-"""
+"""Describe the machine, the versions, the date and the commit of a measurement."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -18,7 +14,6 @@ from pathlib import Path
 import torch
 
 import pixcontrast
-from benchmarks._measure.command import REFUSED, has_device
 
 
 def look_at_machine(refuse_busy: bool) -> dict[str, object]:
@@ -87,15 +82,3 @@ def _output_of(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
-
-
-def main(device: str) -> int:
-    """Describe machine and device, in a process that may take or hold the device."""
-    if not has_device(device):
-        return REFUSED
-    print(json.dumps({**describe_environment(), **describe_device(torch.device(device))}))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))

@@ -42,10 +42,8 @@ def load_camvid(root: Path, size: tuple[int, int], holdout: bool = False) -> Seg
         if not heldout:
             raise ValueError("train/: expected more images, so that some can be held out")
     return SegmentationData(
-        name="camvid",
         train=_read(train, size),
         heldout=_read(heldout, size),
-        heldout_is="the last quarter of each training sequence" if holdout else "val/",
         classes=CLASSES,
     )
 

@@ -46,15 +46,10 @@ class Split:
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Training and held-out images of one data set, and the names of its classes in label order.
+    """Training and held-out images of one data set, and the names of its classes in label order."""
 
-    `heldout_is` describes the held-out images.
-    """
-
-    name: str
     train: Split
     heldout: Split
-    heldout_is: str
     classes: tuple[str, ...]
 
     def to(self, device: torch.device) -> SegmentationData:

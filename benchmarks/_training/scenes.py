@@ -40,10 +40,8 @@ def load_scenes(size: tuple[int, int], holdout: bool = False) -> SegmentationDat
     # Bounds of the digits and of the photographs' columns, as fractions of all of them.
     cuts = (0.5, 0.7) if holdout else (0.7, 1.0)
     return SegmentationData(
-        name="digits",
         train=_compose_split((0.0, cuts[0]), TRAIN_SCENES, size, seed=1),
         heldout=_compose_split(cuts, HELDOUT_SCENES, size, seed=2),
-        heldout_is="a part of the training source" if holdout else "digits and photographs unseen",
         classes=CLASSES,
     )
 

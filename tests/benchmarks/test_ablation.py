@@ -289,7 +289,7 @@ def test_pages_fill_their_tables_from_the_json():
 
 
 def test_data_of_both_kinds(camvid):
-    assert experiment.load_data("camvid", "val", (24, 24), camvid).heldout_is == "val/"
+    assert experiment.load_data("camvid", "val", (24, 24), camvid).classes[0] == "sky"
     digits = experiment.load_data("digits", "tuning", (48, 48), None)
     expected = load_scenes((48, 48), holdout=True)
     assert digits.heldout.fingerprint() == expected.heldout.fingerprint()

@@ -54,7 +54,7 @@ def test_a_run_repeats_itself_and_the_arms_are_paired(tmp_path):
 def test_camvid_with_a_bank(camvid, tmp_path, capsys, holdout):
     options = ["--data", "camvid", "--root", str(camvid), "--bank", "5", *holdout]
     (plain, _), _ = run(tmp_path / "out", *options)
-    assert ("(val/)" in capsys.readouterr().out) == (not holdout)
+    assert ("held out (val)" in capsys.readouterr().out) == (not holdout)
     ious = plain["measured"]["class_iou"]
     assert len(ious) == 11
     assert math.isnan(ious[10])  # no label shows it
