@@ -24,10 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = command_parser("ranks", __doc__)
     add = parser.add_argument
     add("--ranks", type=int, nargs="+", default=[1, 2, 4], metavar="W", help="numbers of ranks")
-    add("--refuse-busy", action="store_true", help="exit if the machine is busy")
     add("--out", type=Path, metavar="FOLDER", help="folder for the results")
     options = parser.parse_args(arguments)
-    environment = look_at_machine(options.refuse_busy)
+    environment = look_at_machine()
     rows: list[Row] = []
     for size in options.ranks:
         ranks = Ranks(size)

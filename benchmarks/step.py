@@ -73,11 +73,10 @@ def _measure(row: Row, options: argparse.Namespace, session: Session) -> None:
         measure(chosen, options.repeats, device,
                 into=measured, references=REFERENCES, deadline=session.deadline)  # fmt: skip
         session.save()
-    if session.as_on_gpu and options.memory:
-        for way in [way for way, one in measured.items() if "seconds" in one]:
-            measured[way]["extra_mb"] = peak_or_none(runs[way], device)
-        session.save()
     if session.as_on_gpu:
+        timed = [way for way, one in measured.items() if "seconds" in one]
+        for way in timed if options.memory else ():
+            measured[way]["extra_mb"] = peak_or_none(runs[way], device)
         return
     # The processes that measure memory have banks and queues of their own.
     ours.clear()

@@ -45,7 +45,6 @@ def add_run_options(parser: argparse.ArgumentParser, repeats: int) -> None:
         help=f"samples of each implementation, at least 2 (default: {repeats})")  # fmt: skip
     add("--threads", type=int, metavar="N", help="number of PyTorch threads")
     add("--no-memory", dest="memory", action="store_false", help="do not measure memory")
-    add("--refuse-busy", action="store_true", help="exit if the machine is busy")
     add("--out", type=Path, metavar="FOLDER", help="folder for the results")
 
 

@@ -16,13 +16,11 @@ import torch
 import pixcontrast
 
 
-def look_at_machine(refuse_busy: bool) -> dict[str, object]:
-    """Return `describe_environment`; warn, or exit, where the machine is busy."""
+def look_at_machine() -> dict[str, object]:
+    """Return `describe_environment`, and warn where the machine is busy."""
     load = (load_averages() or [0.0])[0]
     if load > 0.5 * (os.cpu_count() or 1):
         print(f"warning: the machine is busy (load {load:.2f}); ratios may be off", file=sys.stderr)
-        if refuse_busy:
-            raise SystemExit("refused: --refuse-busy")
     return describe_environment()
 
 

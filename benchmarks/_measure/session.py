@@ -33,7 +33,7 @@ class Session:
         self.as_on_gpu: bool = options.rehearse or self.device.type == "cuda"
         file = f"{name}_gpu.json" if self.as_on_gpu else f"{name}.json"
         self.path = None if options.out is None else options.out / file
-        environment = look_at_machine(options.refuse_busy)
+        environment = look_at_machine()
         self.record: Row = {"environment": {**environment, **describe_device(self.device)}}
 
     def has_time(self, seconds: float = 0.0) -> bool:
