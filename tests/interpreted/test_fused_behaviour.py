@@ -7,7 +7,6 @@ from problems import IGNORE, MININGS, loss_and_gradients, worst_error
 
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RegionContrastLoss
 from pixcontrast._info_nce.fused import passes
-from pixcontrast._info_nce.fused.configurations import INTERPRETED, configurations_for, using
 from pixcontrast._info_nce.operators import losses_operator
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast.functional import info_nce
@@ -255,10 +254,3 @@ def test_opcheck(strategy):
         seed=torch.tensor(11) if strategy == "semi-hard" else None,
     )
     torch.library.opcheck(losses_operator, problem.arguments())
-
-
-def test_tiles_are_replaced_inside_and_nowhere_else():
-    before = configurations_for(90, "16", 64)
-    with using(INTERPRETED):
-        assert configurations_for(90, "16", 64) == INTERPRETED
-    assert configurations_for(90, "16", 64) == before
