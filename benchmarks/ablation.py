@@ -12,28 +12,22 @@ With `--out benchmarks/results` it continues from the runs of the documentation.
 
 import argparse
 import dataclasses
-import math
 from pathlib import Path
-from statistics import median
 
 import torch
 
 from benchmarks._measure.arguments import command_parser, positive, size_of
-from benchmarks._measure.environment import describe_environment
-from benchmarks._plots.canvas import save_differences
 from benchmarks._tables.pairs import ablation_table
 from benchmarks._training.experiment import load_data, run_side_by_side
 from benchmarks._training.protocol import TABLES, Table
-from benchmarks._training.runs import Key, Runs, append_run, load_runs
+from benchmarks._training.runs import load_runs
 
 FILE = "ablation.jsonl"
 COMMITTED = Path(__file__).parent / "results" / FILE
-CORES = 2
-"""Number of processor cores that the times of `--help` are for, and of runs side by side."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run what is missing in the requested tables; print and plot them."""
+    """Run what is missing in the requested tables, and print them."""
     parser = _parser()
     options = parser.parse_args(arguments)
     # One thread each: runs go side by side, and sums depend on the number of threads.
@@ -52,8 +46,6 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(str(problem))
         runs = load_runs(path)
         print(f"\n{table.title}\n\n{ablation_table(table, runs).aligned()}\n")
-        save_differences(options.out / f"ablation-{name}.png", table, runs)
-        print(f"{path} and ablation-{name}.png written")
 
 
 def _run_missing(table: Table, path: Path, options: argparse.Namespace) -> None:
@@ -61,47 +53,23 @@ def _run_missing(table: Table, path: Path, options: argparse.Namespace) -> None:
     missing = [key for key in dict.fromkeys(table.keys()) if key not in done]
     if not missing:
         return
-    environment = describe_environment()
-    device = torch.device(options.device)
-    if device.type == "cuda":
-        environment["device"] = torch.cuda.get_device_name(device)
-    data = load_data(table.data, table.split, table.base.size, options.root).to(device)
-    for one in run_side_by_side(missing, data, environment, options.workers, table.name_of):
-        append_run(path, one.key, one.run)
-
-
-def _times(runs: Runs) -> str:
-    """List the tables with the time that each takes, from the committed runs."""
-    lines = [
-        f"tables, and the time of each on {CORES} cores, from the committed runs with one thread",
-        "each; a row that several tables share is run once:",
-    ]
-    for name, table in TABLES.items():
-        keys = set(table.keys())
-        minutes = sum(seconds_of(key, runs) for key in keys) / 60 / CORES
-        time = "not measured" if math.isnan(minutes) else f"{minutes:.0f} minutes"
-        lines.append(f"  {name:<12}{len(keys):>4} runs  {time:<16}{table.title}")
-    return "\n".join(lines)
-
-
-def seconds_of(key: Key, runs: Runs) -> float:
-    """Estimate the time of a run by the median step of runs of the same size and kind."""
-
-    def kind(key: Key) -> tuple[object, ...]:
-        return key.recipe.size, key.recipe.network, key.recipe.has_contrast
-
-    steps = [run["seconds"] / of.recipe.steps for of, run in runs.items() if kind(of) == kind(key)]
-    return key.recipe.steps * median(steps) if steps else math.nan
+    data = load_data(table.data, table.split, table.base.size, options.root)
+    data = data.to(torch.device(options.device))
+    run_side_by_side(missing, data, path, options.workers, table.name_of)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("ablation", __doc__, epilog=_times(load_runs(COMMITTED)))
+    tables = [
+        f"  {name:<12}{len(set(table.keys())):>4} runs  {table.title}"
+        for name, table in TABLES.items()
+    ]
+    parser = command_parser("ablation", __doc__, epilog="\n".join(["tables:", *tables]))
     add = parser.add_argument
     add("--root", type=Path, metavar="FOLDER", help="CamVid's folder, which holds train/")
     add("--table", nargs="+", choices=list(TABLES), default=["small"], metavar="NAME")
     add("--out", type=Path, default=Path("runs") / "ablation", metavar="FOLDER")
-    workers = f"runs side by side, one thread each (default: {CORES}; use 1 on a GPU)"
-    add("--workers", type=positive, default=CORES, metavar="N", help=workers)
+    workers = "runs side by side, one thread each (default: 2; use 1 on a GPU)"
+    add("--workers", type=positive, default=2, metavar="N", help=workers)
     add("--device", default="cpu", metavar="NAME", help="cpu or cuda")
     smaller = parser.add_argument_group("a smaller table than that of the documentation")
     smaller.add_argument("--seeds", type=positive, metavar="N", help="the first N of its seeds")

@@ -1,111 +1,102 @@
-"""Draw the pictures of the documentation from real runs.
+"""Draw the picture of the README: what the loss does to an embedding of three dimensions.
 
-    python -m benchmarks.figures
-    python -m benchmarks.figures --data camvid --root FOLDER
-    python -m benchmarks.figures method
-    python -m benchmarks.figures sphere
+    python -m benchmarks.figures --out docs/figures
 
-`pair` (default) trains a pair of networks with the same initial weights and batches. It draws their
-predictions and embedding maps (maps), pixels by class under PCA and t-SNE (scatter), the pixels
-that become anchors (anchors), the similarity of the classes (similarity), how the bank fills
-(bank), and writes the figures behind them as a JSON. The licence of CamVid does not allow to
-redistribute pictures that show its photographs; the documentation has none of them. `method` draws
-the pictures of docs/method.md, `sphere` that of the README.
+The data are scikit-learn's handwritten digits, two thirds of them for training. The network has one
+hidden layer and a unit-length embedding of three components, so that every digit is a point on a
+sphere. It is trained with the loss alone, without cross entropy. The picture shows held-out digits
+before, early in and after the training, on an equal-area map of the sphere. The record holds the
+mean cosines.
 """
 
-import argparse
-import dataclasses
+from __future__ import annotations
+
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
 
-from benchmarks._measure.arguments import command_parser, positive
+from benchmarks._measure.arguments import command_parser
 from benchmarks._measure.command import write_record
 from benchmarks._measure.environment import describe_environment
-from benchmarks._plots.classes import Occupancy, save_occupancy, save_scatter, save_similarity
-from benchmarks._plots.method import draw_method
-from benchmarks._plots.scene import save_anchors, save_maps
-from benchmarks._plots.sphere import draw_sphere
-from benchmarks._training.data import SegmentationData
-from benchmarks._training.experiment import load_data, run_side_by_side
-from benchmarks._training.measures import class_similarity
-from benchmarks._training.protocol import BANK, SGD, pair_table
-from benchmarks._training.recipe import RECIPES, Recipe
-from benchmarks._training.runs import without_nan
+from pixcontrast import PixelContrastLoss, RandomAnchorSampler
 
-BASES = {
-    "digits": dataclasses.replace(RECIPES["digits"], **BANK),
-    "camvid": dataclasses.replace(SGD, **BANK),
-}
+SHOWN = (0, 20, 400)
+CLASSES = 10
+BATCH = 256
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draw the requested pictures."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    """Train, and write the picture and its record to a folder."""
+    parser = command_parser("figures", __doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs") / "figures", metavar="FOLDER")
+    out = parser.parse_args(arguments).out
     # One thread: sums depend on the number of threads.
     torch.set_num_threads(1)
-    recipe = BASES["digits" if options.pictures == "method" else options.data]
-    if options.steps is not None:
-        recipe = dataclasses.replace(recipe, steps=options.steps)
-    if options.pictures == "sphere":
-        draw_sphere(options.out)
-    elif options.pictures == "method":
-        draw_method(options.out, recipe)
-    else:
-        try:
-            data = load_data(options.data, "val", recipe.size, options.root)
-        except (OSError, ValueError) as problem:
-            parser.error(str(problem))
-        draw_pair(options.out, data, recipe, options.seed)
-
-
-def draw_pair(out: Path, data: SegmentationData, recipe: Recipe, seed: int) -> None:
-    """Train a pair of networks, and write its pictures and their record to a folder."""
     environment = describe_environment()
-    table, occupancy = pair_table(data.name, "val", recipe), Occupancy()
-    keys = [table.key(row, seed) for row in table.rows]
-    # One run at a time: `occupancy` observes the one that has contrast.
-    runs = run_side_by_side(keys, data, environment, 1, table.name_of, occupancy.observe)
-    plain, contrast = sorted(runs, key=lambda one: one.key.recipe.has_contrast)
-    networks = (plain.network, contrast.network)
-    scores = [one.run["measured"]["mean_iou"] for one in (plain, contrast)]
-    matrices = [class_similarity(network, data) for network in networks]
-
-    title = (
-        f"{data.name}, held-out images, seed {seed}: mean IoU "
-        f"{100 * scores[0]:.1f} without contrast, {100 * scores[1]:.1f} with it"
-    )
-    name = data.name
-    save_maps(out / f"{name}-maps.png", data, networks, title)
-    save_anchors(out / f"{name}-anchors.png", data, contrast.network, recipe, seed)
-    save_scatter(out / f"{name}-scatter.png", data, networks, seed)
-    save_similarity(out / f"{name}-similarity.png", data, *matrices)
-    save_occupancy(out / f"{name}-bank.png", data, occupancy)
-    arms = ("plain", "contrast")
-    record = {
-        "environment": environment,
-        "recipe": dataclasses.asdict(recipe),
-        "seed": seed,
-        "mean_iou": dict(zip(arms, scores, strict=True)),
-        "class_names": data.class_names,
-        "class_similarity": {arm: m.tolist() for arm, m in zip(arms, matrices, strict=True)},
-        "occupancy": vars(occupancy),
-    }
-    write_record(out / f"{name}-figures.json", without_nan(record))
-    print(f"{title}\n{out / name}-*.png and {name}-figures.json written")
+    embedded, labels = train()
+    # Mean cosines of two points of the same class, and of two classes.
+    same = labels[:, None] == labels[None, :]
+    others = ~torch.eye(len(labels), dtype=torch.bool)
+    cosines = [points.double() @ points.double().T for points in embedded]
+    within = [float(one[same & others].mean()) for one in cosines]
+    between = [float(one[~same].mean()) for one in cosines]
+    titles = [
+        f"step {step}: mean cosine {w:.2f} within a class,\n{b:.2f} between classes"
+        for step, w, b in zip(SHOWN, within, between, strict=True)
+    ]
+    record = {"environment": environment, "steps": list(SHOWN), "heldout": len(labels)}
+    write_record(out / "sphere.json", {**record, "within": within, "between": between})
+    save_sphere(out / "sphere.png", embedded, labels, titles)
+    print(f"{out / 'sphere'}.png and .json written")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser("figures", __doc__)
-    add = parser.add_argument
-    add("pictures", nargs="?", choices=("pair", "method", "sphere"), default="pair")
-    add("--data", choices=sorted(BASES), default="digits", help="data set (default: digits)")
-    add("--root", type=Path, metavar="FOLDER", help="CamVid's folder, which holds train/")
-    add("--steps", type=positive, metavar="N", help="training steps, fewer for a rehearsal")
-    add("--seed", type=int, default=100, metavar="N")
-    add("--out", type=Path, default=Path("runs") / "figures", metavar="FOLDER")
-    return parser
+def train() -> tuple[list[Tensor], Tensor]:
+    """Return the held-out embeddings (n, 3) after each of the `SHOWN` steps, and labels (n,)."""
+    digits = load_digits()
+    images = torch.from_numpy(digits.data).float() / 16
+    labels = torch.from_numpy(digits.target).long()
+    heldout = torch.arange(len(labels)) % 3 == 0
+    train_images, train_labels = images[~heldout], labels[~heldout]
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 3))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.003)
+    contrast = PixelContrastLoss(anchor_sampler=RandomAnchorSampler(max_anchors=BATCH))
+    embedded = []
+    for step in range(max(SHOWN) + 1):
+        if step in SHOWN:
+            with torch.no_grad():
+                embedded.append(F.normalize(network(images[heldout]), dim=1))
+        batch = torch.randint(len(train_images), (BATCH,), generator=generator)
+        loss = contrast(network(train_images[batch]), train_labels[batch], generator=generator)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return embedded, labels[heldout]
+
+
+def save_sphere(path: Path, embedded: list[Tensor], labels: Tensor, titles: list[str]) -> None:
+    """Draw each set of points (n, 3) on an equal-area map."""
+    figure = Figure(figsize=(4.0 * len(embedded), 2.9), layout="constrained")
+    axes = figure.subplots(1, len(embedded), subplot_kw={"projection": "mollweide"})
+    for axis, points, title in zip(axes, embedded, titles, strict=True):
+        longitude = torch.atan2(points[:, 1], points[:, 0]).numpy()
+        latitude = torch.asin(points[:, 2].clamp(-1, 1)).numpy()
+        for digit in range(CLASSES):
+            own = (labels == digit).numpy()
+            color = colormaps["tab10"](digit)
+            axis.scatter(longitude[own], latitude[own], s=7, color=color, label=str(digit))
+        axis.set_title(title, fontsize=9)
+        axis.set(xticklabels=[], yticklabels=[])
+        axis.grid(alpha=0.3)
+    legend = axes[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=10, fontsize=8)
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

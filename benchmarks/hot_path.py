@@ -3,16 +3,13 @@
     python -m benchmarks.hot_path
     python -m benchmarks.hot_path --shapes 975x47500x256 --repeats 9
     python -m benchmarks.hot_path --device cuda --out FOLDER --budget 240
-    python -m benchmarks.hot_path --redraw benchmarks/results/hot_path.json
 
 Forward and backward of every implementation are timed in turn within one run; on CUDA "replayed"
-is a CUDA graph. The floor is the two plain matrix products of the same problem, "sdpa" is PyTorch's
-attention in the same shapes, without mask and loss: a ceiling. Rates count 4·M·N·D flops against a
-bank and 6·M²·D against itself, whatever an implementation computes twice; `of_square` and
-`of_floor` are shares of the rate of a large square product and of the floor. On CUDA the loss and
-the gradient of each implementation are compared with the textbook formula in float64: `error` is
-the larger relative error. Memory is the peak of what one run needs beyond its inputs: on the CPU in
-a process of its own.
+is a CUDA graph. The floor is the two plain matrix products of the same problem. Rates count
+4·M·N·D flops against a bank and 6·M²·D against itself, whatever an implementation computes twice.
+On CUDA the loss and the gradient of each implementation are compared with the textbook formula in
+float64: `error` is the larger relative error. Memory is the peak of what one run needs beyond its
+inputs: on the CPU in a process of its own.
 
 The record is written as figures become known, so that a process that is stopped keeps them.
 """
@@ -20,24 +17,22 @@ The record is written as figures become known, so that a process that is stopped
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from benchmarks._measure.arguments import add_device_options, add_run_options, command_parser
 from benchmarks._measure.command import REFUSED, has_device, matmul_precision, set_threads
-from benchmarks._measure.device import measured_peak, peak_memory
-from benchmarks._measure.session import UNFINISHED, Row, Session
-from benchmarks._measure.tables import remarks, table
+from benchmarks._measure.device import peak_memory, peak_or_none
+from benchmarks._measure.session import Row, Session
+from benchmarks._measure.tables import table
 from benchmarks._measure.timers import CPU, NO_TIME, Run, attempt, measure
 from benchmarks._ways import ways
 from benchmarks._ways.formulas import Losses, relative_error, truth_of
-from benchmarks._ways.problem import MODES, STAGES, Case, Problem, choose_cases, parse_case_shape
+from benchmarks._ways.problem import MODES, Case, Problem, choose_cases, parse_case_shape
 
 Phases = Sequence[Sequence[str]]
 COMPILE_SECONDS = 60.0
@@ -50,18 +45,10 @@ takes gigabytes, and mining, which holds a part at a time, takes long."""
 def main(arguments: list[str] | None = None) -> int:
     """Measure every case until the budget is spent; return the exit status."""
     options = _parser().parse_args(arguments)
-    if options.redraw is not None:
-        rows = json.loads(options.redraw.read_text())["rows"]
-        _draw((options.out or options.redraw.parent) / f"{options.redraw.stem}.png", rows)
-        return 0
     set_threads(options.threads)
     if not options.rehearse and not has_device(options.device):
         return REFUSED
-    session = Session(options, arguments is None, "hot_path")
-    status = _HotPath(options, session).measure_all()
-    if status == 0 and session.path is not None and not session.as_on_gpu:
-        _draw(session.path.with_suffix(".png"), session.record["rows"])
-    return status
+    return _HotPath(options, Session(options, arguments is None, "hot_path")).measure_all()
 
 
 class _HotPath:
@@ -71,48 +58,33 @@ class _HotPath:
         self.options = options
         self.session = session
         self.device, self.on_gpu = session.device, session.as_on_gpu
-        self.means: dict[str, Any] = {"square": 8192}
+        self.means: dict[str, Any] = {}
         if options.rehearse:
-            self.means = {"square": 32, "backend": "tiled", "compiler": lambda function: function}
+            self.means = {"backend": "tiled", "compiler": lambda function: function}
         self.ways = options.ways or (ways.CUDA_WAYS if self.on_gpu else ways.CPU_WAYS)
-        self.cases = choose_cases(
-            options.shapes, options.modes, options.stage, self.device.type, options.rehearse
-        )
-        former = {
-            Case(*(row[name] for name in Case._fields)): row
-            for row in session.record.get("rows", [])
-        }
-        self.rows: dict[Case, Row] = {
-            case: row
-            for case, row in former.items()
-            if row["note"] != NO_TIME or case not in self.cases
-        }
+        self.cases = choose_cases(options.shapes, options.modes, self.device.type, options.rehearse)
+        self.rows: dict[Case, Row] = {}
 
     def measure_all(self) -> int:
-        """Measure what the record lacks; return the exit status.
+        """Measure every case; return the exit status.
 
         As on a GPU, the ways that compile for long come after everything else: a compiler that
         never ends then costs no other figure.
         """
         compiled = [way for way in self.ways if self.on_gpu and way in ways.COMPILED_WAYS]
         quick = [way for way in self.ways if way not in compiled]
-        for case in [case for case in self.cases if case not in self.rows]:
+        for case in self.cases:
             row: Row = {**case._asdict(), "flops": case.useful_flops, "note": NO_TIME}
             self.rows[case] = row | {"correct": None, "measured": {}, "skipped": {}}
             status = self._measure(case, quick, ways.PHASES if self.on_gpu else (ways.WAYS,), 0.0)
             if status != 0:
                 return status
-        for case in [case for case, is_headline in self.cases.items() if is_headline]:
-            row = self.rows[case]
-            missing = [way for way in compiled if way not in (*row["measured"], *row["skipped"])]
-            if not missing or row["note"] is not None or not self.session.has_time(COMPILE_SECONDS):
-                continue
-            # A process that dies here does not come back to them.
-            row["skipped"] |= dict.fromkeys(missing, UNFINISHED)
-            status = self._measure(case, self.ways, (ways.WAYS,), COMPILE_SECONDS)
-            torch.compiler.reset()  # Each case is compiled for its own shapes.
-            if status != 0:
-                return status
+        for case in self.cases if compiled else ():
+            if self.rows[case]["note"] is None and self.session.has_time(COMPILE_SECONDS):
+                status = self._measure(case, self.ways, (ways.WAYS,), COMPILE_SECONDS)
+                torch.compiler.reset()  # Each case is compiled for its own shapes.
+                if status != 0:
+                    return status
         left_out = sum(row["note"] == NO_TIME for row in self.rows.values())
         print(f"{len(self.rows) - left_out} of {len(self.rows)} cases measured")
         return 0
@@ -124,12 +96,8 @@ class _HotPath:
         seconds = 2.0 + 2e-9 * case.similarities if self.device.type == "cuda" else 0.0
         job = partial(self._compare, case, row, names, phases)
         status = self.session.fill(row, job, extra + seconds)
-        for way in [way for way, why in row["skipped"].items() if why == UNFINISHED]:
-            if way in row["measured"]:
-                del row["skipped"][way]
         self._save()
-        shown = {str(case): row}
-        print(*table(shown), *remarks(shown), sep="\n", flush=True)
+        print(table(str(case), row), flush=True)
         return status
 
     def _compare(self, case: Case, row: Row, names: Sequence[str], phases: Phases) -> None:
@@ -167,11 +135,7 @@ class _HotPath:
                 references=references, deadline=self.session.deadline)  # fmt: skip
         timed = _timed(row)
         for name, one in timed.items():
-            flops = ways.flops_of(name, case, self.means["square"])
-            one["tflops"] = flops / one["seconds"] / 1e12
-        for bound in {"square", "floor"} & set(timed):
-            for one in timed.values():
-                one[f"of_{bound}"] = one["tflops"] / timed[bound]["tflops"]
+            one["tflops"] = ways.flops_of(name, case) / one["seconds"] / 1e12
         self._save()
 
     def _check(self, case: Case, row: Row, runs: dict[str, Run], problem: Problem) -> None:
@@ -191,8 +155,7 @@ class _HotPath:
         if not self.options.memory:
             return None
         if self.on_gpu:
-            found = attempt(partial(measured_peak, run, self.device), self.device)
-            return None if isinstance(found, str) else found
+            return peak_or_none(run, self.device)
         return peak_memory(runs_to_weigh, case, name)
 
     def _save(self) -> None:
@@ -226,14 +189,6 @@ def runs_to_weigh(case: Case, way: str) -> tuple[Run, Run]:
     return small, run
 
 
-def _draw(path: Path, rows: list[Row]) -> None:
-    # Matplotlib is not needed to measure.
-    from benchmarks._plots.hot_path import save_curves
-
-    save_curves(path, rows)
-    print(f"{path} written")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("hot_path", __doc__)
     add = parser.add_argument
@@ -245,8 +200,6 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--ways", nargs="+", choices=ways.WAYS, metavar="WAY", help=f"out of {', '.join(ways.WAYS)}"
     )
-    add("--stage", choices=STAGES, help="a part of the cases (default: both)")
-    add("--redraw", type=Path, metavar="JSON", help="draw the picture of an existing record")
     return parser
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks._tables.pairs import ablation_table, pairs_table, readings_table, scores_table
+from benchmarks._tables.pairs import ablation_table, classes_table, readings_table
 from benchmarks._tables.scale import scale_table
 from benchmarks._tables.text import TextTable
 from benchmarks._training.protocol import TABLES
@@ -53,17 +53,10 @@ def _runs_of(name: str) -> Path:
     return apart if apart.is_file() else COMMITTED
 
 
-def _scores(name: str) -> TextTable:
-    """Tabulate every record of `benchmarks.segmentation` on a data set."""
-    paths = sorted(RESULTS.glob(f"segmentation-{name}*.json"))
-    return scores_table({path.name: _record(path.stem) for path in paths})
-
-
 KINDS: dict[str, Callable[[str], TextTable]] = {
     "ablation": lambda name: ablation_table(TABLES[name], load_runs(_runs_of(name))),
     "reading": lambda name: readings_table(TABLES[name], load_runs(COMMITTED)),
-    "pairs": lambda name: pairs_table(_record(name)),
-    "scores": _scores,
+    "classes": lambda name: classes_table(TABLES[name], load_runs(COMMITTED)),
     "price": lambda name: price_table(_record(name)["rows"]),
     "scale": lambda name: scale_table(name, _record("ranks")),
 }

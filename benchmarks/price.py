@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     add_run_options(parser, repeats=9)
     options = parser.parse_args(arguments)
     set_threads(options.threads)
-    environment = look_at_machine(options.refuse_busy)
+    environment = look_at_machine()
     rows = [_measure(name, options) for name in tqdm(options.networks, leave=False, disable=None)]
     print(price_table(rows).aligned())
     if options.out is not None:

@@ -1,13 +1,10 @@
-"""Several ranks on one machine: ratios of times, counts, and memory.
+"""Memory of a loss with a sharded bank, on several ranks on one machine.
 
     python -m benchmarks.ranks
-    python -m benchmarks.ranks --ranks 1 2 --repeats 5
+    python -m benchmarks.ranks --ranks 1 2
 
-Ranks are processes on gloo with one thread each, which share the processors of the machine, so the
-results do not show how fast ranks on machines of their own are. Each run alternates between the
-loss with a whole bank and with a sharded bank of the same total size, at three sizes; times are
-kept as ratios. Messages, flops of the products, bytes of the banks and resident memory do not
-depend on the speed of the machine.
+Ranks are processes on gloo with one thread each. They share the processors of the machine, so no
+time is measured. tests/distributed/test_messages.py counts messages and the bytes of banks.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from pathlib import Path
 from benchmarks._measure.arguments import command_parser
 from benchmarks._measure.command import write_record
 from benchmarks._measure.environment import look_at_machine
-from benchmarks._ranks.measurements import BASE, Row, measure, merged
+from benchmarks._ranks.measurements import BASE, Row, measure
 from benchmarks._ranks.pool import Ranks
 
 
@@ -27,23 +24,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser = command_parser("ranks", __doc__)
     add = parser.add_argument
     add("--ranks", type=int, nargs="+", default=[1, 2, 4], metavar="W", help="numbers of ranks")
-    add("--repeats", type=int, default=9, metavar="N", help="samples of each implementation")
-    add("--refuse-busy", action="store_true", help="exit if the machine is busy")
     add("--out", type=Path, metavar="FOLDER", help="folder for the results")
     options = parser.parse_args(arguments)
-    environment = look_at_machine(options.refuse_busy)
-    rows: dict[str, list[Row]] = {}
+    environment = look_at_machine()
+    rows: list[Row] = []
     for size in options.ranks:
         ranks = Ranks(size)
         try:
-            found = ranks.run(measure, size, options.repeats)
+            found = ranks.run(measure, size)
         finally:
             ranks.close()
-        for name, own in merged(found).items():
-            rows.setdefault(name, []).extend(own)
-            print(f"{name}, {size} ranks", *own, sep="\n")
+        rows += [
+            max(own, key=lambda row: float(row["extra_mb"])) for own in zip(*found, strict=True)
+        ]
+        print(*rows[-len(found[0]) :], sep="\n")
     if options.out is not None:
-        record = {"environment": environment, "base": asdict(BASE), **rows}
+        record = {"environment": environment, "base": asdict(BASE), "losses": rows}
         write_record(options.out / "ranks.json", record)
         print(f"{options.out / 'ranks.json'} written")
 

@@ -1,9 +1,8 @@
-"""What a training step pays for the contrast, beside the authors' step, and where it goes.
+"""What a training step pays for the contrast, beside the authors' step.
 
     python -m benchmarks.step
     python -m benchmarks.step --shapes coco-stuff --cases bank --repeats 3
     python -m benchmarks.step --device cuda --out FOLDER --budget 60
-    python -m benchmarks.step --device cuda --out FOLDER --profile
 
 A step starts from what the network gives (unit embeddings, logits) and the labels, and ends with
 the gradient of the embeddings and the batch in the bank: labels resized, predictions, sampling,
@@ -13,15 +12,13 @@ entries of that step; "unmined" is the step without mining. Steps are timed in t
 On the CPU everything is float32, logits have the size of the embedding as the authors' code
 requires, and memory is measured in a process of its own. On CUDA our step runs under autocast to
 bfloat16, with a bfloat16 bank and logits of the size of the image; "replayed" is the same from a
-CUDA graph. The authors' step is in float32 as released, and under autocast. `--profile` measures
-no time: it counts waits of the host and launches, times each kernel, and measures memory.
+CUDA graph. The authors' step is in float32 as released, and under autocast.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 from dataclasses import asdict
 from functools import partial
 
@@ -29,13 +26,12 @@ import torch
 
 from benchmarks._measure.arguments import add_device_options, add_run_options, command_parser
 from benchmarks._measure.command import REFUSED, has_device, set_threads
-from benchmarks._measure.device import peak_memory, profile_run
+from benchmarks._measure.device import peak_memory, peak_or_none
 from benchmarks._measure.session import Row, Session
-from benchmarks._measure.tables import remarks, table
+from benchmarks._measure.tables import table
 from benchmarks._measure.timers import CPU, NO_TIME, Run, measure
 from benchmarks._ways.batches import SHAPES, STEP_SHAPES
-from benchmarks._ways.samplers import measure_samplers
-from benchmarks._ways.steps import CASES, PARTS, StepCase
+from benchmarks._ways.steps import CASES, StepCase
 
 REFERENCES = ("step", "loss")
 CASE_SECONDS = 12.0
@@ -43,37 +39,25 @@ CASE_SECONDS = 12.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure the steps, their parts and the samplers; return the exit status."""
+    """Measure the steps; return the exit status."""
     options = _parser().parse_args(arguments)
     set_threads(options.threads)
     if not options.rehearse and not has_device(options.device):
         return REFUSED
-    session = Session(options, arguments is None, "launches" if options.profile else "step")
+    session = Session(options, arguments is None, "step")
     shapes = options.shapes or (("small",) if options.rehearse else STEP_SHAPES)
-    cases = options.cases or (CASES if session.as_on_gpu else (*CASES, "sampler"))
-    steps: list[Row] = [row for row in session.record.get("steps", []) if row["note"] != NO_TIME]
-    samplers: list[Row] = []
-    session.record |= {"steps": steps, "samplers": samplers}
-    done = {(row["name"], row["case"]) for row in steps}
+    cases = options.cases or CASES
+    steps: list[Row] = []
+    session.record["steps"] = steps
     for name, case in itertools.product(shapes, cases):
-        if case == "sampler" or (name, case) in done:
-            continue
         row: Row = {"name": name, "case": case, "shape": asdict(SHAPES[name])}
         row |= {"note": NO_TIME, "measured": {}}
         steps.append(row)
         expected = CASE_SECONDS if session.device.type == "cuda" else 0.0
         status = session.fill(row, partial(_measure, row, options, session), expected)
-        shown = {f"{name}, {case}": row}
-        print(*table(shown), *remarks(shown), sep="\n", flush=True)
-        for part, seconds in row.get("parts", {}).items():
-            print(f"  {part:<38}{1000 * seconds:>11.1f} ms of the step")
+        print(table(f"{name}, {case}", row), flush=True)
         if status != 0:
             return status
-    for name in shapes if "sampler" in cases else ():
-        samplers += measure_samplers(name, options.repeats, session.device)
-    title = "{images}x{pixels}, {classes}, {labels}"
-    print(*table({title.format(**row): row for row in samplers}), sep="\n")
-    session.save()
     return 0
 
 
@@ -82,31 +66,24 @@ def _measure(row: Row, options: argparse.Namespace, session: Session) -> None:
     torch.manual_seed(0)
     device, measured = session.device, row["measured"]
     case = StepCase(SHAPES[row["name"]], row["case"], device, as_on_gpu=session.as_on_gpu)
-    if options.profile:
-        for way in case.ways():
-            if way != "replayed" and session.has_time():
-                measured[way] = profile_run(case.way(way), device)
-                session.save()
-    else:
-        runs = {way: case.way(way) for way in case.ways()}
-        ours = {way: run for way, run in runs.items() if not way.startswith("authors")}
-        # On a GPU ours first: a process that is stopped later has them.
-        for chosen in (ours, runs) if session.as_on_gpu else (runs,):
-            measure(chosen, options.repeats, device,
-                    into=measured, references=REFERENCES, deadline=session.deadline)  # fmt: skip
-            session.save()
-        # The processes that measure memory have banks and queues of their own.
-        ours.clear()
-        runs.clear()
-        for way, one in measured.items() if not session.as_on_gpu else ():
-            given = (runs_to_weigh, row["name"], row["case"], way)
-            one["extra_mb"] = peak_memory(*given) if options.memory else None
-    if options.profile or not session.as_on_gpu:
-        clock = case.clock_parts()
-        clock()
-        clocked = [clock() for _ in range(options.repeats)]
-        row["parts"] = {part: statistics.median(one[part] for one in clocked) for part in PARTS}
-    row["anchors"] = case.anchors()
+    runs = {way: case.way(way) for way in case.ways()}
+    ours = {way: run for way, run in runs.items() if not way.startswith("authors")}
+    # On a GPU ours first: a process that is stopped later has them.
+    for chosen in (ours, runs) if session.as_on_gpu else (runs,):
+        measure(chosen, options.repeats, device,
+                into=measured, references=REFERENCES, deadline=session.deadline)  # fmt: skip
+        session.save()
+    if session.as_on_gpu:
+        timed = [way for way, one in measured.items() if "seconds" in one]
+        for way in timed if options.memory else ():
+            measured[way]["extra_mb"] = peak_or_none(runs[way], device)
+        return
+    # The processes that measure memory have banks and queues of their own.
+    ours.clear()
+    runs.clear()
+    for way, one in measured.items():
+        given = (runs_to_weigh, row["name"], row["case"], way)
+        one["extra_mb"] = peak_memory(*given) if options.memory else None
 
 
 def runs_to_weigh(shape: str, case: str, way: str) -> tuple[Run, Run]:
@@ -122,9 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add_device_options(parser)
     names = f"out of {', '.join(SHAPES)}"
     add("--shapes", nargs="+", choices=list(SHAPES), metavar="NAME", help=names)
-    add("--cases", nargs="+", choices=[*CASES, "sampler"], metavar="CASE",
-        help=f"out of {', '.join(CASES)}, sampler")  # fmt: skip
-    add("--profile", action="store_true", help="count launches and waits; measure no time")
+    add("--cases", nargs="+", choices=CASES, metavar="CASE", help=f"out of {', '.join(CASES)}")
     return parser
 
 

@@ -4,13 +4,13 @@
 
 pytest-xdist gives each process neighbouring tests, which launch the same kernels, and replaces a
 process that crashes; pytest-timeout ends a process in which a test hangs. All processes have one
-Triton cache. compute-sanitizer's memcheck runs a few of the tests beside them. `--smoke` runs only
-tests that compile what is timed next, and that tell if the kernels are right on this card at all;
-`--rehearse` runs a few tests on the CPU, with the tiled form in place of the kernels.
+Triton cache. `--smoke` runs only tests that compile what is timed next, and that tell if the
+kernels are right on this card at all; `--rehearse` runs a few tests on the CPU, with the tiled form
+in place of the kernels.
 
-The record is written anew while the tests run. `correct` is false where a test failed or memcheck
-found errors, null where a test did not finish, else true. The exit status is 1 where `correct` is
-false, else 0. Tests that are marked `ungated` decide nothing and come last.
+The record is written anew while the tests run. `correct` is false where a test failed, null where a
+test did not finish, else true. The exit status is 1 where `correct` is false, else 0. Tests that
+are marked `ungated` decide nothing and come last.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import argparse
 import fcntl
 import json
 import os
-import shutil
 import sys
 import tempfile
 import threading
@@ -32,7 +31,6 @@ from typing import Any
 import pytest
 
 from benchmarks import STARTED
-from benchmarks._gpu.process import Ended, run_limited
 from benchmarks._measure.arguments import command_parser
 from benchmarks._measure.command import write_record
 
@@ -53,24 +51,15 @@ SMOKE = (
     " or test_step_on_gpu and not compiled and (0] or 2] or 0-default or 2-default)",
     *(EQUATION, str(TESTS / "test_headlines_on_gpu.py"), str(TESTS / "test_step_on_gpu.py")),
 )
-MEMCHECK = (
-    *("-k", "test_loss_and_gradients and (123- or -3-) or test_mining and bf16"),
-    EQUATION,
-)
-"""Few tests, because each compiles kernels of its own; at sizes that are no multiple of a tile."""
 REHEARSED = (
     *("-k", "strides_change and transposed or many_anchors or overflow or opcheck and mined"),
     *(str(TESTS / f"test_{name}_on_gpu.py") for name in ("limits", "training")),
 )
 REHEARSED_SMOKE = ("-k", "test_loss_and_gradients and bf16-64-", EQUATION)
-MEMCHECK_ERROR, MEMCHECK_FOUND = 9, "found errors"
-"""The exit status that memcheck is told to have where it found an error, and what is recorded."""
 UNGATED_FILE = "PIXCONTRAST_UNGATED"
 """Environment variable: the file in which a process lists the tests that decide nothing."""
 CONTEXT_LOST = 3
 """Exit status of a process whose CUDA context is broken."""
-TAIL = 800
-"""Characters of a log that are recorded."""
 
 
 class Recorder:
@@ -78,9 +67,9 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.ungated = Path(tempfile.gettempdir()) / f"ungated-{os.getpid()}.json"
         self.tests: list[str] = []
         self.outcomes: dict[str, tuple[str, str]] = {}
-        self.memcheck = "not run"
         self._written = 0.0
         self._lock = threading.Lock()
 
@@ -98,17 +87,13 @@ class Recorder:
 
     def write(self) -> dict[str, Any]:
         """Write the record, and return it."""
-        list_of_ungated = self.path.with_suffix(".ungated")
-        ungated = json.loads(list_of_ungated.read_text()) if list_of_ungated.exists() else []
+        ungated = json.loads(self.ungated.read_text()) if self.ungated.exists() else []
         found = self._summary([test for test in self.tests if test not in ungated])
-        if self.memcheck.startswith(MEMCHECK_FOUND):
-            found["failed"].append("memcheck")
         whole = found["passed"] > 0 and not found["unfinished"]
         record = {
             "correct": False if found["failed"] else True if whole else None,
             **found,
             "ungated": self._summary(ungated),
-            "memcheck": self.memcheck,
         }
         with self._lock:
             write_record(self.path, record)
@@ -155,33 +140,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         os._exit(CONTEXT_LOST)
 
 
-def run_memcheck(work: Path, end: float) -> str:
-    """Return what memcheck found in some of the tests until `end`, or why it could not run."""
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        return "compute-sanitizer not installed"
-    # Calls of the driver that fail are normal: libraries ask for what a driver may lack.
-    options = ("--tool", "memcheck", "--report-api-errors", "no", "--print-limit", "20")
-    command = (program, *options, "--error-exitcode", str(MEMCHECK_ERROR),
-               sys.executable, "-m", "pytest", *PYTEST, *MEMCHECK)  # fmt: skip
-    # An allocator that keeps memory would hide addresses that are out of bounds.
-    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    log = work / "memcheck.log"
-    ended = run_limited(command, seconds=end - time.perf_counter(), log=log, environment=variables)
-    return describe_memcheck(ended, log.read_text(errors="replace"))
-
-
-def describe_memcheck(ended: Ended, log: str) -> str:
-    """Return what memcheck found. Only its own exit status for errors counts as a fault."""
-    if ended.exit_status is None:
-        return f"not finished after {ended.seconds:.0f} s"
-    if ended.exit_status == MEMCHECK_ERROR:
-        return f"{MEMCHECK_FOUND}: {log[-TAIL:]}"
-    if ended.exit_status == 0 and "ERROR SUMMARY: 0 errors" in log:
-        return f"no errors after {ended.seconds:.0f} s"
-    return f"could not run (exit status {ended.exit_status}): {log[-TAIL:]}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tests, and end within the budget whatever they do."""
     options = _parser().parse_args(arguments)
@@ -196,19 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def stop() -> None:
         os._exit(1 if recorder.write()["correct"] is False else 0)
 
-    def check_memory() -> None:
-        recorder.memcheck = "not finished"
-        recorder.memcheck = run_memcheck(options.out, end - 2 * RESERVED_SECONDS)
-
     timer = threading.Timer(end - RESERVED_SECONDS - time.perf_counter(), stop)
     timer.daemon = True
     timer.start()
-    memcheck = threading.Thread(target=check_memory, daemon=True)
-    if not (options.smoke or options.rehearse):
-        memcheck.start()
     run_tests(recorder, options.processes, selection)
-    if memcheck.is_alive():
-        memcheck.join()
     record = recorder.write()
     print(json.dumps(record, indent=2), flush=True)
     return 1 if record["correct"] is False else 0
@@ -216,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_tests(recorder: Recorder, processes: int, selection: Sequence[str]) -> None:
     """Run the selected tests in processes side by side."""
-    os.environ[UNGATED_FILE] = str(recorder.path.with_suffix(".ungated"))
+    os.environ[UNGATED_FILE] = str(recorder.ungated)
     limits = ("--timeout", str(TEST_SECONDS), "--timeout-method", "thread")
     shared = ("-n", str(processes), "--dist", "worksteal", "-p", "benchmarks._gpu.run_tests")
     pytest.main([*PYTEST, *limits, *shared, *selection], plugins=[recorder])

@@ -1,4 +1,4 @@
-"""Options and types of command-line arguments. Imports no PyTorch."""
+"""Options and types of command-line arguments."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ def add_run_options(parser: argparse.ArgumentParser, repeats: int) -> None:
         help=f"samples of each implementation, at least 2 (default: {repeats})")  # fmt: skip
     add("--threads", type=int, metavar="N", help="number of PyTorch threads")
     add("--no-memory", dest="memory", action="store_false", help="do not measure memory")
-    add("--refuse-busy", action="store_true", help="exit if the machine is busy")
     add("--out", type=Path, metavar="FOLDER", help="folder for the results")
 
 
@@ -55,8 +54,6 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
     add("--budget", type=float, default=float("inf"), metavar="SECONDS",
         help="start nothing that is expected to end later (default: no limit)")  # fmt: skip
-    add("--resume", action="store_true", help="continue the record in the folder")
-    add("--commit", metavar="HASH", help="commit to record where there is no git repository")
     add("--rehearse", action="store_true",
         help="tiny shapes on the CPU, the tiled form in place of the kernels")  # fmt: skip
 

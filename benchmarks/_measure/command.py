@@ -1,7 +1,4 @@
-"""Exit statuses, files and settings of the process that the commands share.
-
-Imports no PyTorch until a function needs it: the process of `benchmarks.gpu` has none.
-"""
+"""Exit statuses, files and settings of the process that the commands share."""
 
 from __future__ import annotations
 
@@ -10,27 +7,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-NO_DEVICE = "no CUDA device here"
+import torch
+
 REFUSED = 2
 """Exit status without the requested device."""
 DEVICE_LOST = 3
-"""Exit status after the device stopped responding. A new process can continue with `--resume`."""
+"""Exit status after the device stopped responding."""
 
 
 def has_device(device: str) -> bool:
     """Return whether there is such a device, and say so if there is none."""
-    import torch
-
     if device == "cuda" and not torch.cuda.is_available():
-        print(NO_DEVICE)
+        print("no CUDA device here (--rehearse runs on the CPU)")
         return False
     return True
 
 
 def set_threads(threads: int | None) -> None:
     """Set the number of PyTorch threads, unless it is None."""
-    import torch
-
     if threads is not None:
         torch.set_num_threads(threads)
 
@@ -38,8 +32,6 @@ def set_threads(threads: int | None) -> None:
 @contextmanager
 def matmul_precision(name: str) -> Iterator[None]:
     """Set the precision of float32 matrix products inside the context."""
-    import torch
-
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name)
     try:

@@ -1,13 +1,9 @@
-"""Describe the machine, the versions, the date and the commit of a measurement.
-
-`python -m benchmarks._measure.environment DEVICE [COMMIT]` prints a description as JSON.
-"""
+"""Describe the machine, the versions, the date and the commit of a measurement."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -18,25 +14,22 @@ from pathlib import Path
 import torch
 
 import pixcontrast
-from benchmarks._measure.command import REFUSED, has_device
 
 
-def look_at_machine(refuse_busy: bool, commit: str | None = None) -> dict[str, object]:
-    """Return `describe_environment`; warn, or exit, where the machine is busy."""
+def look_at_machine() -> dict[str, object]:
+    """Return `describe_environment`, and warn where the machine is busy."""
     load = (load_averages() or [0.0])[0]
     if load > 0.5 * (os.cpu_count() or 1):
         print(f"warning: the machine is busy (load {load:.2f}); ratios may be off", file=sys.stderr)
-        if refuse_busy:
-            raise SystemExit("refused: --refuse-busy")
-    return describe_environment(commit)
+    return describe_environment()
 
 
-def describe_environment(commit: str | None = None) -> dict[str, object]:
+def describe_environment() -> dict[str, object]:
     """Return versions, machine, date and commit. Call it before the run adds load.
 
-    Args:
-        commit: the commit to record where the files are a copy without a git repository.
+    A copy without a git repository takes the commit from the variable PIXCONTRAST_COMMIT.
     """
+    commit = os.environ.get("PIXCONTRAST_COMMIT")
     git = ("git", "-C", str(Path(__file__).parent))
     changes = _output_of(*git, "status", "--porcelain")
     return {
@@ -87,15 +80,3 @@ def _output_of(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
-
-
-def main(device: str, commit: str | None = None) -> int:
-    """Describe machine and device, in a process that may take or hold the device."""
-    if not has_device(device):
-        return REFUSED
-    print(json.dumps({**describe_environment(commit), **describe_device(torch.device(device))}))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(*sys.argv[1:]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -34,13 +33,8 @@ class Session:
         self.as_on_gpu: bool = options.rehearse or self.device.type == "cuda"
         file = f"{name}_gpu.json" if self.as_on_gpu else f"{name}.json"
         self.path = None if options.out is None else options.out / file
-        self.record: Row
-        if options.resume and self.path is not None and self.path.exists():
-            self.record = json.loads(self.path.read_text())
-            self.record["resumed"] = self.record.get("resumed", 0) + 1
-        else:
-            environment = look_at_machine(options.refuse_busy, options.commit)
-            self.record = {"environment": {**environment, **describe_device(self.device)}}
+        environment = look_at_machine()
+        self.record: Row = {"environment": {**environment, **describe_device(self.device)}}
 
     def has_time(self, seconds: float = 0.0) -> bool:
         """Return whether something that takes so long would end before the deadline."""

@@ -98,7 +98,7 @@ def measure(
             not replace figures.
         references: names of runs; every result has a ratio `to_NAME`, None where that run failed.
         deadline: time of `now()` after which nothing is started but the first two turns.
-        strict: raise what a run raises. Ranks that must run in step need that.
+        strict: raise what a run raises.
 
     Returns:
         By name, `seconds` (median), `spread`, `samples` and the ratios, or `status`.

@@ -1,7 +1,7 @@
 """What a training step on several ranks costs, computed: the formulas of docs/scale.md.
 
 All sizes are those of one rank. A test compares `messages` with the messages of real steps;
-`benchmarks.ranks` measures what a single machine can measure.
+`benchmarks.ranks` measures memory and time on a single machine.
 """
 
 from __future__ import annotations
@@ -69,33 +69,12 @@ def bank_bytes(step: Step) -> int:
     return slots(step) * step.dim * step.bank_bytes
 
 
-def label_bytes(step: Step) -> int:
-    """Compute the size of the slots' labels, which a call makes twice: plain and marked."""
-    return 2 * LABEL_BYTES * slots(step)
-
-
 def bank_flops(step: Step) -> int:
     """Count the flops against the bank: two products, which include the anchors' gradient.
 
     K anchors by N entries of a whole bank are as many as W·K anchors by N/W entries of a shard.
     """
     return 4 * step.anchors * entries(step) * step.dim
-
-
-def batch_flops(step: Step) -> int:
-    """Count the flops against the batch: three products, because its entries need a gradient."""
-    return 6 * step.anchors * _batch_entries(step) * step.dim
-
-
-def exponentials(step: Step) -> int:
-    """Count the exponentials: at least one for each pair."""
-    return step.anchors * (entries(step) + _batch_entries(step))
-
-
-def read_bytes(step: Step) -> int:
-    """Compute the bytes of the bank that a rank reads: its entries at least once."""
-    own = entries(step) // step.ranks if step.sharded else entries(step)
-    return own * step.dim * step.bank_bytes
 
 
 def messages(step: Step) -> list[Message]:
@@ -142,10 +121,6 @@ def new_entries_bytes(step: Step) -> int:
 def received_bytes(step: Step) -> int:
     """Compute the bytes that a rank receives from all others in a step."""
     return (step.ranks - 1) * sum(message.parcel for message in messages(step))
-
-
-def _batch_entries(step: Step) -> int:
-    return step.anchors * (step.ranks if step.gather else 1)
 
 
 def _aligned(size: int) -> int:

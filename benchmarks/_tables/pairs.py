@@ -1,25 +1,19 @@
-"""Tables of paired runs: those of an ablation, and of a record of `benchmarks.segmentation`."""
+"""Tables of paired runs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks._tables.text import TextTable, number, signed
-from benchmarks._training.data import SegmentationData
+from benchmarks._training.experiment import CLASSES
 from benchmarks._training.protocol import Table
-from benchmarks._training.recipe import Recipe
-from benchmarks._training.runs import Run, Runs, without_nan
+from benchmarks._training.runs import Run, Runs
 
-Record = dict[str, Any]
-Pairs = dict[int, tuple[Run, Run]]
-"""The runs without and with contrast of each seed."""
-HEADINGS = ("", "cross entropy", "with contrast", "difference")
 ABLATION = ("", "mean IoU", "difference", "positive", "pairs", "gradient ratio", "seconds a run")
 MOMENTS = (0, 4, 9)
 """Indices of the samples after a tenth of a run, after half of it, and at its end."""
@@ -138,98 +132,17 @@ def _over_time(series: list[list[float]]) -> str:
     return ", ".join(number(mean) for mean in means) if any(means) else ""
 
 
-def make_record(
-    data: SegmentationData,
-    recipe: Recipe,
-    pairs: Pairs,
-    environment: dict[str, object],
-    seconds: float,
-) -> Record:
-    """Collect everything measured, ready for JSON, with None for NaN."""
-
-    def compared(figure: Callable[[Record], float]) -> dict[str, float]:
+def classes_table(table: Table, runs: Runs) -> TextTable:
+    """Compare the two rows of a table: IoU of the classes."""
+    first, last = (_runs_of(table, row, runs) for row in table.rows)
+    pairs = [(first[seed]["measured"], last[seed]["measured"]) for seed in first if seed in last]
+    rows = []
+    for index, name in enumerate(CLASSES[table.data]):
         plain, contrast = (
-            [figure(pair[arm]["measured"]) for pair in pairs.values()] for arm in (0, 1)
+            [100 * pair[arm]["class_iou"][index] for pair in pairs] for arm in (0, 1)
         )
-        return compare(plain, contrast)._asdict()
-
-    summary: Record = {
-        "mean_iou": compared(lambda measured: measured["mean_iou"]),
-        "class_iou": [
-            compared(lambda measured, index=index: measured["class_iou"][index])  # type: ignore[misc]
-            for index in range(data.num_classes)
-        ],
-    }
-    for part in ("trunk", "projection"):
-        for of in ("within", "between"):
-            summary[f"{part}_{of}"] = compared(lambda m, part=part, of=of: m[part][of])  # type: ignore[misc]
-    ratios = [ratio for _, run in pairs.values() for ratio in run["ratios"]]
-    ratios = [ratio for ratio in ratios if math.isfinite(ratio)] or [math.nan]
-    summary["ratio_median"] = median(ratios)
-    summary["ratio_lowest"], summary["ratio_highest"] = min(ratios), max(ratios)
-    kept = ("seconds", "measured", "ratio_steps", "ratios")
-    record: Record = without_nan(
-        {
-            "data": {
-                "name": data.name,
-                "train_images": len(data.train),
-                "train_fingerprint": data.train.fingerprint(),
-                "heldout_images": len(data.heldout),
-                "heldout_fingerprint": data.heldout.fingerprint(),
-                "heldout_is": data.heldout_is,
-                "class_names": data.class_names,
-            },
-            "recipe": asdict(recipe),
-            "environment": environment,
-            "seconds": seconds,
-            "summary": summary,
-            "pairs": [
-                {
-                    "seed": seed,
-                    "plain": {name: plain[name] for name in kept},
-                    "contrast": {name: contrast[name] for name in kept},
-                }
-                for seed, (plain, contrast) in pairs.items()
-            ],
-        }
-    )
-    return record
-
-
-def pairs_table(record: Record) -> TextTable:
-    """Tabulate a record: IoU of the classes, similarities, and gradient ratios."""
-    summary, names = record["summary"], record["data"]["class_names"]
-    rows = [_cells(f"mean IoU, {len(record['pairs'])} pairs", summary["mean_iou"], 100, 2)]
-    for of_class, compared in zip(names, summary["class_iou"], strict=True):
-        rows.append(_cells(of_class, compared, 100, 2))
-    for part in ("trunk", "projection"):
-        for pairs_of, words in (("within", "within a class"), ("between", "between classes")):
-            label = f"similarity, {part}, {words}"
-            rows.append(_cells(label, summary[f"{part}_{pairs_of}"], 1, 3))
-    ratios = [number(summary[f"ratio_{which}"]) for which in ("lowest", "median", "highest")]
-    rows.append(["gradient ratio at the trunk: lowest, median, highest", "", ", ".join(ratios), ""])
-    return TextTable(HEADINGS, rows)
-
-
-def scores_table(records: dict[str, Record]) -> TextTable:
-    """Tabulate the mean IoU of several records, one row for each file name."""
-    rows: list[list[str]] = []
-    for name, record in records.items():
-        ious = [
-            [pair[arm]["measured"]["mean_iou"] for arm in ("plain", "contrast")]
-            for pair in record["pairs"]
-        ]
-        by_seed = ", ".join(signed(100 * (contrast - plain)) for plain, contrast in ious)
-        rows.append([*_cells(f"`{name}`", record["summary"]["mean_iou"], 100, 2), by_seed])
-    return TextTable((*HEADINGS, "by seed"), rows)
-
-
-def _cells(label: str, compared: dict[str, float | None], scale: float, digits: int) -> list[str]:
-    plain, contrast, difference, error = (
-        math.nan if (value := compared[name]) is None else scale * value
-        for name in Compared._fields
-    )
-    if math.isnan(difference):
-        return [label, "–", "–", ""]
-    cells = [number(value, digits) for value in (plain, contrast)]
-    return [label, *cells, signed(difference, error, digits)]
+        found = compare(plain, contrast)
+        difference = signed(found.difference, found.standard_error)
+        difference = "" if math.isnan(found.difference) else difference
+        rows.append([name, number(found.plain), number(found.contrast), difference])
+    return TextTable(("", *table.rows, "difference"), rows)

@@ -7,21 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks._training.data import IGNORE_INDEX, Bytes, Classes, SegmentationData, Split, stacked
+from benchmarks._training.data import IGNORE_INDEX, Bytes, SegmentationData, Split, stacked
 
-CLASSES: Classes = {
-    "sky": (128, 128, 128),
-    "building": (128, 0, 0),
-    "pole": (192, 192, 128),
-    "road": (128, 64, 128),
-    "pavement": (60, 40, 222),
-    "tree": (128, 128, 0),
-    "sign": (192, 128, 128),
-    "fence": (64, 64, 128),
-    "car": (64, 0, 128),
-    "pedestrian": (64, 64, 0),
-    "bicyclist": (0, 128, 192),
-}
+CLASSES = (
+    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
+    *("pedestrian", "bicyclist"),
+)
 VOID = 11
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TUNING_FRACTION = 0.25
@@ -51,10 +42,8 @@ def load_camvid(root: Path, size: tuple[int, int], holdout: bool = False) -> Seg
         if not heldout:
             raise ValueError("train/: expected more images, so that some can be held out")
     return SegmentationData(
-        name="camvid",
         train=_read(train, size),
         heldout=_read(heldout, size),
-        heldout_is="the last quarter of each training sequence" if holdout else "val/",
         classes=CLASSES,
     )
 

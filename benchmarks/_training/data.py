@@ -14,8 +14,6 @@ IGNORE_INDEX = 255
 """The label of pixels without a class, in every data set of the benchmarks."""
 
 Bytes = npt.NDArray[np.uint8]
-Classes = dict[str, tuple[int, int, int]]
-"""Class names in label order, each with its RGB color."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +46,15 @@ class Split:
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Training and held-out images of one data set; `heldout_is` describes the latter."""
+    """Training and held-out images of one data set, and the names of its classes in label order."""
 
-    name: str
     train: Split
     heldout: Split
-    heldout_is: str
-    classes: Classes
+    classes: tuple[str, ...]
 
     def to(self, device: torch.device) -> SegmentationData:
         """Return the data on a device."""
         return replace(self, train=self.train.to(device), heldout=self.heldout.to(device))
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in label order."""
-        return tuple(self.classes)
 
     @property
     def num_classes(self) -> int:

@@ -4,42 +4,33 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from benchmarks._training.camvid import load_camvid
+from benchmarks._measure.environment import describe_environment
+from benchmarks._training import camvid, scenes
 from benchmarks._training.data import SegmentationData
 from benchmarks._training.measures import measure
 from benchmarks._training.network import SegmentationNetwork
-from benchmarks._training.runs import Key, Run
-from benchmarks._training.scenes import load_scenes
-from benchmarks._training.training import Observer, is_sampled, train_arm
-from pixcontrast import PixelContrastLoss
+from benchmarks._training.runs import Key, Run, append_run
+from benchmarks._training.training import train_arm
 
+CLASSES = {"camvid": camvid.CLASSES, "digits": scenes.CLASSES}
 _DRAWING = threading.Lock()
 """Initial weights are drawn from the global generator, which all threads share."""
-
-
-class Trained(NamedTuple):
-    """A finished run and its network."""
-
-    key: Key
-    run: Run
-    network: SegmentationNetwork
 
 
 def load_data(data: str, split: str, size: tuple[int, int], root: Path | None) -> SegmentationData:
     """Load the images that a run trains on and is scored on."""
     if data == "digits":
-        return load_scenes(size, holdout=split == "tuning")
+        return scenes.load_scenes(size, holdout=split == "tuning")
     if root is None:
         raise ValueError("--root FOLDER: expected CamVid's folder, which holds train/; got none")
-    return load_camvid(root, size, holdout=split == "tuning")
+    return camvid.load_camvid(root, size, holdout=split == "tuning")
 
 
 def run_experiment(
@@ -47,25 +38,17 @@ def run_experiment(
     data: SegmentationData,
     environment: dict[str, object],
     advance: Callable[[], object] = lambda: None,
-    observe: Observer = lambda step, criterion: None,
-) -> Trained:
+) -> Run:
     """Train a network and measure it, on the device of the data."""
     recipe, seed = key.recipe, key.seed
     with _DRAWING:
         torch.manual_seed(seed)
         network = SegmentationNetwork(recipe, data.num_classes)
     network = network.to(data.train.images.device)
-    stats: list[dict[str, float]] = []
-
-    def observe_stats(step: int, criterion: PixelContrastLoss) -> None:
-        observe(step, criterion)
-        if is_sampled(step, recipe.steps):
-            stats.append(stats_of(criterion))
-
     start = time.perf_counter()
-    ratios = train_arm(network, data, recipe, seed, advance, observe_stats)
+    ratios, stats = train_arm(network, data, recipe, seed, advance)
     seconds = time.perf_counter() - start
-    run = {
+    return {
         "train_fingerprint": data.train.fingerprint(),
         "heldout_fingerprint": data.heldout.fingerprint(),
         "seconds": seconds,  # of the training alone
@@ -76,22 +59,23 @@ def run_experiment(
         "stats": stats,
         "environment": environment,
     }
-    return Trained(key, run, network)
 
 
 def run_side_by_side(
     keys: Iterable[Key],
     data: SegmentationData,
-    environment: dict[str, object],
+    path: Path,
     workers: int,
     name_of: Callable[[Key], str],
-    observe: Observer = lambda step, criterion: None,
-) -> Iterator[Trained]:
-    """Run experiments in threads and yield each when it is finished; print one line for each.
+) -> None:
+    """Run experiments in threads, append each to a file when it is finished, and print a line.
 
     Set PyTorch to one thread first: a network this small gains nothing from a second one, and its
     sums would depend on the number of threads.
     """
+    environment, device = describe_environment(), data.train.images.device
+    if device.type == "cuda":
+        environment["device"] = torch.cuda.get_device_name(device)
     keys, stopped = list(keys), threading.Event()
     total = sum(key.recipe.steps for key in keys)
     # disable=None: no bar where standard error is not a terminal.
@@ -103,26 +87,17 @@ def run_side_by_side(
         bar.update()
 
     with bar, ThreadPoolExecutor(workers) as executor:
-        arguments = (data, environment, advance, observe)
-        futures = {executor.submit(run_experiment, key, *arguments) for key in keys}
+        futures = {
+            executor.submit(run_experiment, key, data, environment, advance): key for key in keys
+        }
         try:
             for finished in as_completed(futures):
-                futures.discard(finished)  # which holds a whole network
-                trained = finished.result()
-                score = 100 * trained.run["measured"]["mean_iou"]
-                bar.write(
-                    f"seed {trained.key.seed}  {name_of(trained.key)}"
-                    f"  mean IoU {score:.2f}  {trained.run['seconds']:.0f} s"
-                )
-                yield trained
+                key, run = futures[finished], finished.result()
+                append_run(path, key, run)
+                score, seconds = 100 * run["measured"]["mean_iou"], run["seconds"]
+                bar.write(f"seed {key.seed}  {name_of(key)}  mean IoU {score:.2f}  {seconds:.0f} s")
         except BaseException:
             # Stop the other runs too: their results would not be used.
             stopped.set()
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def stats_of(criterion: PixelContrastLoss) -> dict[str, float]:
-    """Return the statistics of a loss's last call as numbers."""
-    stats = {} if criterion.stats is None else criterion.stats._asdict()
-    return {name: float(value) for name, value in stats.items() if value is not None}

@@ -21,13 +21,6 @@ class Outputs(NamedTuple):
     logits: Tensor
     projection: ProjectionHead
 
-    @property
-    def embedding(self) -> Tensor:
-        """The unit-length embedding of every pixel, without a gradient; computed at each access."""
-        with torch.no_grad():
-            embedding: Tensor = self.projection(self.features)
-        return embedding
-
 
 class SegmentationNetwork(nn.Module):
     """A trunk with a classifier and a projection head on its features.
@@ -145,12 +138,6 @@ TRUNKS: dict[str, type[SmallTrunk] | type[LargeTrunk]] = {
 def full_resolution(logits: Tensor, labels: Tensor) -> Tensor:
     """Resize logits to the resolution of the labels, where the network is trained and scored."""
     return _resize_as(logits, labels)
-
-
-def nearest_labels(labels: Tensor, maps: Tensor) -> Tensor:
-    """Resize labels (B, H, W) to the resolution of maps, as the loss does."""
-    resized = F.interpolate(labels[:, None].float(), size=maps.shape[-2:], mode="nearest")
-    return resized[:, 0].long()
 
 
 class _Residual(nn.Module):

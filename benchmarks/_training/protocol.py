@@ -58,8 +58,7 @@ class Table:
         return next(row for row in self.rows if self.key(row, key.seed) == key)
 
 
-STEPS = 500
-SGD = replace(RECIPES["camvid"], steps=STEPS)
+SGD = replace(RECIPES["camvid"], steps=500)
 BANK: dict[str, Any] = {"bank": 100, "pixels_per_image": 2}
 ADAMW = replace(SGD, optimizer="adamw", learning_rate=0.002, weight_decay=0.01, schedule="cosine")
 LARGE = replace(
@@ -75,20 +74,17 @@ LARGE = replace(
 
 CHOSEN: dict[str, Any] = {"sources": ("batch",)}
 """The choice of the table `small`."""
-CHOSEN_STRONG: dict[str, Any] = {"sources": ("batch",), "weight": 0.03}
-"""The choice of the table `strong`."""
 
 
-def _sweep(option: str, values: tuple[Any, ...], **fixed: Any) -> Rows:
+def _sweep(option: str, values: tuple[Any, ...]) -> Rows:
     """Make rows for cross entropy alone and for every value of one option."""
-    name = option.replace("_", " ")
-    return {**ALONE, **{f"{name} {value}": {option: value, **fixed} for value in values}}
+    return {**ALONE, **{f"{option} {value}": {option: value} for value in values}}
 
 
-def pair_table(data: str, split: str, recipe: Recipe) -> Table:
+def pair_table(data: str, split: str, recipe: Recipe, seeds: int) -> Table:
     """Make the table of `benchmarks.segmentation`: a recipe, without and with its contrast."""
-    seeds = tuple(range(recipe.seeds))
-    return Table("", recipe, {**ALONE, "with contrast": {}}, seeds, split, data)
+    rows: Rows = {**ALONE, "with contrast": {}}
+    return Table(f"{data}, {seeds} paired seeds", recipe, rows, tuple(range(seeds)), split, data)
 
 
 def _strong(title: str, **changes: Any) -> Table:
@@ -113,46 +109,14 @@ TABLES = {
             "the batch, both banks": {"sources": ("batch", "pixels", "regions"), **BANK},
         },
     ),
-    "memory": Table(
-        "The authors' memory variant, without the batch, and the size of the bank",
-        SGD,
-        {
-            **ALONE,
-            "both banks alone": {"sources": ("pixels", "regions"), **BANK},
-            **{f"the batch, both banks of {n}": {**BANK, "bank": n} for n in (25, 100, 400)},
-        },
-    ),
     "anchors": Table("Which pixels are anchors", SGD, _sweep("anchors", ("random", "hard"))),
-    "negatives": Table(
-        "Which entries count",
-        SGD,
-        _sweep("negatives", ("all", "random", "hardest", "semi-hard"), **BANK),
-    ),
     "temperature": Table(
         "Temperature (the factor τ/0.07 keeps the size of the gradient)",
         SGD,
         _sweep("temperature", (0.05, 0.07, 0.1, 0.2, 0.3, 0.4)),
     ),
     "weight": Table("Weight", SGD, _sweep("weight", (0.01, 0.03, 0.1, 0.3, 1.0))),
-    "views": Table(
-        "Anchors of a class in an image, at most",
-        SGD,
-        # Enough anchors in all, so that no class displaces another.
-        {**_sweep("max_views", (1, 2, 6)), **_sweep("max_views", (16, 32), max_anchors=4096)},
-    ),
     "denominator": Table("Denominator", SGD, _sweep("denominator", ("negatives", "all"))),
-    "schedule": Table(
-        "The weight over the run",
-        SGD,
-        {
-            **ALONE,
-            "constant": {},
-            "rises over the first 20%": {"warmup": 0.2},
-            "rises over the first 40%": {"warmup": 0.4},
-            "falls to 0 over the last 40%": {"fade": 0.4},
-            "falls to 0 over the whole run": {"fade": 1.0},
-        },
-    ),
     "projection": Table(
         "Projection head", SGD, _sweep("projection", ("mlp", "mlp without norm", "linear"))
     ),
@@ -200,15 +164,7 @@ TABLES = {
         seeds=(0, 1, 2),
     ),
     "lower-rate": _strong("At half the learning rate", learning_rate=0.001),
-    "longer": _strong("Three times as long", steps=3 * STEPS),
     "resolution": _strong("At twice the resolution", size=(144, 192)),
-    "strong-val": Table(
-        "The best of them, on val",
-        ADAMW,
-        {**ALONE, "with contrast": CHOSEN_STRONG},
-        seeds=FRESH_SEEDS,
-        split="val",
-    ),
     "reading": Table(
         "The embedded digits, by weight",
         RECIPES["digits"],
@@ -216,6 +172,8 @@ TABLES = {
         seeds=(0, 1, 2),
         data="digits",
     ),
+    "digits": pair_table("digits", "val", RECIPES["digits"], 10),
+    "camvid": pair_table("camvid", "val", RECIPES["camvid"], 5),
     "gpu": Table(
         "360×480, 6.7 million parameters, on a GPU",
         LARGE,

@@ -15,21 +15,9 @@ import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from benchmarks._training.data import Bytes, Classes, SegmentationData, Split, stacked
+from benchmarks._training.data import Bytes, SegmentationData, Split, stacked
 
-CLASSES: Classes = {
-    "background": (40, 40, 40),
-    "digit 0": (31, 119, 180),
-    "digit 1": (255, 127, 14),
-    "digit 2": (44, 160, 44),
-    "digit 3": (214, 39, 40),
-    "digit 4": (148, 103, 189),
-    "digit 5": (140, 86, 75),
-    "digit 6": (227, 119, 194),
-    "digit 7": (188, 189, 34),
-    "digit 8": (23, 190, 207),
-    "digit 9": (245, 245, 245),
-}
+CLASSES = ("background", *(f"digit {number}" for number in range(10)))
 TRAIN_SCENES, HELDOUT_SCENES = 600, 150
 DIGITS_PER_SCENE = 3
 PLACEMENT_TRIES = 20
@@ -52,10 +40,8 @@ def load_scenes(size: tuple[int, int], holdout: bool = False) -> SegmentationDat
     # Bounds of the digits and of the photographs' columns, as fractions of all of them.
     cuts = (0.5, 0.7) if holdout else (0.7, 1.0)
     return SegmentationData(
-        name="digits",
         train=_compose_split((0.0, cuts[0]), TRAIN_SCENES, size, seed=1),
         heldout=_compose_split(cuts, HELDOUT_SCENES, size, seed=2),
-        heldout_is="a part of the training source" if holdout else "digits and photographs unseen",
         classes=CLASSES,
     )
 

@@ -15,10 +15,8 @@ from benchmarks._training.network import Outputs, SegmentationNetwork, full_reso
 from benchmarks._training.recipe import Recipe
 from pixcontrast import PixelContrastLoss
 
-RATIO_SAMPLES = 10
-"""Number of steps of a training at which the two gradients are compared."""
-
-Observer = Callable[[int, PixelContrastLoss], object]
+SAMPLES = 10
+"""Number of steps of a training whose gradient ratio and statistics are recorded."""
 
 
 def batches(split: Split, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -96,30 +94,36 @@ def train_arm(
     recipe: Recipe,
     seed: int,
     advance: Callable[[], object] = lambda: None,
-    observe: Observer = lambda step, criterion: None,
-) -> dict[int, float]:
+) -> tuple[dict[int, float], list[dict[str, float]]]:
     """Train a network in place; `seed` alone determines batches and augmentations.
 
     Args:
         network: with its initial weights; left in eval mode.
         advance: called after every step, for a progress bar.
-        observe: called after every contrast loss, with the step and the loss.
 
     Returns:
-        The gradient ratios of contrast and cross entropy at some steps; empty without contrast.
+        The gradient ratios of contrast and cross entropy at some steps, and the statistics of the
+        contrast at these steps; both are empty without contrast.
     """
     arm = Arm(network, data.num_classes, recipe, seed)
     ratios: dict[int, float] = {}
+    stats: list[dict[str, float]] = []
     for step, batch in enumerate(batches(data.train, recipe, seed)):
         losses = arm.losses(*batch, step)
-        if arm.criterion is not None and losses.contrast is not None:
-            observe(step, arm.criterion)
-            if is_sampled(step, recipe.steps):
-                ratios[step] = gradient_ratio(losses.contrast, losses.main, losses.features)
+        sampled = is_sampled(step, recipe.steps)
+        if arm.criterion is not None and losses.contrast is not None and sampled:
+            stats.append(stats_of(arm.criterion))
+            ratios[step] = gradient_ratio(losses.contrast, losses.main, losses.features)
         arm.descend(losses.total(), step)
         advance()
     network.eval()
-    return ratios
+    return ratios, stats
+
+
+def stats_of(criterion: PixelContrastLoss) -> dict[str, float]:
+    """Return the statistics of a loss's last call as numbers."""
+    stats = {} if criterion.stats is None else criterion.stats._asdict()
+    return {name: float(value) for name, value in stats.items() if value is not None}
 
 
 def gradient_ratio(extra: Tensor, main: Tensor, features: Tensor) -> float:
@@ -135,8 +139,8 @@ def gradient_ratio(extra: Tensor, main: Tensor, features: Tensor) -> float:
 
 
 def is_sampled(step: int, steps: int) -> bool:
-    """Return True at the end of each of `RATIO_SAMPLES` equal parts of the run."""
-    return step * RATIO_SAMPLES // steps != (step + 1) * RATIO_SAMPLES // steps
+    """Return True at the end of each of `SAMPLES` equal parts of the run."""
+    return step * SAMPLES // steps != (step + 1) * SAMPLES // steps
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -117,15 +117,6 @@ def draw_patches(shape: BatchShape, generator: torch.Generator) -> tuple[Tensor,
     return labels, predicted
 
 
-def draw_noise(shape: BatchShape, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Labels and predictions (B, h, w) where each pixel is of any class: all classes everywhere."""
-    size = (shape.images, shape.height, shape.width)
-    labels = torch.randint(shape.num_classes, size, generator=generator)
-    shift = torch.randint(1, shape.num_classes, size, generator=generator)
-    shift *= torch.rand(size, generator=generator) < SHARE_WRONG
-    return labels, (labels + shift) % shape.num_classes
-
-
 def _patches(size: tuple[int, int], count: int, generator: torch.Generator) -> Tensor:
     """(H, W) the number of the nearest of `count` random places."""
     places = torch.rand(count, 2, generator=generator) * torch.tensor(size)

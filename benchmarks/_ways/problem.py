@@ -1,9 +1,8 @@
-"""The cases of the hot path, in the order in which a budget is spent on them, and their data."""
+"""The cases of the hot path, and their data."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -76,39 +75,25 @@ HEADLINES = (
     Case("tf32", 1024, 190_000, 256),
     Case("float32", 1024, 190_000, 256),
 )
-"""The cases on CUDA that claims are made of: the first with every way, whatever the budget."""
-REHEARSED = (Case("bf16", 40, 304, 16, 4), Case("bf16", 32, None, 16, 4))
-REHEARSED_REST = (Case("tf32", 40, 304, 16, 4), Case("float32", 32, None, 16, 4))
-SIZES = ((1024, 4096, 16384), (None, 190_000, 1_000_000), (64, 128, 256))
-"""M, N and D of the cases on CUDA."""
-STAGES = ("headlines", "rest")
+"""The cases on CUDA, the most important first."""
+REHEARSED = tuple(
+    Case(mode, *shape) for mode in MODES for shape in ((40, 304, 16, 4), (32, None, 16, 4))
+)
 
 
 def choose_cases(
     shapes: Sequence[tuple[int, int | None, int, int]] | None,
     modes: Sequence[str] | None,
-    stage: str | None,
     device: str,
     rehearse: bool,
-) -> dict[Case, bool]:
-    """Return the cases in order, and whether each is a headline, as all given shapes are."""
+) -> list[Case]:
+    """Return the cases in the order in which they are measured."""
     if shapes is not None:
         chosen = modes or (list(MODES) if device == "cuda" or rehearse else ["float32"])
-        return {Case(mode, *shape): True for mode in chosen for shape in shapes}
-    headlines: tuple[Case, ...] = HEADLINES
-    rest: tuple[Case, ...] = REHEARSED_REST
-    if rehearse:
-        headlines = REHEARSED
-    elif device == "cuda":
-        every = [Case(mode, *sizes) for mode in MODES for sizes in itertools.product(*SIZES)]
-        # The cheap ones first: a budget then leaves out the largest.
-        every.sort(key=lambda case: case.similarities * case.dim)
-        rest = tuple(case for case in every if case not in HEADLINES)
-    else:
-        headlines, rest = tuple(Case("float32", *shape) for shape in CPU_SHAPES), ()
-    cases = {case: True for case in headlines if stage in (None, "headlines")}
-    cases |= {case: False for case in rest if stage in (None, "rest")}
-    return {case: first for case, first in cases.items() if modes is None or case.mode in modes}
+        return [Case(mode, *shape) for mode in chosen for shape in shapes]
+    cases = HEADLINES if device == "cuda" else tuple(Case("float32", *one) for one in CPU_SHAPES)
+    cases = REHEARSED if rehearse else cases
+    return [case for case in cases if modes is None or case.mode in modes]
 
 
 def parse_case_shape(text: str) -> tuple[int, int | None, int, int]:

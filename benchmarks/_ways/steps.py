@@ -1,12 +1,6 @@
-"""The contrast part of a training step: ours, its loss alone, the authors'; and ours in parts."""
+"""The contrast part of a training step: ours, its loss alone, and the authors'."""
 
 from __future__ import annotations
-
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any, TypeVar
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -19,12 +13,10 @@ from benchmarks._ways.formulas import our_loss
 from benchmarks._ways.problem import TEMPERATURE
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, PixelContrastLoss
 
-T = TypeVar("T")
 BASE_TEMPERATURE, PIXELS_PER_IMAGE = AuthorsStep.base_temperature, AuthorsStep.pixels_per_image
 
 CASES = ("bank", "batch", "mining")
 WAYS = ("step", "replayed", "loss", "authors", "authors autocast", "unmined")
-PARTS = ("labels and predictions", "sampler", "anchors and loss", "bank update", "backward")
 
 
 class StepCase:
@@ -98,62 +90,6 @@ class StepCase:
             contrast_with=("batch",) if bank is None else ("pixels", "regions"),
         )
 
-    def anchors(self) -> dict[str, int]:
-        """Return how many anchors each step takes: the authors leave small groups out."""
-        batch, shape = self.batch, self.shape
-        with torch.no_grad():
-            _, sample = self.criterion(may_mine=False)(
-                batch.emb, batch.labels, self.logits, return_anchors=True
-            )
-        labels = batch.labels[:, :: shape.stride, :: shape.stride].flatten(1)
-        views, _ = self.authors.sample(
-            batch.emb.new_zeros(*labels.shape, 1), labels, batch.logits.argmax(dim=1).flatten(1)
-        )
-        ours = int((sample.labels != IGNORE_INDEX).sum())
-        return {"step": ours, "authors": views.shape[0] * views.shape[1]}
-
-    def clock_parts(self) -> Callable[[], dict[str, float]]:
-        """Return a function that makes one step of ours and returns the seconds of each part.
-
-        The step is cut where the loss calls its sampler and its bank.
-        """
-        criterion = self.criterion()
-        bank, batch = criterion.bank, self.batch
-
-        def run() -> dict[str, float]:
-            seconds = dict.fromkeys(PARTS, 0.0)
-            last = time.perf_counter()
-
-            def mark(ended: str) -> None:
-                nonlocal last
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
-                seconds[ended] += time.perf_counter() - last
-                last = time.perf_counter()
-
-            def marked(owner: object, name: str, before: str, itself: str) -> Any:
-                call = getattr(owner, name)
-
-                def run_between(*arguments: Any, **options: Any) -> Any:
-                    mark(before)
-                    result = call(*arguments, **options)
-                    mark(itself)
-                    return result
-
-                return patch.object(owner, name, run_between)
-
-            with ExitStack() as stack:
-                stack.enter_context(marked(criterion, "anchor_sampler", *PARTS[:2]))
-                for name in ("_draw_pixels", "_new_entries", "_store") if bank else ():
-                    stack.enter_context(marked(bank, name, *PARTS[2:4]))
-                loss = criterion(batch.emb, batch.labels, self.logits)
-            mark("anchors and loss")
-            torch.autograd.grad(loss, batch.emb)
-            mark("backward")
-            return seconds
-
-        return self._as_trained(run)
-
     def _own_loss(self) -> Run:
         """Return the loss alone, forward and backward, of the step's anchors and entries."""
         criterion, batch = self.criterion(), self.batch
@@ -193,12 +129,12 @@ class StepCase:
 
         return run
 
-    def _as_trained(self, run: Callable[[], T]) -> Callable[[], T]:
+    def _as_trained(self, run: Run) -> Run:
         """Return a run of ours as training runs it: under autocast on a GPU."""
         return self._under_autocast(run) if self.as_on_gpu else run
 
-    def _under_autocast(self, run: Callable[[], T]) -> Callable[[], T]:
-        def under_autocast() -> T:
+    def _under_autocast(self, run: Run) -> Run:
+        def under_autocast() -> object:
             # A cached conversion must not outlive the capture of a CUDA graph.
             with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
                 return run()

@@ -12,22 +12,21 @@ from torch import Tensor
 from benchmarks._measure.device import replayed
 from benchmarks._measure.timers import Run
 from benchmarks._ways import formulas
-from benchmarks._ways.attention import FlexLoss, attention_output
 from benchmarks._ways.problem import Case, Problem
 from pixcontrast import HardNegativeSampler
 
 PHASES = (
-    ("square", "floor", "info_nce", "unit length"),
-    ("sdpa", "tiled", "mined", "dense", "authors", "authors autocast"),
+    ("floor", "info_nce", "unit length"),
+    ("tiled", "mined", "dense", "authors", "authors autocast"),
 )
 """On a GPU, ways by the order in which they are added to what is timed. "mined" is the tiled form
 with the default `HardNegativeSampler`."""
-COMPILED_WAYS = ("flex", "compiled")
+COMPILED_WAYS = ("compiled",)
 """The ways that compile for long."""
 WAYS = (*PHASES[0], *PHASES[1], *COMPILED_WAYS)
 CPU_WAYS = ("floor", "tiled", "mined", "compiled", "dense", "authors")
 CUDA_WAYS = tuple(name for name in WAYS if name != "mined")
-UNCHECKED = ("square", "floor", "sdpa", "mined")
+UNCHECKED = ("floor", "mined")
 """The ways that have another result than the loss, or none."""
 OURS = ("info_nce", "unit length", "tiled")
 REFERENCES = ("floor", "tiled", "info_nce")
@@ -51,14 +50,13 @@ def make_runs(
     names: Collection[str],
     *,
     backend: str = "triton",
-    square: int = 8192,
     compiler: Callable[[Any], Any] = compile_for_shape,
     replays: bool = False,
 ) -> dict[str, Run]:
     """Return the forward and backward of each way.
 
     `backend` is that of the fused ways; with `replays`, these are also replayed from a CUDA graph
-    as "NAME replayed". `square` is the number of rows of the large square product.
+    as "NAME replayed".
     """
     given = (problem.anchors, problem.anchor_labels, problem.entries, problem.entry_labels)
     # The authors hold anchors and queues in float32.
@@ -72,17 +70,14 @@ def make_runs(
         return backward_of(lambda: partial(loss, drawn), drawn)
 
     runs: dict[str, Run] = {
-        "square": square_product(problem.anchors, square),
         "floor": floor_products(problem, MOST_ELEMENTS if replays else case.similarities),
         "info_nce": ours(backend),
         "unit length": ours(backend, unit_length=True),
-        "sdpa": plain(attention_output),
         "tiled": ours("tiled"),
         "mined": ours("tiled", negative_sampler=HardNegativeSampler()),
         "dense": plain(formulas.textbook_loss),
         "authors": plain(formulas.authors_loss, wide),
         "authors autocast": plain(formulas.authors_loss_under_autocast, wide),
-        "flex": backward_of(lambda: FlexLoss(problem, compiler), problem),
         "compiled": backward_of(
             lambda: partial(compiler(formulas.textbook_loss), problem), problem
         ),
@@ -139,20 +134,6 @@ def floor_products(problem: Problem, most_elements: int) -> Run:
     return run
 
 
-def square_product(like: Tensor, size: int) -> Run:
-    """Return one large product. It is of random numbers: zeros take less power and run faster."""
-    operands: list[Tensor] = []
-
-    def run() -> None:
-        if not operands:
-            drawn = (torch.randn(size, size, device=like.device).to(like.dtype) for _ in range(2))
-            operands.extend((*drawn, like.new_empty(size, size)))
-        torch.mm(operands[0], operands[1], out=operands[2])
-
-    return run
-
-
-def flops_of(name: str, case: Case, square: int) -> int:
+def flops_of(name: str, case: Case) -> int:
     """Return the flops of a run; the floor has two products whatever the loss needs."""
-    bounds = {"floor": 4 * case.similarities * case.dim, "square": 2 * square**3}
-    return bounds.get(name, case.useful_flops)
+    return 4 * case.similarities * case.dim if name == "floor" else case.useful_flops

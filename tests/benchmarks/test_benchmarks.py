@@ -1,4 +1,4 @@
-"""What the benchmarks compare with: the authors' step, drawn batches, samplers in a loop."""
+"""What the benchmarks compare with: the authors' step and drawn batches."""
 
 from dataclasses import replace
 
@@ -7,10 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks._ways.authors_step import AuthorsStep, Queues, queue_entries
-from benchmarks._ways.batches import SHAPES, SHARE_WRONG, Batch, draw_noise, draw_patches
-from benchmarks._ways.samplers import sampler_runs, scanned_groups, sorted_groups
+from benchmarks._ways.batches import SHAPES, SHARE_WRONG, Batch, draw_patches
 from benchmarks._ways.steps import BASE_TEMPERATURE, TEMPERATURE
-from pixcontrast import HardAnchorSampler, MemoryBank
+from pixcontrast import MemoryBank
 from pixcontrast.functional import info_nce
 
 CPU = torch.device("cpu")
@@ -80,48 +79,6 @@ def test_authors_regions_are_those_of_the_bank():
     # Each image moves the pointer by 1, so that the second writes over nine of the first's ten.
     images = queues.segment_next
     assert written.sum(dim=1).tolist() == [0 if n == 0 else 9 + n for n in images.tolist()]
-
-
-def draw_wrong(shape, generator):
-    """Noise of which hardly anything is predicted right: hard pixels fill up."""
-    labels, preds = draw_noise(shape, generator)
-    return labels, torch.where(preds == labels, (labels + 1) % 5, labels)
-
-
-@pytest.mark.parametrize("draw", [draw_noise, draw_patches, draw_wrong])
-@pytest.mark.parametrize("options", [{}, {"max_anchors": 5}, {"min_pixels": 60}])
-def test_loops_sample_by_the_samplers_rule(draw, options):
-    sampler = HardAnchorSampler(**{"max_anchors": 640, "max_views": 40, **options})
-    drawn = draw(replace(SMALL, stride=1), torch.Generator().manual_seed(0))
-    labels, preds = (classes.flatten(1) for classes in drawn)
-    counts = {}
-    for way, run in sampler_runs(sampler, labels, preds).items():
-        indices, taken = run()
-        real = taken >= 0
-        assert len(taken) == sampler.max_anchors
-        assert torch.equal(labels.flatten()[indices[real]], taken[real])
-        assert indices[real].unique().numel() == int(real.sum())
-        assert (indices[~real] == 0).all()
-        group = 5 * (indices // labels.shape[1]) + taken
-        is_hard = preds.flatten()[indices] != taken
-        counts[way] = [
-            torch.bincount(chosen, minlength=10) for chosen in (group[real], group[real & is_hard])
-        ]
-    for way in ("loop", "sorted loop"):
-        if "max_anchors" in options:
-            assert counts[way][0].max() == 1
-            assert counts[way][0].sum() == counts["sampler"][0].sum()
-        else:
-            assert torch.equal(counts[way][0], counts["sampler"][0])
-            assert (counts[way][1] - counts["sampler"][1]).abs().max() <= 1
-
-
-def test_groups_of_a_loop_are_those_of_the_labels():
-    labels, preds = torch.tensor([[-1, 0, 2, 0], [2, 2, -1, 2]]), torch.tensor([[0, 0, 1, 1]] * 2)
-    expected = [([3], [1]), ([2], []), ([4, 5, 7], [])]
-    for groups in (scanned_groups, sorted_groups):
-        found = [(hard.tolist(), easy.tolist()) for hard, easy in groups(labels, preds)]
-        assert [(sorted(hard), sorted(easy)) for hard, easy in found] == expected
 
 
 def test_drawn_labels_look_like_a_segmentation():

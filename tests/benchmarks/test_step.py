@@ -2,20 +2,16 @@
 
 import json
 import math
-import warnings
-from contextlib import nullcontext
-from typing import NamedTuple
 
 import pytest
 import torch
 
 from benchmarks import step
-from benchmarks._measure import device
 from benchmarks._measure.command import DEVICE_LOST, REFUSED
 from benchmarks._measure.device import measured_peak
 from benchmarks._measure.timers import DeviceLostError
 from benchmarks._ways.batches import SHAPES
-from benchmarks._ways.steps import BASE_TEMPERATURE, PARTS, TEMPERATURE, StepCase
+from benchmarks._ways.steps import BASE_TEMPERATURE, TEMPERATURE, StepCase
 
 CPU = torch.device("cpu")
 SMALL = SHAPES["small"]
@@ -41,22 +37,14 @@ def test_step_on_the_cpu(tmp_path, capsys):
             assert one["to_step"] == pytest.approx(one["seconds"] / seconds["step"])
             assert one["to_loss"] == pytest.approx(one["seconds"] / seconds["loss"])
             assert math.isfinite(one["spread"])
-        assert list(row["parts"]) == list(PARTS)
-        for part, taken in row["parts"].items():
-            assert (taken > 0) == (row["case"] != "batch" or part != "bank update")
-        assert row["anchors"] == {"step": 56, "authors": 56}
-    assert [row["labels"] for row in record["samplers"]] == ["noise", "patches"]
-    for row in record["samplers"]:
-        assert list(row["measured"]) == ["sampler", "loop", "sorted loop"]
-        assert all(one["to_sampler"] > 0 for one in row["measured"].values())
     assert record["environment"]["torch"] == torch.__version__
     printed = capsys.readouterr().out
-    for words in ("authors", "unmined", "bank update", "sorted loop"):
-        assert words in printed
+    assert "authors" in printed
+    assert "unmined" in printed
 
 
 def test_step_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
-    status, record = run(tmp_path, *REHEARSAL, "--commit", "abc")
+    status, record = run(tmp_path, *REHEARSAL)
     assert status == 0
     assert record["environment"]["card"] is None
     rows = record["steps"]
@@ -72,23 +60,10 @@ def test_step_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
                 assert one == NO_GRAPH
             else:
                 assert one["to_step"] == pytest.approx(one["seconds"] / seconds)
-        assert row["anchors"]["step"] > 0
+                assert one["extra_mb"] >= 0
     printed = capsys.readouterr().out
     assert "small, mining" in printed
     assert "a CUDA graph needs a CUDA device" in printed
-
-
-def test_a_profile_measures_no_time(tmp_path):
-    status, record = run(tmp_path, *REHEARSAL, "--profile", name="launches_gpu.json")
-    assert status == 0
-    for row in record["steps"]:
-        assert row["note"] is None
-        assert "replayed" not in row["measured"]
-        for one in row["measured"].values():
-            assert "seconds" not in one
-            assert one["extra_mb"] >= 0
-            assert one["waits"] is one["launches"] is None
-        assert set(row["parts"]) == set(PARTS)
 
 
 def test_ours_is_recorded_before_the_authors_step_runs(tmp_path, monkeypatch):
@@ -184,47 +159,3 @@ def test_a_mined_step_is_another_one():
         gradients.append(run_way()[0])
     # An anchor has 40 positives and 160 negatives; semi-hard mining keeps a tenth of each.
     assert (gradients[0] - gradients[1]).abs().max() > 1e-3
-
-
-def test_waits_are_counted_by_the_warnings(monkeypatch):
-    """With the warnings and the device played by the test."""
-    modes = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-
-    def run_with_two_waits():
-        for _ in range(2):
-            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
-        warnings.warn("of something else", UserWarning, stacklevel=1)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert device.count_waits(run_with_two_waits, torch.device("cuda")) == 2
-    assert modes == ["warn", "default"]
-
-
-def test_kernels_are_listed_by_their_time(monkeypatch):
-    """With the profiler and the device played by the test."""
-
-    class Kernel(NamedTuple):
-        key: str
-        count: int
-        self_device_time_total: float
-        device_type: torch.autograd.DeviceType
-
-    card, host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
-    seen = [Kernel("a", 2, 6.0, card), Kernel("b", 1, 9.0, card), Kernel("launch", 3, 0.0, host)]
-
-    class Profile:
-        def key_averages(self):
-            return seen
-
-    monkeypatch.setattr(torch.profiler, "profile", lambda **_: nullcontext(Profile()))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    assert device._launches(lambda: None, torch.device("cuda")) == {
-        "launches": 3,
-        "kernels": [
-            {"name": "b", "launches": 1, "microseconds": 9.0},
-            {"name": "a", "launches": 2, "microseconds": 6.0},
-        ],
-    }

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import Tensor, distributed
 
-from benchmarks._ranks.costs import Step
-from benchmarks._ranks.measurements import bank_of, counted_messages
+from benchmarks._ranks.costs import Message, Step
+from benchmarks._ranks.measurements import bank_of
 from pixcontrast import HardNegativeSampler, PixelContrastLoss, RandomAnchorSampler
 
+COLLECTIVES = {
+    "all_gather_into_tensor": "all-gather",
+    "all_gather_single": "all-gather",  # its name in newer versions of PyTorch
+    "all_to_all_single": "all-to-all",
+    "all_reduce": "sum",
+}
+UNUSED = (
+    *("all_gather", "all_gather_object", "all_to_all", "barrier", "broadcast", "gather"),
+    *("broadcast_object_list", "irecv", "isend", "recv", "reduce", "reduce_scatter"),
+    *("reduce_scatter_tensor", "scatter", "send"),
+)
+"""Collectives that the library does not use; they are counted by name, without a size."""
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
@@ -62,3 +79,36 @@ def fill(group: Any, rank: int, step: Step, updates: int) -> tuple[int, int]:
 def run_text(group: Any, rank: int, text: str) -> None:
     """A program, as a page of the docs has it."""
     exec(compile(text, "page", "exec"), {})
+
+
+@contextmanager
+def counted_messages(ranks: int) -> Iterator[list[Message]]:
+    """Record the collectives that are called inside the context, in order."""
+    found: list[Message] = []
+    is_outer = True
+
+    def counted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal is_outer
+            if not is_outer:  # a collective implemented by another one
+                return original(*arguments, **options)
+            kind, parcel = COLLECTIVES.get(name, name), 0
+            if name in COLLECTIVES:
+                sent: Tensor = arguments[0 if kind == "sum" else 1]
+                parcel = sent.nbytes // (ranks if kind == "all-to-all" else 1)
+            found.append(Message("", kind, parcel))
+            is_outer = False
+            try:
+                return original(*arguments, **options)
+            finally:
+                is_outer = True
+
+        return call
+
+    with ExitStack() as stack:
+        for name in (*COLLECTIVES, *UNUSED):
+            if hasattr(distributed, name):
+                replaced = counted(name, getattr(distributed, name))
+                stack.enter_context(patch.object(distributed, name, replaced))
+        yield found

@@ -10,7 +10,7 @@ from benchmarks._tables.text import signed
 from benchmarks._training.protocol import TABLES
 from benchmarks._training.runs import load_runs
 from benchmarks.ablation import COMMITTED
-from benchmarks.pages import PAGES, RESULTS, ROOT, TABLE, filled
+from benchmarks.pages import PAGES, ROOT, TABLE, filled
 
 NOT_MEASURED = {"2.0", "4.0"}  # of the names of licences
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
@@ -28,8 +28,7 @@ def prose(text):
 
 def options():
     """Every number that a recipe of a committed run has, as Python writes it."""
-    records = [json.loads(path.read_text()) for path in RESULTS.glob("segmentation-*.json")]
-    records += [json.loads(line) for line in COMMITTED.read_text().splitlines()]
+    records = [json.loads(line) for line in COMMITTED.read_text().splitlines()]
     recipes = [record["recipe"] for record in records]
     return {str(value) for recipe in recipes for value in recipe.values()}
 

@@ -24,7 +24,7 @@ TINY = replace(TABLE, base=replace(TABLE.base, size=(48, 64), steps=STEPS, batch
 def test_a_run_of_the_table_for_a_gpu(row, camvid):
     key = TINY.key(row, seed=100)
     data = load_data(TINY.data, TINY.split, TINY.base.size, camvid).to(DEVICE)
-    run = run_experiment(key, data, {}).run
+    run = run_experiment(key, data, {})
     assert 0 <= run["measured"]["mean_iou"] <= 1
     assert len(run["ratios"]) == (STEPS if key.recipe.has_contrast else 0)
     assert all(0 < ratio < 1e6 for ratio in run["ratios"])

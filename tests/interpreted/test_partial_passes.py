@@ -6,6 +6,7 @@ from drawn import BOUND
 from problems import DENOMINATORS, worst_error
 from splits import SPLITS, expected_of, forward_in_parts
 
+from pixcontrast._info_nce.fused.configurations import INTERPRETED, configurations_for, using
 from pixcontrast._info_nce.fused.passes import FusedPasses
 
 
@@ -38,3 +39,10 @@ def test_losses_through_the_anchors_themselves():
     found = forward_in_parts(FusedPasses, SPLITS["in pairs"], dtype=torch.float32)
     assert worst_error([found.losses], [losses]) < BOUND
     assert torch.equal(found.has_positive, has_positive)
+
+
+def test_tiles_are_replaced_inside_and_nowhere_else():
+    before = configurations_for(90, "16", 64)
+    with using(INTERPRETED):
+        assert configurations_for(90, "16", 64) == INTERPRETED
+    assert configurations_for(90, "16", 64) == before

@@ -3,8 +3,7 @@
 The limit is shared memory: 227 KB a program on Hopper and data-centre Blackwell, 163 KB on A100,
 99 KB on consumer cards. `tests/info_nce/test_ahead_of_time.py` compiles every row and checks that
 it fits and that 16-bit and TF32 products do not spill registers; `tests/info_nce/test_spills.py`
-does so for every variant that a loss launches on Hopper. `python -m benchmarks.tune` searches for
-better rows on a card and prints them as they are written here.
+does so for every variant that a loss launches on Hopper.
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ _tried: list[Configurations] = []
 
 @contextmanager
 def using(configurations: Configurations) -> Iterator[None]:
-    """Give every call in the context these tiles, for a search such as `benchmarks.tune`."""
+    """Give every call in the context these tiles, for tests of other rows than a card's own."""
     _tried.append(configurations)
     try:
         yield
