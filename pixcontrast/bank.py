@@ -19,7 +19,13 @@ from pixcontrast._bank.new_entries import (
 from pixcontrast._bank.ring import QUEUES, WHOLE, Shard, prepare_write, write_all
 from pixcontrast._bank.state import BankBuffers, UpdateGuard
 from pixcontrast._distributed import GroupReference, Ranks, ranks_of
-from pixcontrast._pixels.maps import as_map, flat_map, take_pixels
+from pixcontrast._pixels.maps import (
+    as_map,
+    check_feature_map,
+    check_labels,
+    flat_map,
+    take_pixels,
+)
 from pixcontrast._pixels.regions import Embed
 from pixcontrast._tensors import mark_ignored
 
@@ -110,7 +116,7 @@ class MemoryBank(BankBuffers):
     ) -> None:
         check.check_flag("persistent", persistent)
         check.check_flag("sharded", sharded)
-        check.check_process_group(process_group)
+        group = GroupReference(process_group)
         super().__init__(persistent, _shard_of(ranks_of(process_group) if sharded else None))
         self.num_classes = check.check_integer("num_classes", num_classes, 1)
         self.dim = check.check_integer("dim", dim, 1)
@@ -127,7 +133,7 @@ class MemoryBank(BankBuffers):
         expected = "one of " + ", ".join(map(str, check.FLOATING))
         check.expect(is_floating, "dtype", expected, dtype, error=TypeError)
         self.sharded = sharded
-        self._group = GroupReference(process_group)
+        self._group = group
         if not pixels_per_image:
             slots[0] = 0
         for option, size in zip(("pixel_slots", "region_slots"), slots, strict=True):
@@ -217,8 +223,8 @@ class MemoryBank(BankBuffers):
             RuntimeError: during a backward pass, for example from a checkpointed region.
         """
         self.guard.check_outside_backward()
-        emb = check.check_feature_map("emb", emb, "D")
-        labels = check.check_labels(labels, emb)
+        emb = check_feature_map("emb", emb, "D")
+        labels = check_labels(labels, emb)
         check.check_generator(generator, emb.device)
         self.check_fits(emb)
         if check.values_can_be_seen(labels):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,13 @@ from pixcontrast._loss.contrast_set import (
 )
 from pixcontrast._loss.gather import JointCall, Labelled
 from pixcontrast._loss.options import LossOptions
-from pixcontrast._loss.stats import MAX_CLASSES, Call, Stats, compute_stats
+from pixcontrast._loss.reports import MAX_CLASSES, Call, Stats, compute_stats
+from pixcontrast._pixels.maps import (
+    check_feature_map,
+    check_labels,
+    check_pixel_weight,
+    check_predictions,
+)
 from pixcontrast._tensors import IGNORED, mark_ignored
 from pixcontrast._triton import choose
 from pixcontrast.bank import MemoryBank
@@ -49,30 +55,6 @@ class ContrastLoss(LossOptions):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._call = tree_map_only(Tensor, fn, self._call)
         return self
-
-    @overload
-    def forward(
-        self,
-        emb: Tensor,
-        labels: Tensor,
-        preds: Tensor | None = None,
-        *,
-        weight: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        return_anchors: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        emb: Tensor,
-        labels: Tensor,
-        preds: Tensor | None = None,
-        *,
-        weight: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        return_anchors: Literal[True],
-    ) -> tuple[Tensor, AnchorSample]: ...
 
     def forward(
         self,
@@ -125,10 +107,10 @@ class ContrastLoss(LossOptions):
                 f"takes in; got a call by a replica of nn.DataParallel (wrap the network only, and "
                 f"call the loss with its outputs; or use DistributedDataParallel)"
             )
-        emb = check.check_feature_map("emb", emb, "D" if self.projection is None else "C")
-        labels = check.check_labels(labels, emb)
-        preds = None if preds is None else check.check_predictions(preds, emb)
-        weight = None if weight is None else check.check_pixel_weight(weight, emb)
+        emb = check_feature_map("emb", emb, "D" if self.projection is None else "C")
+        labels = check_labels(labels, emb)
+        preds = None if preds is None else check_predictions(preds, emb)
+        weight = None if weight is None else check_pixel_weight(weight, emb)
         check.check_generator(generator, emb.device)
         if "image" in self.contrast_with and emb.ndim == 2:
             expected = '(B, D, *S) with contrast_with=("image",), which points do not have'

@@ -35,38 +35,6 @@ class ContrastSet(NamedTuple):
     shards: Shards | None
 
 
-def resolve_sources(
-    contrast_with: Sequence[str] | None, choices: Sequence[str], bank: MemoryBank | None
-) -> tuple[str, ...]:
-    """Check the option `contrast_with`, or replace None by every source that exists.
-
-    Args:
-        contrast_with (sequence of str, optional): the option.
-        choices (sequence of str): the sources that the loss supports.
-        bank (MemoryBank, optional): the bank of the loss.
-    """
-    if contrast_with is None:
-        queues = (choice for choice in choices if choice in QUEUES)
-        return ("batch", *(queue for queue in queues if bank is not None and bank.slots(queue)))
-    check.check_contrast_with(contrast_with, choices)
-    check.expect(
-        not {"batch", "image"} <= set(contrast_with),
-        "contrast_with",
-        '"batch" or "image", which are the anchors of the batch and those of one image',
-        contrast_with,
-    )
-    for queue in contrast_with:
-        if queue in QUEUES and bank is None:
-            expected = f"bank=MemoryBank(...) with {queue!r}, which is a queue of the bank"
-            fix = f"pass a bank, or leave {queue!r} out"
-            check.refuse("contrast_with", expected, "bank=None", fix)
-        if queue in QUEUES and bank is not None and bank.slots(queue) == 0:
-            found = f"{queue!r}, and the bank was built without that queue"
-            fix = f"give it slots, or leave {queue!r} out"
-            check.refuse("contrast_with", "queues of the bank", found, fix)
-    return tuple(contrast_with)
-
-
 def contrast_set(
     sources: Sequence[str],
     anchors: Anchors,

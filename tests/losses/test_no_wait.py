@@ -25,7 +25,6 @@ def on_a_gpu(unseen_values, monkeypatch):
     from pixcontrast._pixels import maps
 
     monkeypatch.setattr(_check, "values_can_be_seen", lambda tensor: False)
-    monkeypatch.setattr(_check.tensors, "values_can_be_seen", lambda tensor: False)
     monkeypatch.setattr(maps, "indexed_in_place", lambda emb_map: False)
 
 
