@@ -18,6 +18,7 @@ from benchmarks._ways.batches import Batch, BatchShape, draw_bank, fill_bank
 from benchmarks._ways.formulas import our_loss
 from benchmarks._ways.problem import TEMPERATURE
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, PixelContrastLoss
+from pixcontrast._bank.new_entries import EntryMaker
 
 T = TypeVar("T")
 BASE_TEMPERATURE, PIXELS_PER_IMAGE = AuthorsStep.base_temperature, AuthorsStep.pixels_per_image
@@ -144,8 +145,9 @@ class StepCase:
 
             with ExitStack() as stack:
                 stack.enter_context(marked(criterion, "anchor_sampler", *PARTS[:2]))
-                for name in ("_draw_pixels", "_new_entries", "_store") if bank else ():
-                    stack.enter_context(marked(bank, name, *PARTS[2:4]))
+                entries = ((EntryMaker, "draw_pixels"), (EntryMaker, "entries_of"))
+                for owner, name in (*entries, (bank, "_store")) if bank else ():
+                    stack.enter_context(marked(owner, name, *PARTS[2:4]))
                 loss = criterion(batch.emb, batch.labels, self.logits)
             mark("anchors and loss")
             torch.autograd.grad(loss, batch.emb)

@@ -118,18 +118,12 @@ def faults_of_state(
     """
     if not any(prefix + name in state for name in buffers):
         return []
-    faults = _faults_of_shard(state, prefix, shard) or [
-        fault for name, buffer in buffers.items() if (fault := _fault(state, prefix + name, buffer))
-    ]
-    if faults:
-        return faults
-    for names in BUFFERS.values():
-        keys = [prefix + name for name in names]
-        rings = Rings(*(state[key] for key in keys))
-        is_meta = any(tensor.is_meta for tensor in rings)
-        fault = None if is_meta else _fault_of_rings(keys, rings, shard)
-        faults += [] if fault is None else [fault]
-    return faults
+    queues = ([prefix + name for name in names] for names in BUFFERS.values())
+    return (  # each of these relies on those before it
+        _faults_of_shard(state, prefix, shard)
+        or [fault for item in buffers.items() for fault in _faults(state, prefix, *item)]
+        or [fault for keys in queues for fault in _faults_of_rings(state, keys, shard)]
+    )
 
 
 def _faults_of_shard(state: Mapping[str, Any], prefix: str, expected: Shard) -> list[str]:
@@ -151,9 +145,10 @@ def _faults_of_shard(state: Mapping[str, Any], prefix: str, expected: Shard) -> 
     ]
 
 
-def _fault(state: Mapping[str, Any], key: str, buffer: Tensor) -> str | None:
+def _faults(state: Mapping[str, Any], prefix: str, name: str, buffer: Tensor) -> list[str]:
     """Return what is wrong with one entry, apart from its values."""
-    value, is_floating, fix = state.get(key), buffer.is_floating_point(), ""
+    key, is_floating, fix = prefix + name, buffer.is_floating_point(), ""
+    value = state.get(key)
     if key not in state:
         got, fix = "nothing: it is missing", " (load all entries of a bank, or none)"
     elif not isinstance(value, Tensor):
@@ -168,15 +163,17 @@ def _fault(state: Mapping[str, Any], key: str, buffer: Tensor) -> str | None:
     elif not (value.is_floating_point() if is_floating else value.dtype == buffer.dtype):
         got = check.short_dtype(value.dtype)
     else:
-        return None
+        return []
     kind = "floating" if is_floating else "int64"
     shape = list(buffer.shape)
-    return f"{key}: expected a dense {kind} tensor of shape {shape}; got {got}{fix}"
+    return [f"{key}: expected a dense {kind} tensor of shape {shape}; got {got}{fix}"]
 
 
-def _fault_of_rings(keys: list[str], rings: Rings, shard: Shard) -> str | None:
-    """Return what is wrong with the values of one queue; `keys` are the names of its entries."""
-    vectors, count, next_position = rings
+def _faults_of_rings(state: Mapping[str, Any], keys: list[str], shard: Shard) -> list[str]:
+    """Return the first fault of the values of one queue; `keys` are the names of its entries."""
+    vectors, count, next_position = rings = [state[key] for key in keys]
+    if any(tensor.is_meta for tensor in rings):
+        return []
     slots = vectors.shape[1]
     length = max(slots * shard.size, 1)
     # A ring that is not full is written in the order of its slots.
@@ -192,12 +189,12 @@ def _fault_of_rings(keys: list[str], rings: Rings, shard: Shard) -> str | None:
         (keys[0], is_unit | (~written & (norms == 0)), "unit length if written, else zeros"),
     ):
         if not bool(ok.all()):
-            return (
+            return [
                 f"{key}: expected {expected}; got {'other vectors' if key == keys[0] else got} (no "
                 f"bank has saved this; if it is a moving average over state_dict(), build the bank "
                 f"with persistent=False)"
-            )
-    return None
+            ]
+    return []
 
 
 class UpdateGuard:

@@ -24,12 +24,7 @@ from pixcontrast._loss.contrast_set import (
 from pixcontrast._loss.gather import JointCall, Labelled
 from pixcontrast._loss.options import LossOptions
 from pixcontrast._loss.reports import MAX_CLASSES, Call, Stats, compute_stats
-from pixcontrast._pixels.maps import (
-    check_feature_map,
-    check_labels,
-    check_pixel_weight,
-    check_predictions,
-)
+from pixcontrast._pixels import maps
 from pixcontrast._tensors import IGNORED, mark_ignored
 from pixcontrast._triton import choose
 from pixcontrast.bank import MemoryBank
@@ -69,7 +64,10 @@ class ContrastLoss(LossOptions):
         check.check_flag("return_anchors", return_anchors)
         emb, labels, preds, weight = self._check_call(emb, labels, preds, weight, generator)
         bank_to_update = self._bank_to_update()
-        batch = self._prepare(emb, labels, preds, weight)
+        num_classes = None if self.bank is None else self.bank.num_classes
+        batch = Batch.of(
+            emb, self.projection, labels, preds, weight, self.ignore_index, num_classes
+        )
         sample = self.anchor_sampler(
             batch.labels, batch.preds, ignore_index=self.ignore_index, generator=generator
         )
@@ -107,14 +105,14 @@ class ContrastLoss(LossOptions):
                 f"takes in; got a call by a replica of nn.DataParallel (wrap the network only, and "
                 f"call the loss with its outputs; or use DistributedDataParallel)"
             )
-        emb = check_feature_map("emb", emb, "D" if self.projection is None else "C")
-        labels = check_labels(labels, emb)
-        preds = None if preds is None else check_predictions(preds, emb)
-        weight = None if weight is None else check_pixel_weight(weight, emb)
+        emb = maps.check_feature_map("emb", emb, "D" if self.projection is None else "C")
+        labels = maps.check_labels(labels, emb)
+        preds = None if preds is None else maps.check_predictions(preds, emb)
+        weight = None if weight is None else maps.check_pixel_weight(weight, emb)
         check.check_generator(generator, emb.device)
         if "image" in self.contrast_with and emb.ndim == 2:
             expected = '(B, D, *S) with contrast_with=("image",), which points do not have'
-            check.refuse("emb", expected, check.shape_of(emb))
+            check.refuse("emb", expected, emb.shape)
         if self.bank is not None:
             if self.projection is None:
                 self.bank.check_fits(emb)
@@ -124,20 +122,14 @@ class ContrastLoss(LossOptions):
 
     def _bank_to_update(self) -> MemoryBank | None:
         """Return the bank if this call updates it. Raise or warn if the update is not allowed."""
-        if self.bank is None or not self.update_bank:
-            return None
-        if not (self.training and torch.is_grad_enabled()):
+        is_training = self.training and torch.is_grad_enabled()
+        if self.bank is None or not (self.update_bank and is_training):
             return None
         self.bank.guard.check_outside_backward()
         self.bank.guard.claim(self)
         return self.bank
 
-    def _prepare(
-        self, emb: Tensor, labels: Tensor, preds: Tensor | None, weight: Tensor | None
-    ) -> Batch:
-        num_classes = None if self.bank is None else self.bank.num_classes
-        return Batch.of(emb, self.projection, labels, preds, weight, self.ignore_index, num_classes)
-
+    @torch.no_grad()
     def _draw_for_bank(
         self, batch: Batch, bank_to_update: MemoryBank | None, generator: torch.Generator | None
     ) -> DrawnPixels | None:
@@ -145,14 +137,17 @@ class ContrastLoss(LossOptions):
         bank = self.bank
         if bank is None or (bank_to_update is None and not self._contrasts_drawn_regions()):
             return None
-        return bank._draw_pixels(batch.features, batch.labels, batch.embed_chunk(), generator)
+        return bank._entry_maker.draw_pixels(
+            batch.features, batch.labels, batch.embed_chunk(), generator
+        )
 
+    @torch.no_grad()
     def _new_entries(self, rows: Tensor, drawn: DrawnPixels | None) -> NewEntries | None:
         if self.bank is None or drawn is None:
             return None
         if self.projection is not None:
             self.bank.check_fits(rows, "the output of projection")
-        return self.bank._new_entries(rows, drawn)
+        return self.bank._entry_maker.entries_of(rows, drawn)
 
     def _contrasts_drawn_regions(self) -> bool:
         """Whether `"batch"` consists of the regions that a bank draws pixels for."""

@@ -18,39 +18,23 @@ from pixcontrast._tensors import IGNORED, mark_ignored, unit_length
 
 
 class Anchors(NamedTuple):
-    """The anchors of a call.
+    """The anchors of a call."""
 
-    Attributes:
-        vectors: embeddings, shape (K, D).
-        labels: int64 labels, `IGNORED` for padding, shape (K,).
-        weight: weights, shape (K,), or None.
-        images: image of each anchor, shape (K,).
-    """
-
-    vectors: Tensor
-    labels: Tensor
-    weight: Tensor | None
-    images: Tensor
+    vectors: Tensor  # embeddings, (K, D)
+    labels: Tensor  # int64 labels, `IGNORED` for padding, (K,)
+    weight: Tensor | None  # (K,)
+    images: Tensor  # image of each anchor, (K,)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The arguments of a call, at the size of the feature map.
+    """The arguments of a call, at the size of the feature map."""
 
-    Attributes:
-        features (Tensor): shape (B, C, *S): the embedding map, or the input of `projection`.
-        projection (Module, optional): maps feature rows (n, C) to embeddings (n, D). None: the
-            features are the embeddings.
-        labels (Tensor): int64 labels, `IGNORED` for ignored pixels, shape (B, P).
-        preds (Tensor, optional): predicted classes, shape (B, P).
-        weight (Tensor, optional): weight of each pixel, shape (B, P).
-    """
-
-    features: Tensor
-    projection: nn.Module | None
-    labels: Tensor
-    preds: Tensor | None
-    weight: Tensor | None
+    features: Tensor  # the embedding map, or the input of `projection`, (B, C, *S)
+    projection: nn.Module | None  # maps feature rows (n, C) to embeddings (n, D)
+    labels: Tensor  # int64 labels, `IGNORED` for ignored pixels, (B, P)
+    preds: Tensor | None  # predicted classes, (B, P)
+    weight: Tensor | None  # weight of each pixel, (B, P)
 
     @classmethod
     def of(

@@ -20,19 +20,12 @@ from pixcontrast.bank import MemoryBank
 
 
 class ContrastSet(NamedTuple):
-    """The contrast entries of a call. Labels are marked.
+    """The contrast entries of a call. Labels are marked."""
 
-    Attributes:
-        tensors: entries and labels of each contrast tensor on this rank, None for the anchors.
-        batch_labels: labels of all entries from batches, shape (n,), or None if there are none.
-        bank_entries: int64 number of valid entries of each queue, on this rank.
-        shards: entries of a bank that is spread over ranks, or None.
-    """
-
-    tensors: list[tuple[Tensor | None, Tensor | None]]
-    batch_labels: Tensor | None
-    bank_entries: tuple[Tensor, ...]
-    shards: Shards | None
+    tensors: list[tuple[Tensor | None, Tensor | None]]  # on this rank; None for the anchors
+    batch_labels: Tensor | None  # labels of all entries from batches, (n,)
+    bank_entries: tuple[Tensor, ...]  # int64 number of valid entries of each queue, on this rank
+    shards: Shards | None  # entries of a bank that is spread over ranks
 
 
 def contrast_set(
@@ -44,12 +37,8 @@ def contrast_set(
 ) -> ContrastSet:
     """Collect the entries of each source, in order.
 
-    Args:
-        sources (sequence of str): `"batch"`, `"image"`, `"pixels"`, `"regions"`.
-        anchors (Anchors): anchors of this rank, padded if `joint` is given.
-        batch_entries (Labelled, optional): the entries of `"batch"` if they are not the anchors.
-        bank (MemoryBank, optional): the bank. Required for its queues.
-        joint (JointCall, optional): if given, `"batch"` also contains the entries of other ranks.
+    The entries of `"batch"` are `batch_entries`, or else the anchors. With `joint`, the anchors are
+    padded, and `"batch"` also contains the entries of the other ranks.
     """
     contrast: list[tuple[Tensor | None, Tensor | None]] = []
     shards: list[tuple[Tensor, Tensor]] = []

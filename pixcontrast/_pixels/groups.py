@@ -17,16 +17,10 @@ DRAW_BITS = 31
 
 
 class SortedPixels(NamedTuple):
-    """All n pixels, sorted by group, in random order within a group. Ignored pixels come last.
+    """All n pixels, sorted by group, in random order within a group. Ignored pixels come last."""
 
-    Attributes:
-        order: pixel at each position, shape (n,).
-        keys: ascending sort keys, shape (n,): the group, followed by `random_bits` random bits.
-        random_bits: number of random bits.
-    """
-
-    order: Tensor
-    keys: Tensor
+    order: Tensor  # pixel at each position, (n,)
+    keys: Tensor  # ascending sort keys: the group, followed by random bits, (n,)
     random_bits: int
 
     def start_of(self, groups: Tensor) -> Tensor:
@@ -37,10 +31,8 @@ class SortedPixels(NamedTuple):
 def sort_pixels(groups: Tensor, num_groups: int, draw: Tensor) -> SortedPixels:
     """Sort n pixels by group and shuffle them within each group.
 
-    Args:
-        groups (Tensor): int64 group below `num_groups`, or `num_groups` if ignored, shape (n,).
-        num_groups (int): number of groups, at most 2 ** 61.
-        draw (Tensor): random int64 in [0, 2 ** `DRAW_BITS`), shape (n,).
+    The groups (n,) are int64, at most 2 ** 61 of them; `num_groups` marks ignored pixels. `draw`
+    (n,) is random int64 in [0, 2 ** `DRAW_BITS`).
     """
     random_bits = min(DRAW_BITS, 62 - num_groups.bit_length())
     draw = draw >> (DRAW_BITS - random_bits)
@@ -52,18 +44,12 @@ class DrawnGroups(NamedTuple):
     """At most A groups. A group is the pixels of one class in one image. Other groups have size 0.
 
     Within a group, pixels marked `first` precede the others. Both parts are in random order.
-
-    Attributes:
-        order: pixel at each position, shape (n,).
-        start: position of the first pixel of each group, ascending, shape (A,).
-        size: number of pixels of each group, 0 if it does not exist, shape (A,).
-        num_first: number of pixels marked `first`, shape (A,).
     """
 
-    order: Tensor
-    start: Tensor
-    size: Tensor
-    num_first: Tensor
+    order: Tensor  # pixel at each position, (n,)
+    start: Tensor  # position of the first pixel of each group, ascending, (A,)
+    size: Tensor  # number of pixels of each group, 0 if it does not exist, (A,)
+    num_first: Tensor  # number of pixels marked `first`, (A,)
 
 
 def draw_groups(

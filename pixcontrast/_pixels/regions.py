@@ -30,16 +30,12 @@ Embed = Callable[[Tensor], Tensor]
 class Regions(NamedTuple):
     """Regions of a batch: one for each image and slot.
 
-    Attributes:
-        means: unit-length means in at least float32, shape (B, R, D).
-        present: whether the region exists, shape (B, R). It does not if the slot has no usable
-            pixel, or if the pixels cancel out.
-        usable: whether the embedding of a pixel is finite and not zero, shape (B, P).
+    A region does not exist if the slot has no usable pixel, or if the pixels cancel out.
     """
 
-    means: Tensor
-    present: Tensor
-    usable: Tensor
+    means: Tensor  # unit-length means in at least float32, (B, R, D)
+    present: Tensor  # whether the region exists, (B, R)
+    usable: Tensor  # whether the embedding of a pixel is finite and not zero, (B, P)
 
 
 def region_means(
@@ -122,11 +118,8 @@ def usable_pixels(emb_map: Tensor) -> Tensor:
 def classes_by_image(labels: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
     """Assign the classes of each image to slots, if the number of classes is unknown.
 
-    An image with more than R = `num_slots` classes uses its R lowest labels.
-
-    Returns:
-        The slot of each pixel or `IGNORED`, shape (B, P), and the label of each slot or `IGNORED`,
-        shape (B, R).
+    An image with more than R = `num_slots` classes uses its R lowest labels. Return the slot of
+    each pixel (B, P) and the label of each slot (B, R), or `IGNORED`.
     """
     ascending, order = labels.sort(dim=1)
     is_new = ascending != IGNORED

@@ -118,10 +118,10 @@ def test_rows_of_drawn_pixels_give_the_entries_of_the_map(region, slots):
     by_map, by_rows = bank_of(region, **slots), bank_of(region, **slots)
     by_map.update(emb, labels, generator=seeded())
     marked = labels.flatten(1)
-    drawn = by_rows._draw_pixels(emb, marked, None, seeded())
+    drawn = by_rows._entry_maker.draw_pixels(emb, marked, None, seeded())
     rows = emb.flatten(2).transpose(1, 2).reshape(-1, 4)[drawn.indices]
     assert (marked.flatten()[drawn.indices] >= 0)[drawn.valid.flatten()].all()
-    by_rows._store(by_rows._new_entries(rows, drawn))
+    by_rows._store(by_rows._entry_maker.entries_of(rows, drawn))
     for name, buffer in by_map.state_dict().items():
         assert torch.equal(buffer, by_rows.state_dict()[name]), name
 
