@@ -28,8 +28,7 @@ from pixcontrast._pixels import maps
 from pixcontrast._tensors import IGNORED, mark_ignored
 from pixcontrast._triton import choose
 from pixcontrast.bank import MemoryBank
-from pixcontrast.mining import draw_seed
-from pixcontrast.samplers import AnchorSample
+from pixcontrast.samplers import AnchorSample, draw_seed
 
 
 class ContrastLoss(LossOptions):

@@ -17,8 +17,7 @@ from pixcontrast._loss.reports import LabelWarnings
 from pixcontrast._triton import Backend
 from pixcontrast.bank import MemoryBank
 from pixcontrast.functional import DENOMINATORS, REDUCTIONS, check_backend
-from pixcontrast.mining import HardNegativeSampler
-from pixcontrast.samplers import AnchorSampler, HardAnchorSampler
+from pixcontrast.samplers import AnchorSampler, HardAnchorSampler, HardNegativeSampler
 
 
 class LossOptions(nn.Module):
