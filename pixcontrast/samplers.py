@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._pixels.groups import DRAW_BITS, MAX_LABEL, DrawnGroups, draw_groups, source
+from pixcontrast._pixels.groups import (
+    DRAW_BITS,
+    MAX_LABEL,
+    DrawnGroups,
+    draw_groups,
+    draw_integers,
+    source,
+)
 from pixcontrast._tensors import IGNORED, mark_ignored, widest_float
 
 Strategy = Literal["hardest", "semi-hard", "random"]
@@ -223,7 +230,7 @@ def _share_of_class(
     """
     label = labels.flatten()[groups.order[groups.start]]
     label = label.masked_fill(groups.size == 0, IGNORED)
-    draw = torch.randint(1 << DRAW_BITS, label.shape, device=label.device, **source(generator))
+    draw = draw_integers(label, DRAW_BITS, generator)
     keys, order = ((label << DRAW_BITS) + draw).sort(stable=True)
     first, end = (torch.searchsorted(keys, (label + i) << DRAW_BITS) for i in (0, 1))
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

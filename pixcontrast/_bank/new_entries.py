@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, agree, gather, pad
-from pixcontrast._pixels.groups import DRAW_BITS, sort_pixels, source
-from pixcontrast._pixels.regions import (
-    Embed,
-    Regions,
-    mean_directions,
-    region_means,
-    usable_pixels,
-)
+from pixcontrast._pixels import groups
 from pixcontrast._tensors import IGNORED, at_least_float32, unit_length
 
 
@@ -32,7 +25,7 @@ class DrawnPixels(NamedTuple):
 
     indices: Tensor  # int64 flat index in [0, B·P), (B·C·E,)
     valid: Tensor  # whether the pixel exists, (B, C, E)
-    regions: Regions | None  # regions of all pixels, if the bank needs them
+    regions: groups.Regions | None  # regions of all pixels, if the bank needs them
 
 
 class NewEntries(NamedTuple):
@@ -58,7 +51,7 @@ class EntryMaker:
         self,
         feature_map: Tensor,
         labels: Tensor,
-        embed: Embed | None,
+        embed: groups.Embed | None,
         generator: torch.Generator | None,
     ) -> DrawnPixels:
         """Draw the pixels that both queues need, at random and without replacement.
@@ -71,10 +64,10 @@ class EntryMaker:
             feature_map, labels = feature_map[:0], labels[:0]
         regions = None
         if self.region_pixels is None:
-            regions = region_means(feature_map, labels, self.classes, embed)
+            regions = groups.region_means(feature_map, labels, self.classes, embed)
             labels = labels.masked_fill(~regions.usable, IGNORED)
         elif self.pixels and not self.region_pixels and embed is None:
-            labels = labels.masked_fill(~usable_pixels(feature_map), IGNORED)
+            labels = labels.masked_fill(~groups.usable_pixels(feature_map), IGNORED)
         num_images = labels.shape[0] if labels.shape[1] > 0 else 0
         num_drawn = min(max(self.pixels, self.region_pixels or 0), labels.shape[1])
         if num_images == 0 or num_drawn == 0:
@@ -82,10 +75,9 @@ class EntryMaker:
             return DrawnPixels(labels.new_empty(0), nothing.to(torch.bool), regions)
         num_groups = num_images * self.classes
         first_group = torch.arange(0, num_groups, self.classes, device=labels.device)
-        groups = (first_group[:, None] + labels).masked_fill(labels == IGNORED, num_groups)
-        count = (labels.numel(),)
-        draw = torch.randint(1 << DRAW_BITS, count, device=labels.device, **source(generator))
-        pixels = sort_pixels(groups.flatten(), num_groups, draw)
+        group = (first_group[:, None] + labels).masked_fill(labels == IGNORED, num_groups)
+        draw = groups.draw_integers(group.flatten(), groups.DRAW_BITS, generator)
+        pixels = groups.sort_pixels(group.flatten(), num_groups, draw)
         start = pixels.start_of(torch.arange(num_groups + 1, device=labels.device))
         index = torch.arange(num_drawn, device=labels.device)
         valid = index < start.diff()[:, None]
@@ -112,7 +104,7 @@ class EntryMaker:
         elif self.region_pixels:
             of_region = valid[:, :, : self.region_pixels, None]
             sums = torch.where(of_region, unit[:, :, : self.region_pixels], 0.0).sum(dim=2)
-            means, present = mean_directions(sums, of_region.sum(dim=(2, 3)))
+            means, present = groups.mean_directions(sums, of_region.sum(dim=(2, 3)))
             new_regions = (means[:, :, None], present[:, :, None])
         return NewEntries(new_pixels, new_regions)
 

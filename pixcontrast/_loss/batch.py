@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pixcontrast import _check as check
 from pixcontrast._bank.new_entries import DrawnPixels
+from pixcontrast._pixels.groups import Embed
 from pixcontrast._pixels.maps import as_map, flat_map, flat_predictions, take_pixels
-from pixcontrast._pixels.regions import Embed
 from pixcontrast._tensors import IGNORED, mark_ignored, unit_length
 
 
