@@ -61,12 +61,8 @@ class ContrastLoss(LossOptions):
         return_anchors: bool = False,
     ) -> Tensor | tuple[Tensor, AnchorSample]:
         check.check_flag("return_anchors", return_anchors)
-        emb, labels, preds, weight = self._check_call(emb, labels, preds, weight, generator)
+        batch = self._prepare(emb, labels, preds, weight, generator)
         bank_to_update = self._bank_to_update()
-        num_classes = None if self.bank is None else self.bank.num_classes
-        batch = Batch.of(
-            emb, self.projection, labels, preds, weight, self.ignore_index, num_classes
-        )
         sample = self.anchor_sampler(
             batch.labels, batch.preds, ignore_index=self.ignore_index, generator=generator
         )
@@ -89,15 +85,15 @@ class ContrastLoss(LossOptions):
         self._call = self._record(batch, sample, anchors, contrast, result)
         return (loss, sample) if return_anchors else loss
 
-    def _check_call(
+    def _prepare(
         self,
         emb: Tensor,
         labels: Tensor,
         preds: Tensor | None,
         weight: Tensor | None,
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Return the tensors without subclasses and channel dimensions of one."""
+    ) -> Batch:
+        """Check the arguments, bring them to the size of the features, and mark ignored labels."""
         if self.bank is not None and getattr(self, "_is_replica", False):
             raise RuntimeError(
                 f"{type(self).__name__}: expected one call for the whole batch, which the bank "
@@ -117,7 +113,14 @@ class ContrastLoss(LossOptions):
                 self.bank.check_fits(emb)
             if check.values_can_be_seen(labels) or self.validate:
                 self.bank.check_label_range(labels)
-        return emb, labels, preds, weight
+        features = maps.as_map(emb)
+        size = features.shape[2:]
+        weight = None if weight is None else maps.flat_map(weight, size)
+        num_classes = None if self.bank is None else self.bank.num_classes
+        flat_labels = maps.flat_map(labels, size)
+        marked = mark_ignored(flat_labels, self.ignore_index, num_classes, weight)
+        preds = None if preds is None else maps.flat_predictions(preds, size)
+        return Batch(features, self.projection, marked, preds, weight)
 
     def _bank_to_update(self) -> MemoryBank | None:
         """Return the bank if this call updates it. Raise or warn if the update is not allowed."""

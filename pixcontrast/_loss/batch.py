@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pixcontrast import _check as check
 from pixcontrast._bank.new_entries import DrawnPixels
 from pixcontrast._pixels.groups import Embed
-from pixcontrast._pixels.maps import as_map, flat_map, flat_predictions, take_pixels
-from pixcontrast._tensors import IGNORED, mark_ignored, unit_length
+from pixcontrast._pixels.maps import take_pixels
+from pixcontrast._tensors import IGNORED, unit_length
 
 
 class Anchors(NamedTuple):
@@ -35,25 +35,6 @@ class Batch:
     labels: Tensor  # int64 labels, `IGNORED` for ignored pixels, (B, P)
     preds: Tensor | None  # predicted classes, (B, P)
     weight: Tensor | None  # weight of each pixel, (B, P)
-
-    @classmethod
-    def of(
-        cls,
-        features: Tensor,
-        projection: nn.Module | None,
-        labels: Tensor,
-        preds: Tensor | None,
-        weight: Tensor | None,
-        ignore_index: int,
-        num_classes: int | None,
-    ) -> Batch:
-        """Bring checked arguments to the size of the features, and mark ignored labels."""
-        feature_map = as_map(features)
-        size = feature_map.shape[2:]
-        weight = None if weight is None else flat_map(weight, size)
-        flat_labels = mark_ignored(flat_map(labels, size), ignore_index, num_classes, weight)
-        flat_preds = None if preds is None else flat_predictions(preds, size)
-        return cls(feature_map, projection, flat_labels, flat_preds, weight)
 
     def embed(
         self, anchors: Tensor, valid: Tensor, drawn: DrawnPixels | None
