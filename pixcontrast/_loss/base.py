@@ -16,11 +16,7 @@ from pixcontrast._distributed import ranks_of
 from pixcontrast._info_nce.dispatch import Part, Result, reduced_loss
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._loss.batch import Anchors, Batch, as_anchors
-from pixcontrast._loss.contrast_set import (
-    ContrastSet,
-    contrast_set,
-    split_by_image,
-)
+from pixcontrast._loss.contrast_set import ContrastSet, contrast_set, split_by_image
 from pixcontrast._loss.gather import JointCall, Labelled
 from pixcontrast._loss.options import LossOptions
 from pixcontrast._loss.reports import MAX_CLASSES, Call, Stats, compute_stats

@@ -46,7 +46,7 @@ def contrast_set(
     bank_entries: list[Tensor] = []
     for source in sources:
         if source in QUEUES:
-            assert bank is not None  # see `resolve_sources`
+            assert bank is not None  # see `LossOptions`
             (shards if bank.is_spread else contrast).append(bank._labelled(source, IGNORED))
             bank_entries.append(bank.count(source).sum())
         elif source == "image" or (batch_entries is None and joint is None):
@@ -75,7 +75,6 @@ def split_by_image(problem: Problem, images: Tensor, num_images: int) -> list[Pa
     the same number of anchors, a part has all anchors, and those of other images are ignored.
     """
     selects_rows = check.values_can_be_seen(images) and problem.group is None
-    selects_rows = selects_rows and not torch.compiler.is_compiling()
     parts = []
     for image in range(max(num_images, 1)):
         labels = torch.where(images == image, problem.labels, IGNORED)
