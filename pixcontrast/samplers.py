@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._pixels.groups import (
-    DRAW_BITS,
-    MAX_LABEL,
-    DrawnGroups,
-    draw_groups,
-    draw_integers,
-    source,
-)
-from pixcontrast._tensors import IGNORED, mark_ignored, widest_float
+from pixcontrast._pixels.groups import MAX_LABEL, DrawnGroups, draw_groups, share_of_class, source
+from pixcontrast._tensors import mark_ignored, widest_float
 
 Strategy = Literal["hardest", "semi-hard", "random"]
 
@@ -88,7 +81,7 @@ class _GroupSampler:
         views = (self.max_anchors // num_groups.clamp(min=1)).clamp(1, self.max_views)
         taken = torch.minimum(groups.size, views)
         if self.max_per_class is not None:
-            share = _share_of_class(groups, marked, self.max_per_class, generator)
+            share = share_of_class(groups, marked, self.max_per_class, generator)
             taken = torch.minimum(taken, share)
         taken_hard = self._num_hard(groups, taken, generator)
         num_anchors = min(self.max_anchors, labels.numel())
@@ -219,23 +212,6 @@ class RandomAnchorSampler(_GroupSampler):
     max_views: int = 100
     min_pixels: int = 1
     max_per_class: int | None = None
-
-
-def _share_of_class(
-    groups: DrawnGroups, labels: Tensor, max_per_class: int, generator: torch.Generator | None
-) -> Tensor:
-    """Return the largest number of pixels of each group (A,), if those of a class share a number.
-
-    Each group gets an equal share; the remainder goes to a random choice of the groups of a class.
-    """
-    label = labels.flatten()[groups.order[groups.start]]
-    label = label.masked_fill(groups.size == 0, IGNORED)
-    draw = draw_integers(label, DRAW_BITS, generator)
-    keys, order = ((label << DRAW_BITS) + draw).sort(stable=True)
-    first, end = (torch.searchsorted(keys, (label + i) << DRAW_BITS) for i in (0, 1))
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    num_groups = end - first
-    return max_per_class // num_groups + (rank - first < max_per_class % num_groups)
 
 
 def _take_pixels(

@@ -106,6 +106,23 @@ def draw_groups(
     return DrawnGroups(pixels.order, start, size * exists, num_first * exists)
 
 
+def share_of_class(
+    groups: DrawnGroups, labels: Tensor, max_per_class: int, generator: torch.Generator | None
+) -> Tensor:
+    """Return the largest number of pixels of each group (A,), if those of a class share a number.
+
+    Each group gets an equal share; the remainder goes to a random choice of the groups of a class.
+    """
+    label = labels.flatten()[groups.order[groups.start]]
+    label = label.masked_fill(groups.size == 0, IGNORED)
+    draw = draw_integers(label, DRAW_BITS, generator)
+    keys, order = ((label << DRAW_BITS) + draw).sort(stable=True)
+    first, end = (torch.searchsorted(keys, (label + i) << DRAW_BITS) for i in (0, 1))
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    num_groups = end - first
+    return max_per_class // num_groups + (rank - first < max_per_class % num_groups)
+
+
 def draw_integers(like: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
     """Draw random int64 in [0, 2 ** `bits`), in the shape and on the device of a tensor."""
     return torch.randint(1 << bits, like.shape, device=like.device, **source(generator))
