@@ -7,9 +7,13 @@ the `bank`) → `functional.info_nce` → loss → `bank`.
 from pixcontrast import functional
 from pixcontrast.bank import MemoryBank
 from pixcontrast.losses import PixelContrastLoss, RegionContrastLoss
-from pixcontrast.mining import HardNegativeSampler
 from pixcontrast.projection import ProjectionHead
-from pixcontrast.samplers import AnchorSample, HardAnchorSampler, RandomAnchorSampler
+from pixcontrast.samplers import (
+    AnchorSample,
+    HardAnchorSampler,
+    HardNegativeSampler,
+    RandomAnchorSampler,
+)
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,6 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -131,31 +130,21 @@ class Agreement(NamedTuple):
 
 def compare_with_reference(form: Form, device: torch.device, dtype: torch.dtype) -> Agreement:
     """Run the small problem with a backend and with the reference. A failure is no exception."""
-    anchors, anchor_labels, bank, bank_labels = (tensor.to(device) for tensor in small_case(dtype))
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
-        with matmul_precision("highest"):
-            actual = _loss_and_gradient(form, anchors, anchor_labels, bank, bank_labels)
+        found = loss_and_gradient(form, *(tensor.to(device) for tensor in small_case(dtype)))
     except Exception as error:  # the report continues after any failure
         return Agreement(torch.inf, torch.inf, False, in_one_line(error))
-    pairs = zip(actual, _true_loss_and_gradient(dtype), strict=True)
+    finally:
+        torch.set_float32_matmul_precision(precision)
     loss_error, gradient_error = (
         # A NaN must not pass.
-        float(((found - true).abs().max() / true.abs().max()).nan_to_num(torch.inf, torch.inf))
-        for found, true in pairs
+        float(((one - true).abs().max() / true.abs().max()).nan_to_num(torch.inf, torch.inf))
+        for one, true in zip(found, true_loss_and_gradient(dtype), strict=True)
     )
     ok = max(loss_error, gradient_error) <= TOLERANCES[dtype]
     return Agreement(loss_error, gradient_error, ok)
-
-
-@contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    """Set `torch.set_float32_matmul_precision` inside the context and restore it afterwards."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def small_case(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -174,12 +163,12 @@ def small_case(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return vectors[:48], labels[:48], vectors[48:], labels[48:]
 
 
-def _true_loss_and_gradient(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def true_loss_and_gradient(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     anchors, anchor_labels, bank, bank_labels = small_case(dtype)
-    return _loss_and_gradient("dense", anchors.double(), anchor_labels, bank.double(), bank_labels)
+    return loss_and_gradient("dense", anchors.double(), anchor_labels, bank.double(), bank_labels)
 
 
-def _loss_and_gradient(
+def loss_and_gradient(
     form: Form, anchors: Tensor, anchor_labels: Tensor, bank: Tensor, bank_labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return loss and anchor gradient against anchors and bank, as float64 on the CPU."""

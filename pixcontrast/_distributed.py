@@ -15,6 +15,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, distributed
 
+from pixcontrast._check import kind_of, refuse
 from pixcontrast._tensors import at_least_float32
 
 # A view of bytes as another dtype must start at a multiple of the element size.
@@ -32,6 +33,8 @@ class GroupReference:
     """
 
     def __init__(self, group: Any = None) -> None:
+        if group is not None:
+            _check_process_group(group)
         self.group = group
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GroupReference:
@@ -53,6 +56,17 @@ class Ranks:
     def name(self) -> str:
         """The name of the group, which a custom operator can take as an argument."""
         return str(self.group.group_name)
+
+
+def _check_process_group(group: object) -> None:
+    available = distributed.is_available()
+    # torch.distributed.new_group returns an integer to processes outside the group.
+    if available and isinstance(group, int) and group == distributed.GroupMember.NON_GROUP_MEMBER:
+        expected, got = "a group that this process is part of", "a group that it is not part of"
+        refuse("process_group", expected, got, "pass each rank the group that it belongs to")
+    if not (available and isinstance(group, distributed.ProcessGroup)):
+        expected = "a process group of torch.distributed, or None for the whole world"
+        refuse("process_group", expected, kind_of(group), error=TypeError)
 
 
 def ranks_of(process_group: Any) -> Ranks | None:

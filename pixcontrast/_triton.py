@@ -35,21 +35,17 @@ _launch_failures: dict[int, str | None] = {}
 def choose(backend: Backend, anchors: Tensor) -> Form:
     """Return the form of the equation to run.
 
-    Raises:
-        ValueError: if `backend="triton"` does not support the anchors.
-        RuntimeError: if `backend="triton"` cannot run on their device.
+    If `backend="triton"` does not support the anchors, raise a ValueError; if it cannot run on
+    their device, a RuntimeError.
     """
     kind, index = anchors.device.type, anchors.device.index
     if backend == "auto":
         supported = limit_of_anchors(anchors) is None
         return "triton" if supported and auto_takes_fused(kind, index) else "tiled"
-    if backend == "triton":
-        limit = limit_of_anchors(anchors)
-        if limit is not None:
-            raise ValueError(_refusal(limit))
-        reason = why_not_on(kind, index)
-        if reason is not None:
-            raise RuntimeError(_refusal(reason))
+    reason = why_not_fused(anchors) if backend == "triton" else None
+    if reason is not None:
+        error = RuntimeError if limit_of_anchors(anchors) is None else ValueError
+        raise error(_refusal(reason))
     return backend
 
 

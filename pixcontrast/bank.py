@@ -8,19 +8,11 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._bank.new_entries import (
-    DrawnPixels,
-    NewEntries,
-    Numbers,
-    draw_pixels,
-    entries_of_rows,
-    gather_entries,
-)
+from pixcontrast._bank.new_entries import EntryMaker, NewEntries, gather_entries
 from pixcontrast._bank.ring import QUEUES, WHOLE, Shard, prepare_write, write_all
 from pixcontrast._bank.state import BankBuffers, UpdateGuard
 from pixcontrast._distributed import GroupReference, Ranks, ranks_of
-from pixcontrast._pixels.maps import as_map, flat_map, take_pixels
-from pixcontrast._pixels.regions import Embed
+from pixcontrast._pixels import maps
 from pixcontrast._tensors import mark_ignored
 
 
@@ -110,26 +102,22 @@ class MemoryBank(BankBuffers):
     ) -> None:
         check.check_flag("persistent", persistent)
         check.check_flag("sharded", sharded)
-        check.check_process_group(process_group)
+        group = GroupReference(process_group)
         super().__init__(persistent, _shard_of(ranks_of(process_group) if sharded else None))
+        self.sharded, self._group = sharded, group
         self.num_classes = check.check_integer("num_classes", num_classes, 1)
         self.dim = check.check_integer("dim", dim, 1)
-        slots = [
-            check.check_integer("pixel_slots", pixel_slots, 0),
-            check.check_integer("region_slots", region_slots, 0),
-        ]
+        pixel_slots = check.check_integer("pixel_slots", pixel_slots, 0)
+        region_slots = check.check_integer("region_slots", region_slots, 0)
         self.pixels_per_image = check.check_integer("pixels_per_image", pixels_per_image, 0)
-        if pixels_per_region is not None:
-            pixels_per_region = check.check_integer("pixels_per_region", pixels_per_region, 1)
         self.pixels_per_region = pixels_per_region
+        if pixels_per_region is not None:
+            self.pixels_per_region = check.check_integer("pixels_per_region", pixels_per_region, 1)
         self.ignore_index = check.check_ignore_index(ignore_index)
         is_floating = isinstance(dtype, torch.dtype) and dtype in check.FLOATING
         expected = "one of " + ", ".join(map(str, check.FLOATING))
         check.expect(is_floating, "dtype", expected, dtype, error=TypeError)
-        self.sharded = sharded
-        self._group = GroupReference(process_group)
-        if not pixels_per_image:
-            slots[0] = 0
+        slots = (pixel_slots if self.pixels_per_image else 0, region_slots)
         for option, size in zip(("pixel_slots", "region_slots"), slots, strict=True):
             sizes = (self.num_classes, max(size, 1), self.dim)
             check.check_addressable(f"num_classes, {option}, dim", sizes, dtype)
@@ -217,33 +205,26 @@ class MemoryBank(BankBuffers):
             RuntimeError: during a backward pass, for example from a checkpointed region.
         """
         self.guard.check_outside_backward()
-        emb = check.check_feature_map("emb", emb, "D")
-        labels = check.check_labels(labels, emb)
+        emb = maps.check_feature_map("emb", emb, "D")
+        labels = maps.check_labels(labels, emb)
         check.check_generator(generator, emb.device)
         self.check_fits(emb)
         if check.values_can_be_seen(labels):
             self.check_label_range(labels)
-        emb_map = as_map(emb)
-        flat_labels = flat_map(labels, emb_map.shape[2:])
+        emb_map = maps.as_map(emb)
+        flat_labels = maps.flat_map(labels, emb_map.shape[2:])
         marked = mark_ignored(flat_labels, self.ignore_index, self.num_classes)
-        drawn = self._draw_pixels(emb_map, marked, None, generator)
-        self._store(self._new_entries(take_pixels(emb_map, drawn.indices), drawn))
+        drawn = self._entry_maker.draw_pixels(emb_map, marked, None, generator)
+        rows = maps.take_pixels(emb_map, drawn.indices)
+        self._store(self._entry_maker.entries_of(rows, drawn))
 
-    @torch.no_grad()
-    def _draw_pixels(
-        self,
-        feature_map: Tensor,
-        labels: Tensor,
-        embed: Embed | None,
-        generator: torch.Generator | None,
-    ) -> DrawnPixels:
-        """Draw the pixels whose embeddings the bank needs; see `draw_pixels`."""
-        return draw_pixels(feature_map.detach(), labels, embed, self._numbers(), generator)
-
-    @torch.no_grad()
-    def _new_entries(self, rows: Tensor, drawn: DrawnPixels) -> NewEntries:
-        """Make the bank's new entries from the embeddings of the drawn pixels."""
-        return entries_of_rows(rows, drawn, self._numbers())
+    @property
+    def _entry_maker(self) -> EntryMaker:
+        return EntryMaker(
+            classes=self.num_classes,
+            pixels=self.pixels_per_image if self.pixel_slots else 0,
+            region_pixels=self.pixels_per_region if self.region_slots else 0,
+        )
 
     @torch.no_grad()
     def _store(self, new: NewEntries) -> None:
@@ -258,13 +239,6 @@ class MemoryBank(BankBuffers):
                 for queue, entries in zip(QUEUES, new, strict=True)
                 if entries is not None and entries[1].numel() > 0
             ]
-        )
-
-    def _numbers(self) -> Numbers:
-        return Numbers(
-            classes=self.num_classes,
-            pixels=self.pixels_per_image if self.pixel_slots else 0,
-            region_pixels=self.pixels_per_region if self.region_slots else 0,
         )
 
     def check_fits(self, emb: Tensor, name: str = "emb") -> None:

@@ -13,7 +13,7 @@ from pixcontrast._info_nce.problem import Denominator, Problem
 from pixcontrast._info_nce.reduction import Reduction
 from pixcontrast._tensors import mark_ignored
 from pixcontrast._triton import Backend, check_triton_imports, choose
-from pixcontrast.mining import HardNegativeSampler, draw_seed
+from pixcontrast.samplers import HardNegativeSampler, draw_seed
 
 __all__ = ["info_nce"]
 

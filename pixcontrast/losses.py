@@ -9,7 +9,7 @@ from pixcontrast._bank.new_entries import NewEntries
 from pixcontrast._loss.base import ContrastLoss
 from pixcontrast._loss.batch import Batch
 from pixcontrast._loss.gather import Labelled
-from pixcontrast._pixels.regions import classes_by_image, region_means
+from pixcontrast._pixels.groups import classes_by_image, region_means
 from pixcontrast._tensors import IGNORED
 
 MAX_CLASSES_PER_IMAGE = 256
@@ -97,15 +97,21 @@ class PixelContrastLoss(ContrastLoss):
 
     Attributes:
         stats (Stats, optional): statistics of the last call, or None before the first: a named
-            tuple of tensors of one number. The host waits only when a number is read. Fields:
-            `anchors` and `entries`, the numbers of anchors and contrast entries that count;
-            `classes`, the number of classes with an anchor;
-            `groups`, the number of (image, class) groups in the batch, and `groups_skipped`, those
-            without an anchor; `hard_share`, the fraction of sampled pixels that are mispredicted;
+            tuple of tensors of one number, int64 counts and float32 fractions and means, on the
+            device of the loss. Each access launches about sixty small operations on data kept from
+            the call, so access it only when you log; the host waits only when a number is read.
+            After the replay of a captured CUDA graph, the statistics are those of the replay.
+            Without a bank, groups and similarities only include classes below 256. Fields:
+            `anchors`, the number of anchors with a positive, over which the mean is;
+            `entries`, the number of contrast entries that are not ignored, before any selection by
+            a `negative_sampler`; `classes`, the number of classes with an anchor;
+            `groups`, the number of groups in the batch (a group is the pixels of one class in one
+            image), and `groups_skipped`, those without an anchor: too small, or too many groups;
+            `hard_share`, the fraction of sampled pixels that are mispredicted, in [0, 1];
             `positive_similarity` and `negative_similarity`, the mean cosine similarity of two
-            sampled pixels of the same class and of different classes; and `bank_occupancy`, the
-            fraction of written bank slots after the call (of this rank's shard, if sharded).
-            Without a bank, groups and similarities only include classes below 256.
+            sampled pixels of the same class and of different classes, in [−1, 1], 0 without such a
+            pair; and `bank_occupancy`, the fraction of written bank slots after the call, in
+            [0, 1], 0 without a bank (of this rank's shard, if sharded).
 
     Raises:
         ValueError, TypeError: if an option or argument is invalid. The message names it. With a

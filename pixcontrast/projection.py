@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixcontrast import _check as check
+from pixcontrast._pixels.maps import check_feature_map
 from pixcontrast._tensors import product_is_cast, unit_length
 
 
@@ -82,7 +83,7 @@ class ProjectionHead(nn.Module):
         weight = self.layers[-1].weight
         assert isinstance(weight, Tensor)
         channels = self.in_channels
-        features = check.check_feature_map("features", features, str(channels), channels)
+        features = check_feature_map("features", features, str(channels), channels)
         check.check_same_device("features", features, "the head", weight)
         if features.dtype != weight.dtype and not product_is_cast(features):
             check.refuse(

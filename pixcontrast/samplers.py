@@ -1,16 +1,18 @@
-"""Selection of the pixels that become anchors."""
+"""The samplers: which pixels become anchors, and which contrast entries count for an anchor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._pixels.groups import DRAW_BITS, MAX_LABEL, DrawnGroups, draw_groups, source
-from pixcontrast._tensors import IGNORED, mark_ignored, widest_float
+from pixcontrast._pixels.groups import MAX_LABEL, DrawnGroups, draw_groups, share_of_class, source
+from pixcontrast._tensors import mark_ignored, widest_float
+
+Strategy = Literal["hardest", "semi-hard", "random"]
 
 
 class AnchorSample(NamedTuple):
@@ -62,7 +64,13 @@ class _GroupSampler:
         ignore_index: int = 255,
         generator: torch.Generator | None = None,
     ) -> AnchorSample:
-        labels = _check_arguments(labels, ignore_index, generator)
+        check.check_ignore_index(ignore_index)
+        labels = check.check_sampler_map("labels", labels)
+        check.check_generator(generator, labels.device)
+        if check.values_can_be_seen(labels):
+            expected = f"classes up to {MAX_LABEL}, the largest label that the samplers support"
+            fix = "number the classes from 0"
+            check.check_largest_label(labels, ignore_index, MAX_LABEL, expected, fix)
         hard = self._is_hard(labels, preds)
         if labels.numel() == 0:
             empty = torch.zeros(0, dtype=torch.int64, device=labels.device)
@@ -73,7 +81,7 @@ class _GroupSampler:
         views = (self.max_anchors // num_groups.clamp(min=1)).clamp(1, self.max_views)
         taken = torch.minimum(groups.size, views)
         if self.max_per_class is not None:
-            share = _share_of_class(groups, marked, self.max_per_class, generator)
+            share = share_of_class(groups, marked, self.max_per_class, generator)
             taken = torch.minimum(taken, share)
         taken_hard = self._num_hard(groups, taken, generator)
         num_anchors = min(self.max_anchors, labels.numel())
@@ -206,23 +214,6 @@ class RandomAnchorSampler(_GroupSampler):
     max_per_class: int | None = None
 
 
-def _share_of_class(
-    groups: DrawnGroups, labels: Tensor, max_per_class: int, generator: torch.Generator | None
-) -> Tensor:
-    """Return the largest number of pixels of each group (A,), if those of a class share a number.
-
-    Each group gets an equal share; the remainder goes to a random choice of the groups of a class.
-    """
-    label = labels.flatten()[groups.order[groups.start]]
-    label = label.masked_fill(groups.size == 0, IGNORED)
-    draw = torch.randint(1 << DRAW_BITS, label.shape, device=label.device, **source(generator))
-    keys, order = ((label << DRAW_BITS) + draw).sort(stable=True)
-    first, end = (torch.searchsorted(keys, (label + i) << DRAW_BITS) for i in (0, 1))
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    num_groups = end - first
-    return max_per_class // num_groups + (rank - first < max_per_class % num_groups)
-
-
 def _take_pixels(
     groups: DrawnGroups, taken: Tensor, taken_hard: Tensor, num_anchors: int
 ) -> tuple[Tensor, Tensor]:
@@ -242,14 +233,66 @@ def _take_pixels(
     return groups.order[position].masked_fill(padding, 0), padding
 
 
-def _check_arguments(
-    labels: Tensor, ignore_index: int, generator: torch.Generator | None
-) -> Tensor:
-    check.check_ignore_index(ignore_index)
-    labels = check.check_sampler_map("labels", labels)
-    check.check_generator(generator, labels.device)
-    if check.values_can_be_seen(labels):
-        expected = f"classes up to {MAX_LABEL}, the largest label that the samplers support"
-        fix = "number the classes from 0"
-        check.check_largest_label(labels, ignore_index, MAX_LABEL, expected, fix)
-    return labels
+@dataclass(frozen=True, kw_only=True)
+class HardNegativeSampler:
+    """Select negatives and positives for each anchor.
+
+    The selected sets replace P_i and N_i, in both denominators. The selection is exact and works on
+    complete rows of streamed similarities; only `backend="dense"` stores an M×N matrix. Entries
+    that tie with the last selected one are selected too, and entries within rounding error of it
+    may or may not be. The sampler is immutable and has no state.
+
+    The strategies are those of Wang et al., ICCV 2021, section 3.2:
+
+    - `"hardest"`: the `num_negatives` most similar negatives and the `num_positives` least similar
+      positives.
+    - `"semi-hard"`: the same numbers drawn at random, without replacement, from the hardest
+      `ceil(ratio · available)` negatives and positives, at least 1 of each.
+    - `"random"`: the same numbers drawn at random, without replacement, from all.
+
+    Args:
+        strategy (str): `"hardest"`, `"semi-hard"` or `"random"`, also by position. Default:
+            `"semi-hard"`.
+        ratio (float): fraction of the available entries that `"semi-hard"` draws from, in (0, 1].
+            Default: 0.1.
+        num_negatives (int, optional): number of negatives for each anchor, at least 1. None: all
+            negatives. Default: 2048.
+        num_positives (int, optional): number of positives for each anchor, at least 1. None: all
+            positives. Default: 1024.
+
+    Raises:
+        ValueError, TypeError: if an option is out of its range; the message names it.
+
+    Example:
+        >>> import torch
+        >>> from pixcontrast import HardNegativeSampler
+        >>> from pixcontrast.functional import info_nce
+        >>> anchors = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+        >>> sampler = HardNegativeSampler(strategy="hardest", num_negatives=3, num_positives=None)
+        >>> info_nce(anchors, labels, negative_sampler=sampler).shape
+        torch.Size([])
+    """
+
+    strategy: Strategy = field(default="semi-hard", kw_only=False)
+    ratio: float = 0.1
+    num_negatives: int | None = 2048
+    num_positives: int | None = 1024
+
+    def __post_init__(self) -> None:
+        check.check_choice("strategy", self.strategy, ("hardest", "semi-hard", "random"))
+        # A tensor cannot be multiplied by every number type of Python, for example Fraction.
+        ratio = check.check_fraction("ratio", self.ratio, above_zero=True)
+        object.__setattr__(self, "ratio", ratio)
+        for name in ("num_negatives", "num_positives"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check.check_integer(name, getattr(self, name), 1))
+
+
+def draw_seed(
+    sampler: HardNegativeSampler | None, device: torch.device, generator: torch.Generator | None
+) -> Tensor | None:
+    """Draw the seed () int64 of a call; None if nothing is drawn at random."""
+    if sampler is None or sampler.strategy == "hardest":
+        return None
+    return torch.randint(torch.iinfo(torch.int64).max, (), generator=generator, device=device)

@@ -15,7 +15,7 @@ from pixcontrast._info_nce.problem import Problem as ContrastProblem
 from pixcontrast._tensors import mark_ignored
 from pixcontrast._triton import choose
 from pixcontrast.functional import info_nce
-from pixcontrast.mining import HardNegativeSampler, draw_seed
+from pixcontrast.samplers import HardNegativeSampler, draw_seed
 
 MOST_ELEMENTS = 1 << 26
 """Of a float64 matrix of the truth, which is made over some anchors at a time."""

@@ -34,31 +34,21 @@ WHOLE = Shard(0, 1)
 
 
 class Rings(NamedTuple):
-    """The rings of all classes.
+    """The rings of all classes."""
 
-    Attributes:
-        vectors: stored embeddings, shape (C, slots, D).
-        counts: int64 number of valid slots, shape (C,).
-        next_positions: int64 position of the whole ring that is written next, shape (C,).
-    """
-
-    vectors: Tensor
-    counts: Tensor
-    next_positions: Tensor
+    vectors: Tensor  # stored embeddings, (C, slots, D)
+    counts: Tensor  # int64 number of valid slots, (C,)
+    next_positions: Tensor  # int64 position of the whole ring that is written next, (C,)
 
 
 class RingWrite(NamedTuple):
-    """A prepared write of values (n, D) to rows, and of the counters (C,), with previous values.
+    """A prepared write to the rows and the counters of one queue."""
 
-    `rows` is a view of the rings, shape (C·slots, D). Of `indices` (n,), those that occur twice get
-    the same values.
-    """
-
-    rows: Tensor
-    indices: Tensor
-    values: Tensor
-    previous: Tensor
-    counters: tuple[Tensor, Tensor]
+    rows: Tensor  # view of the rings, (C·slots, D)
+    indices: Tensor  # (n,); those that occur twice get the same values
+    values: Tensor  # (n, D)
+    previous: Tensor  # (n, D)
+    counters: tuple[Tensor, Tensor]  # (C,)
     new_counters: tuple[Tensor, Tensor]
 
 

@@ -116,45 +116,39 @@ def faults_of_state(
 
     A state without any entry of the bank has no fault: the `strict` option decides about it.
     """
-    if not any(prefix + name in state for name in buffers):
+    saved = {name: state[prefix + name] for name in (*buffers, "shard") if prefix + name in state}
+    if not saved.keys() & buffers.keys():
         return []
-    faults = _faults_of_shard(state, prefix, shard) or [
-        fault for name, buffer in buffers.items() if (fault := _fault(state, prefix + name, buffer))
-    ]
-    if faults:
-        return faults
-    for names in BUFFERS.values():
-        keys = [prefix + name for name in names]
-        rings = Rings(*(state[key] for key in keys))
-        is_meta = any(tensor.is_meta for tensor in rings)
-        fault = None if is_meta else _fault_of_rings(keys, rings, shard)
-        faults += [] if fault is None else [fault]
-    return faults
+    faults = (  # each of these relies on those before it
+        _faults_of_shard(saved, shard)
+        or [fault for item in buffers.items() for fault in _faults(saved, *item)]
+        or [fault for names in BUFFERS.values() for fault in _faults_of_rings(saved, names, shard)]
+    )
+    return [prefix + fault for fault in faults]
 
 
-def _faults_of_shard(state: Mapping[str, Any], prefix: str, expected: Shard) -> list[str]:
+def _faults_of_shard(state: Mapping[str, Any], expected: Shard) -> list[str]:
     """Check that each rank of a sharded bank loads its own shard, of the same number of ranks.
 
     Compare with `expected` and not with the bank's own tensor: a distributed checkpoint is loaded
     in place.
     """
-    saved = state.get(f"{prefix}shard", torch.tensor(WHOLE))
+    saved = state.get("shard", torch.tensor(WHOLE))
     if not isinstance(saved, Tensor) or saved.is_meta or saved.tolist() == list(expected):
         return []
     got: object = saved.tolist()
     if saved.shape == (len(Shard._fields),):
         got = "that of rank {} of {}".format(*saved.tolist())
     return [
-        f"{prefix}shard: expected that of rank {expected.rank} of {expected.size}; got {got} (each "
-        f"rank of a sharded bank loads the shard that it saved, and the number of ranks must be "
-        f"the same)"
+        f"shard: expected that of rank {expected.rank} of {expected.size}; got {got} (each rank of "
+        f"a sharded bank loads the shard that it saved, and the number of ranks must be the same)"
     ]
 
 
-def _fault(state: Mapping[str, Any], key: str, buffer: Tensor) -> str | None:
+def _faults(state: Mapping[str, Any], name: str, buffer: Tensor) -> list[str]:
     """Return what is wrong with one entry, apart from its values."""
-    value, is_floating, fix = state.get(key), buffer.is_floating_point(), ""
-    if key not in state:
+    value, is_floating, fix = state.get(name), buffer.is_floating_point(), ""
+    if name not in state:
         got, fix = "nothing: it is missing", " (load all entries of a bank, or none)"
     elif not isinstance(value, Tensor):
         got = f"a {type(value).__name__}"
@@ -168,15 +162,19 @@ def _fault(state: Mapping[str, Any], key: str, buffer: Tensor) -> str | None:
     elif not (value.is_floating_point() if is_floating else value.dtype == buffer.dtype):
         got = check.short_dtype(value.dtype)
     else:
-        return None
+        return []
     kind = "floating" if is_floating else "int64"
     shape = list(buffer.shape)
-    return f"{key}: expected a dense {kind} tensor of shape {shape}; got {got}{fix}"
+    return [f"{name}: expected a dense {kind} tensor of shape {shape}; got {got}{fix}"]
 
 
-def _fault_of_rings(keys: list[str], rings: Rings, shard: Shard) -> str | None:
-    """Return what is wrong with the values of one queue; `keys` are the names of its entries."""
-    vectors, count, next_position = rings
+def _faults_of_rings(
+    state: Mapping[str, Any], names: tuple[str, str, str], shard: Shard
+) -> list[str]:
+    """Return the first fault of the values of one queue; `names` are those of its entries."""
+    vectors, count, next_position = rings = [state[name] for name in names]
+    if any(tensor.is_meta for tensor in rings):
+        return []
     slots = vectors.shape[1]
     length = max(slots * shard.size, 1)
     # A ring that is not full is written in the order of its slots.
@@ -186,18 +184,18 @@ def _fault_of_rings(keys: list[str], rings: Rings, shard: Shard) -> str | None:
     written = torch.arange(slots, device=count.device) < count[:, None]
     is_unit = (norms - 1).abs() <= UNIT_TOLERANCE  # False for NaN
     got = f"counts {count.tolist()} and next slots {next_position.tolist()}"
-    for key, ok, expected in (
-        (keys[1], (count >= 0) & (count <= slots), f"counts from 0 to {slots}"),
-        (keys[2], follows, f"the slot after the last one written, below {length}"),
-        (keys[0], is_unit | (~written & (norms == 0)), "unit length if written, else zeros"),
+    for name, ok, expected in (
+        (names[1], (count >= 0) & (count <= slots), f"counts from 0 to {slots}"),
+        (names[2], follows, f"the slot after the last one written, below {length}"),
+        (names[0], is_unit | (~written & (norms == 0)), "unit length if written, else zeros"),
     ):
         if not bool(ok.all()):
-            return (
-                f"{key}: expected {expected}; got {'other vectors' if key == keys[0] else got} (no "
-                f"bank has saved this; if it is a moving average over state_dict(), build the bank "
-                f"with persistent=False)"
-            )
-    return None
+            return [
+                f"{name}: expected {expected}; got {'other vectors' if name == names[0] else got} "
+                f"(no bank has saved this; if it is a moving average over state_dict(), build the "
+                f"bank with persistent=False)"
+            ]
+    return []
 
 
 class UpdateGuard:

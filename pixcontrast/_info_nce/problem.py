@@ -12,7 +12,7 @@ from torch import Tensor
 from pixcontrast._distributed import Ranks, gather
 from pixcontrast._tensors import at_least_float32, product_dtype
 from pixcontrast._triton import Form
-from pixcontrast.mining import HardNegativeSampler
+from pixcontrast.samplers import HardNegativeSampler
 
 Denominator = Literal["negatives", "all"]
 

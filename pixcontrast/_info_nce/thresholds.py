@@ -17,7 +17,7 @@ from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
 from pixcontrast._tensors import widest_float
-from pixcontrast.mining import HardNegativeSampler
+from pixcontrast.samplers import HardNegativeSampler
 
 
 class Thresholds(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,19 +16,15 @@ from pixcontrast._distributed import ranks_of
 from pixcontrast._info_nce.dispatch import Result, reduced_loss
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._loss.batch import Anchors, Batch, as_anchors
-from pixcontrast._loss.contrast_set import (
-    ContrastSet,
-    contrast_set,
-    split_by_image,
-)
+from pixcontrast._loss.contrast_set import ContrastSet, contrast_set, split_by_image
 from pixcontrast._loss.gather import JointCall, Labelled
 from pixcontrast._loss.options import LossOptions
-from pixcontrast._loss.stats import MAX_CLASSES, Call, Stats, compute_stats
+from pixcontrast._loss.reports import MAX_CLASSES, Call, Stats, compute_stats
+from pixcontrast._pixels import maps
 from pixcontrast._tensors import IGNORED, mark_ignored
 from pixcontrast._triton import choose
 from pixcontrast.bank import MemoryBank
-from pixcontrast.mining import draw_seed
-from pixcontrast.samplers import AnchorSample
+from pixcontrast.samplers import AnchorSample, draw_seed
 
 
 class ContrastLoss(LossOptions):
@@ -50,30 +46,6 @@ class ContrastLoss(LossOptions):
         self._call = tree_map_only(Tensor, fn, self._call)
         return self
 
-    @overload
-    def forward(
-        self,
-        emb: Tensor,
-        labels: Tensor,
-        preds: Tensor | None = None,
-        *,
-        weight: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        return_anchors: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        emb: Tensor,
-        labels: Tensor,
-        preds: Tensor | None = None,
-        *,
-        weight: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        return_anchors: Literal[True],
-    ) -> tuple[Tensor, AnchorSample]: ...
-
     def forward(
         self,
         emb: Tensor,
@@ -85,9 +57,8 @@ class ContrastLoss(LossOptions):
         return_anchors: bool = False,
     ) -> Tensor | tuple[Tensor, AnchorSample]:
         check.check_flag("return_anchors", return_anchors)
-        emb, labels, preds, weight = self._check_call(emb, labels, preds, weight, generator)
+        batch = self._prepare(emb, labels, preds, weight, generator)
         bank_to_update = self._bank_to_update()
-        batch = self._prepare(emb, labels, preds, weight)
         sample = self.anchor_sampler(
             batch.labels, batch.preds, ignore_index=self.ignore_index, generator=generator
         )
@@ -108,52 +79,53 @@ class ContrastLoss(LossOptions):
         self._call = self._record(batch, sample, anchors, contrast, result)
         return (loss, sample) if return_anchors else loss
 
-    def _check_call(
+    def _prepare(
         self,
         emb: Tensor,
         labels: Tensor,
         preds: Tensor | None,
         weight: Tensor | None,
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Return the tensors without subclasses and channel dimensions of one."""
+    ) -> Batch:
+        """Check the arguments, bring them to the size of the features, and mark ignored labels."""
         if self.bank is not None and getattr(self, "_is_replica", False):
             raise RuntimeError(
                 f"{type(self).__name__}: expected one call for the whole batch, which the bank "
                 f"takes in; got a call by a replica of nn.DataParallel (wrap the network only, and "
                 f"call the loss with its outputs; or use DistributedDataParallel)"
             )
-        emb = check.check_feature_map("emb", emb, "D" if self.projection is None else "C")
-        labels = check.check_labels(labels, emb)
-        preds = None if preds is None else check.check_predictions(preds, emb)
-        weight = None if weight is None else check.check_pixel_weight(weight, emb)
+        emb = maps.check_feature_map("emb", emb, "D" if self.projection is None else "C")
+        labels = maps.check_labels(labels, emb)
+        preds = None if preds is None else maps.check_predictions(preds, emb)
+        weight = None if weight is None else maps.check_pixel_weight(weight, emb)
         check.check_generator(generator, emb.device)
         if "image" in self.contrast_with and emb.ndim == 2:
             expected = '(B, D, *S) with contrast_with=("image",), which points do not have'
-            check.refuse("emb", expected, check.shape_of(emb))
+            check.refuse("emb", expected, emb.shape)
         if self.bank is not None:
             if self.projection is None:
                 self.bank.check_fits(emb)
             if check.values_can_be_seen(labels) or self.validate:
                 self.bank.check_label_range(labels)
-        return emb, labels, preds, weight
+        features = maps.as_map(emb)
+        size = features.shape[2:]
+        weight = None if weight is None else maps.flat_map(weight, size)
+        num_classes = None if self.bank is None else self.bank.num_classes
+        flat_labels = maps.flat_map(labels, size)
+        marked = mark_ignored(flat_labels, self.ignore_index, num_classes, weight)
+        preds = None if preds is None else maps.flat_predictions(preds, size)
+        return Batch(features, self.projection, marked, preds, weight)
 
     def _bank_to_update(self) -> MemoryBank | None:
         """Return the bank if this call updates it. Raise or warn if the update is not allowed."""
-        if self.bank is None or not self.update_bank:
-            return None
-        if not (self.training and torch.is_grad_enabled()):
+        is_training = self.training and torch.is_grad_enabled()
+        if self.bank is None or not (self.update_bank and is_training):
             return None
         self.bank.guard.check_outside_backward()
         self.bank.guard.claim(self)
         return self.bank
 
-    def _prepare(
-        self, emb: Tensor, labels: Tensor, preds: Tensor | None, weight: Tensor | None
-    ) -> Batch:
-        num_classes = None if self.bank is None else self.bank.num_classes
-        return Batch.of(emb, self.projection, labels, preds, weight, self.ignore_index, num_classes)
-
+    @torch.no_grad()
     def _draw_for_bank(
         self, batch: Batch, bank_to_update: MemoryBank | None, generator: torch.Generator | None
     ) -> DrawnPixels | None:
@@ -161,7 +133,9 @@ class ContrastLoss(LossOptions):
         bank = self.bank
         if bank is None or (bank_to_update is None and not self._contrasts_drawn_regions()):
             return None
-        return bank._draw_pixels(batch.features, batch.labels, batch.embed_chunk(), generator)
+        return bank._entry_maker.draw_pixels(
+            batch.features, batch.labels, batch.embed_chunk(), generator
+        )
 
     def _embed(
         self, batch: Batch, indices: Tensor, labels: Tensor, drawn: DrawnPixels | None
@@ -175,7 +149,8 @@ class ContrastLoss(LossOptions):
         if self.bank is not None and drawn is not None:
             if self.projection is not None:
                 self.bank.check_fits(rows, "the output of projection")
-            new_entries = self.bank._new_entries(rows, drawn)
+            with torch.no_grad():
+                new_entries = self.bank._entry_maker.entries_of(rows, drawn)
         anchors = as_anchors(batch, indices, labels, vectors, normalize=self.normalize)
         return anchors, new_entries
 

@@ -12,64 +12,29 @@ from torch import Tensor, nn
 
 from pixcontrast import _check as check
 from pixcontrast._bank.new_entries import DrawnPixels
-from pixcontrast._pixels.maps import as_map, flat_map, flat_predictions, take_pixels
-from pixcontrast._pixels.regions import Embed
-from pixcontrast._tensors import IGNORED, mark_ignored, unit_length
+from pixcontrast._pixels.groups import Embed
+from pixcontrast._pixels.maps import take_pixels
+from pixcontrast._tensors import IGNORED, unit_length
 
 
 class Anchors(NamedTuple):
-    """The anchors of a call.
+    """The anchors of a call."""
 
-    Attributes:
-        vectors: embeddings, shape (K, D).
-        labels: int64 labels, `IGNORED` for padding, shape (K,).
-        weight: weights, shape (K,), or None.
-        images: image of each anchor, shape (K,).
-    """
-
-    vectors: Tensor
-    labels: Tensor
-    weight: Tensor | None
-    images: Tensor
+    vectors: Tensor  # embeddings, (K, D)
+    labels: Tensor  # int64 labels, `IGNORED` for padding, (K,)
+    weight: Tensor | None  # (K,)
+    images: Tensor  # image of each anchor, (K,)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The arguments of a call, at the size of the feature map.
+    """The arguments of a call, at the size of the feature map."""
 
-    Attributes:
-        features (Tensor): shape (B, C, *S): the embedding map, or the input of `projection`.
-        projection (Module, optional): maps feature rows (n, C) to embeddings (n, D). None: the
-            features are the embeddings.
-        labels (Tensor): int64 labels, `IGNORED` for ignored pixels, shape (B, P).
-        preds (Tensor, optional): predicted classes, shape (B, P).
-        weight (Tensor, optional): weight of each pixel, shape (B, P).
-    """
-
-    features: Tensor
-    projection: nn.Module | None
-    labels: Tensor
-    preds: Tensor | None
-    weight: Tensor | None
-
-    @classmethod
-    def of(
-        cls,
-        features: Tensor,
-        projection: nn.Module | None,
-        labels: Tensor,
-        preds: Tensor | None,
-        weight: Tensor | None,
-        ignore_index: int,
-        num_classes: int | None,
-    ) -> Batch:
-        """Bring checked arguments to the size of the features, and mark ignored labels."""
-        feature_map = as_map(features)
-        size = feature_map.shape[2:]
-        weight = None if weight is None else flat_map(weight, size)
-        flat_labels = mark_ignored(flat_map(labels, size), ignore_index, num_classes, weight)
-        flat_preds = None if preds is None else flat_predictions(preds, size)
-        return cls(feature_map, projection, flat_labels, flat_preds, weight)
+    features: Tensor  # the embedding map, or the input of `projection`, (B, C, *S)
+    projection: nn.Module | None  # maps feature rows (n, C) to embeddings (n, D)
+    labels: Tensor  # int64 labels, `IGNORED` for ignored pixels, (B, P)
+    preds: Tensor | None  # predicted classes, (B, P)
+    weight: Tensor | None  # weight of each pixel, (B, P)
 
     def embed(
         self, anchors: Tensor, valid: Tensor, drawn: DrawnPixels | None

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pixcontrast import _check as check
 from pixcontrast._bank.ring import QUEUES
 from pixcontrast._info_nce.problem import Problem, Shards
 from pixcontrast._loss.batch import Anchors
@@ -19,51 +18,12 @@ from pixcontrast.bank import MemoryBank
 
 
 class ContrastSet(NamedTuple):
-    """The contrast entries of a call. Labels are marked.
+    """The contrast entries of a call. Labels are marked."""
 
-    Attributes:
-        tensors: entries and labels of each contrast tensor on this rank, None for the anchors.
-        batch_labels: labels of all entries from batches, shape (n,), or None if there are none.
-        bank_entries: int64 number of valid entries of each queue, on this rank.
-        shards: entries of a bank that is spread over ranks, or None.
-    """
-
-    tensors: list[tuple[Tensor | None, Tensor | None]]
-    batch_labels: Tensor | None
-    bank_entries: tuple[Tensor, ...]
-    shards: Shards | None
-
-
-def resolve_sources(
-    contrast_with: Sequence[str] | None, choices: Sequence[str], bank: MemoryBank | None
-) -> tuple[str, ...]:
-    """Check the option `contrast_with`, or replace None by every source that exists.
-
-    Args:
-        contrast_with (sequence of str, optional): the option.
-        choices (sequence of str): the sources that the loss supports.
-        bank (MemoryBank, optional): the bank of the loss.
-    """
-    if contrast_with is None:
-        queues = (choice for choice in choices if choice in QUEUES)
-        return ("batch", *(queue for queue in queues if bank is not None and bank.slots(queue)))
-    check.check_contrast_with(contrast_with, choices)
-    check.expect(
-        not {"batch", "image"} <= set(contrast_with),
-        "contrast_with",
-        '"batch" or "image", which are the anchors of the batch and those of one image',
-        contrast_with,
-    )
-    for queue in contrast_with:
-        if queue in QUEUES and bank is None:
-            expected = f"bank=MemoryBank(...) with {queue!r}, which is a queue of the bank"
-            fix = f"pass a bank, or leave {queue!r} out"
-            check.refuse("contrast_with", expected, "bank=None", fix)
-        if queue in QUEUES and bank is not None and bank.slots(queue) == 0:
-            found = f"{queue!r}, and the bank was built without that queue"
-            fix = f"give it slots, or leave {queue!r} out"
-            check.refuse("contrast_with", "queues of the bank", found, fix)
-    return tuple(contrast_with)
+    tensors: list[tuple[Tensor | None, Tensor | None]]  # on this rank; None for the anchors
+    batch_labels: Tensor | None  # labels of all entries from batches, (n,)
+    bank_entries: tuple[Tensor, ...]  # int64 number of valid entries of each queue, on this rank
+    shards: Shards | None  # entries of a bank that is spread over ranks
 
 
 def contrast_set(
@@ -75,12 +35,8 @@ def contrast_set(
 ) -> ContrastSet:
     """Collect the entries of each source, in order.
 
-    Args:
-        sources (sequence of str): `"batch"`, `"image"`, `"pixels"`, `"regions"`.
-        anchors (Anchors): anchors of this rank, padded if `joint` is given.
-        batch_entries (Labelled, optional): the entries of `"batch"` if they are not the anchors.
-        bank (MemoryBank, optional): the bank. Required for its queues.
-        joint (JointCall, optional): if given, `"batch"` also contains the entries of other ranks.
+    The entries of `"batch"` are `batch_entries`, or else the anchors. With `joint`, the anchors are
+    padded, and `"batch"` also contains the entries of the other ranks.
     """
     contrast: list[tuple[Tensor | None, Tensor | None]] = []
     shards: list[tuple[Tensor, Tensor]] = []
@@ -88,7 +44,7 @@ def contrast_set(
     bank_entries: list[Tensor] = []
     for source in sources:
         if source in QUEUES:
-            assert bank is not None  # see `resolve_sources`
+            assert bank is not None  # see `LossOptions`
             (shards if bank.is_spread else contrast).append(bank._labelled(source, IGNORED))
             bank_entries.append(bank.count(source).sum())
         elif source == "image" or (batch_entries is None and joint is None):

@@ -1,4 +1,4 @@
-"""Maps: points as maps, labels and predictions at the embedding's size, and taking pixels."""
+"""Maps of a call: their checks, labels and predictions at the embedding's size, taking pixels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,92 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from pixcontrast._check import (
+    check_same_device,
+    check_tensor,
+    check_weights,
+    expect,
+    refuse,
+    shape_of,
+)
+
+
+def check_feature_map(
+    name: str, value: object, channels: str, num_channels: int | None = None
+) -> Tensor:
+    """Accept a floating point tensor of shape (B, channels, *S) or (N, channels).
+
+    `channels` names the dimension in messages; `num_channels` is its size, or None for any but 0.
+    """
+    features = check_tensor(name, value, "a floating")
+    valid = num_channels is None or (features.ndim > 1 and features.shape[1] == num_channels)
+    expected = f"(B, {channels}, *S) with 1 to 3 spatial dimensions, or (N, {channels})"
+    expect(valid and 2 <= features.ndim <= 5, name, expected, features.shape)
+    expect(features.shape[1] >= 1, name, f"{channels} of at least 1", features.shape)
+    return features
+
+
+def check_labels(value: object, emb: Tensor) -> Tensor:
+    """Accept labels (B, *S_any) or (B, 1, *S_any), and return them as (B, *S_any)."""
+    is_one_hot = isinstance(value, Tensor) and value.ndim == emb.ndim and value.shape[1] > 1
+    fix = "the fix is labels.argmax(1)" if is_one_hot else ""
+    labels = _pixel_map("labels", check_tensor("labels", value, "an integer or bool", fix), emb)
+    size = labels.shape[1:]
+    if emb.ndim > 2 and size == emb.shape[1:-1] and size != emb.shape[2:]:
+        got = f"{shape_of(emb)}, which fits labels {shape_of(labels)} with channels last"
+        refuse("emb", "(B, D, *S), channels first", got, "the fix is emb.movedim(-1, 1)")
+    return labels
+
+
+def check_pixel_weight(value: object, emb: Tensor) -> Tensor:
+    """Accept weights (B, *S_any) or (B, 1, *S_any), and return them as (B, *S_any)."""
+    weight = check_tensor("weight", value, "a floating, integer or bool")
+    return check_weights("weight", _pixel_map("weight", weight, emb))
+
+
+def check_predictions(value: object, emb: Tensor) -> Tensor:
+    """Accept classes (B, *S_any) or (B, 1, *S_any), or logits (B, C, *S_any), C at least 2.
+
+    Return classes (B, *S_any), or the logits.
+    """
+    preds = check_tensor("preds", value, "a floating, integer or bool")
+    if not preds.is_floating_point():
+        return _pixel_map("preds", preds, emb)
+    if preds.ndim != emb.ndim:
+        expected = f"integer classes {_map_shape(emb)} or floating logits with a class dimension"
+        got = f"{preds.dtype} of shape {shape_of(preds)}"
+        fix = "for the probability of one class pass preds > 0.5"
+        refuse("preds", f"{expected} after the first", got, fix, TypeError)
+    fix = "argmax over one class is always 0; for one logit per pixel pass "
+    fix += "(logit > 0).long().squeeze(1)"
+    expect(preds.shape[1] >= 2, "preds", "logits of at least 2 classes", preds.shape, fix)
+    _pixel_map("preds", preds.select(1, 0), emb)
+    return preds
+
+
+def _pixel_map(name: str, value: Tensor, emb: Tensor) -> Tensor:
+    """Accept (B, *S_any) for an embedding (B, D, *S), and (N,) for points (N, D).
+
+    A channel dimension of one is removed.
+    """
+    if value.ndim == emb.ndim and value.shape[1] == 1:
+        value = value.squeeze(1)
+    if value.ndim != emb.ndim - 1:
+        fix = f"for one-hot {name} pass {name}.argmax(1)" if value.ndim == emb.ndim else ""
+        refuse(name, f"{_map_shape(emb)} for emb {shape_of(emb)}", value.shape, fix)
+    if value.shape[0] != emb.shape[0]:
+        unit = "points" if emb.ndim == 2 else "images"
+        expected = f"the same number of {unit} as emb, {emb.shape[0]}"
+        refuse(name, expected, f"{value.shape[0]} (shape {shape_of(value)})")
+    is_missing = value.numel() == 0 and emb.numel() > 0
+    expect(not is_missing, name, "at least one pixel per image", value.shape)
+    check_same_device(name, value, "emb", emb)
+    return value
+
+
+def _map_shape(emb: Tensor) -> str:
+    return "(N,)" if emb.ndim == 2 else "(B, " + ", ".join("DHW"[5 - emb.ndim :]) + ")"
 
 
 def as_map(emb: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def test_pixels_that_cancel_out_are_no_region():
 
 def test_no_pass_over_the_map(monkeypatch):
     for name in ("region_means", "usable_pixels"):
-        monkeypatch.setattr(f"pixcontrast._bank.new_entries.{name}", None)
+        monkeypatch.setattr(f"pixcontrast._pixels.groups.{name}", None)
     bank = bank_of(4)
     bank.update(*scene())
     assert bank.region_count.tolist() == [2, 2, 2]
@@ -118,10 +118,10 @@ def test_rows_of_drawn_pixels_give_the_entries_of_the_map(region, slots):
     by_map, by_rows = bank_of(region, **slots), bank_of(region, **slots)
     by_map.update(emb, labels, generator=seeded())
     marked = labels.flatten(1)
-    drawn = by_rows._draw_pixels(emb, marked, None, seeded())
+    drawn = by_rows._entry_maker.draw_pixels(emb, marked, None, seeded())
     rows = emb.flatten(2).transpose(1, 2).reshape(-1, 4)[drawn.indices]
     assert (marked.flatten()[drawn.indices] >= 0)[drawn.valid.flatten()].all()
-    by_rows._store(by_rows._new_entries(rows, drawn))
+    by_rows._store(by_rows._entry_maker.entries_of(rows, drawn))
     for name, buffer in by_map.state_dict().items():
         assert torch.equal(buffer, by_rows.state_dict()[name]), name
 

@@ -23,7 +23,7 @@ from pixcontrast._info_nce.operators import losses_operator
 from pixcontrast._info_nce.problem import Problem, Shards
 from pixcontrast._info_nce.sharded import find_rank_thresholds
 from pixcontrast._info_nce.thresholds import Thresholds
-from pixcontrast.mining import Strategy
+from pixcontrast.samplers import Strategy
 
 LOSSES = {"pixels": PixelContrastLoss, "regions": RegionContrastLoss}
 EVERY_PIXEL = RandomAnchorSampler(max_anchors=10_000, max_views=10_000)

@@ -10,8 +10,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from benchmarks._measure.command import matmul_precision
 from pixcontrast import _triton
-from pixcontrast.__main__ import matmul_precision
 from pixcontrast._info_nce import dense as dense_form
 
 __all__ = [

@@ -11,7 +11,7 @@ from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.mined import row_blocks
 from pixcontrast._info_nce.thresholds import select_from_rows
 from pixcontrast.functional import info_nce
-from pixcontrast.mining import draw_seed
+from pixcontrast.samplers import draw_seed
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ def on_a_gpu(unseen_values, monkeypatch):
     from pixcontrast import _check
 
     monkeypatch.setattr(_check, "values_can_be_seen", lambda tensor: False)
-    monkeypatch.setattr(_check.tensors, "values_can_be_seen", lambda tensor: False)
 
 
 @pytest.mark.usefixtures("on_a_gpu")

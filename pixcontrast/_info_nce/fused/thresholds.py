@@ -11,7 +11,7 @@ from pixcontrast._info_nce.fused.launch import launch, launch_splits, plan_split
 from pixcontrast._info_nce.fused.layout import Layout
 from pixcontrast._info_nce.radix_select import DIGIT_BITS, NUM_DIGITS, from_ordered_int
 from pixcontrast._info_nce.thresholds import Thresholds, find_thresholds
-from pixcontrast.mining import HardNegativeSampler
+from pixcontrast.samplers import HardNegativeSampler
 
 DIGIT_ROWS = 32
 NO_CANDIDATE = torch.iinfo(torch.int32).min
