@@ -9,7 +9,13 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
 
-from ahead_of_time import KERNELS, SHARED_MEMORY, compile_kernel, compiled  # noqa: E402
+from ahead_of_time import (  # noqa: E402
+    KERNELS,
+    MERGING_KERNELS,
+    SHARED_MEMORY,
+    compile_kernel,
+    compiled,
+)
 
 from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
     LARGEST_DIM,
@@ -108,6 +114,14 @@ def test_what_ships_compiles_and_fits(variant):
         assert made.stack == 0, "spilled registers"
     if card == 90 and kind != "ieee" and configuration.rows >= 64:
         assert "wgmma" in made.ptx
+
+
+@pytest.mark.parametrize("name", list(MERGING_KERNELS))
+@pytest.mark.parametrize("option", ["WEIGHTED", "BOUNDED", "ALL"])
+def test_the_kernels_that_merge_compile(name, option):
+    constants = {"WEIGHTED": False, "MINED": name == "digit", option: True}
+    made = compile_kernel(name, Configuration(32, 16, 4, 3), "16", 100, 90, **constants)
+    assert made.stack == 0
 
 
 def test_representative_rows_have_every_card_kind_and_width():
