@@ -20,7 +20,7 @@ from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel, 
 from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
 from pixcontrast._info_nce.fused.kernels.positives import merge_kernel, positives_kernel
 from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel, digit_kernel
-from pixcontrast._info_nce.fused.launch import Options, padded_dim
+from pixcontrast._info_nce.fused.launch import Settings, padded_dim
 from pixcontrast._info_nce.fused.layout import Vectors
 from pixcontrast._info_nce.fused.passes import DenominatorSums, PositiveSums
 from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult
@@ -87,7 +87,7 @@ def compile_kernel(
         entries = anchors
     shape = dim, padded_dim(dim), configuration.rows, configuration.columns
     precision = "ieee" if kind == "ieee" else "tf32"
-    compiled_in = *shape, precision, *(flags[field] for field in Options._fields[8:])
+    compiled_in = *shape, precision, *(flags[field] for field in Settings._fields[8:])
     statistics = AnchorStatistics("*fp32", "*fp32", "*fp32")
     sizes = "anchors", "entries", "blocks", "splits", "sums", "weighted"
     types = {
@@ -98,7 +98,7 @@ def compile_kernel(
         "result": ForwardResult("*fp32", "*i1", "*fp32" if flags["WEIGHTED"] else none, statistics),
         "partials": DenominatorSums("*fp32", "*fp32", "*fp32", "*fp32"),
         "sums": PositiveSums("*i32", "*fp32", "*fp32", "*fp32"),
-        "options": Options("fp32", "fp32", "fp32", *map(Constant, compiled_in)),
+        "settings": Settings("fp32", "fp32", "fp32", *map(Constant, compiled_in)),
         "min_hardness": "*fp32" if flags["POOLED"] else none,
         "order": "*i64",
         **dict.fromkeys(("survey", "prefixes", "counts", "requested"), "*i32"),

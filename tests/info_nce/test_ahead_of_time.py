@@ -16,6 +16,9 @@ from ahead_of_time import (  # noqa: E402
     compile_kernel,
     compiled,
 )
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.backends.nvidia.compiler import CUDABackend  # noqa: E402
+from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
     LARGEST_DIM,
@@ -122,6 +125,16 @@ def test_the_kernels_that_merge_compile(name, option):
     constants = {"WEIGHTED": False, "MINED": name == "digit", option: True}
     made = compile_kernel(name, Configuration(32, 16, 4, 3), "16", 100, 90, **constants)
     assert made.stack == 0
+
+
+@pytest.mark.parametrize("name", [*KERNELS, *MERGING_KERNELS])
+def test_a_launch_can_bind_the_arguments(name):
+    # Triton writes the function that does so: some names of arguments are its own.
+    kernel = {**KERNELS, **MERGING_KERNELS}[name]
+    backend = CUDABackend(GPUTarget("cuda", 90, 32))
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    arguments = dict.fromkeys(kernel.arg_names)
+    assert binder(**arguments)[0] == arguments
 
 
 def test_representative_rows_have_every_card_kind_and_width():

@@ -30,7 +30,7 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-class Options(NamedTuple):
+class Settings(NamedTuple):
     """How a kernel computes similarities. Fields in capitals are compiled in.
 
     Similarities are multiplied by `scale`, log2(e) / τ, and saturate at `limit` unless `BOUNDED`.
@@ -82,7 +82,7 @@ def launch(
     given: dict[str, Any] = {
         **vars(layout),
         "num_anchors": len(layout),
-        "options": Options(scale, limit, inverse, *map(tl.constexpr, constants)),
+        "settings": Settings(scale, limit, inverse, *map(tl.constexpr, constants)),
         **arguments,
     }
     if tensor is not None:

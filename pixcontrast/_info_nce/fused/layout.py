@@ -141,34 +141,34 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
                 classes,
                 blocks,
                 len(labels),
-                num_blocks,
                 len(anchor_labels).bit_length(),
                 BLOCK_N=block_size,
             )
         return classes, blocks
 
-    def key_bits(bits_of: Callable[[Tensor, Tensor], Tensor], ids: Tensor) -> Tensor | None:
+    def key_bits(
+        bits_of: Callable[[Tensor, Tensor], Tensor], indices: Tensor, first_id: int
+    ) -> Tensor | None:
         if problem.negative_sampler is None:
             return None
         if problem.seed is None:
-            return torch.zeros_like(ids, dtype=torch.int32)
-        return bits_of(problem.seed, ids)
+            return torch.zeros_like(indices, dtype=torch.int32)
+        return bits_of(problem.seed, indices + first_id)
 
     classes, anchor_blocks = survey(anchor_labels)
-    bits = key_bits(anchor_bits, order + problem.first_anchor_id)
+    bits = key_bits(anchor_bits, order, problem.first_anchor_id)
     strides = tl.constexpr(values.shape[1]), tl.constexpr(1)
     anchors = Vectors(values, classes, bits, num_valid, *strides, None)
     narrowest = torch.finfo(problem.product_dtype).max
     contrast = []
     for tensor in problem.contrast:
         if tensor.is_anchors:
-            bits = key_bits(entry_bits, order + tensor.first_id)
+            bits = key_bits(entry_bits, order, tensor.first_id)
             entries, blocks = anchors._replace(key_bits=bits), anchor_blocks
         else:
             values, labels = tensor.entries.detach(), tensor.labels.contiguous()
-            bits = key_bits(
-                entry_bits, torch.arange(len(labels), device=labels.device) + tensor.first_id
-            )
+            indices = torch.arange(len(labels), device=labels.device)
+            bits = key_bits(entry_bits, indices, tensor.first_id)
             classes, blocks = survey(labels)
             largest = narrowest if torch.finfo(values.dtype).max > narrowest else None
             row_stride, column_stride = values.stride()

@@ -30,17 +30,9 @@ FULL_BEFORE, MIXED_BEFORE, MIXED, NONEMPTY, RUN_STARTS, RUN_STOPS, NUM_RUNS = ma
 CHUNK = tl.constexpr(1024)
 
 
-@triton.jit(do_not_specialize=["num_entries", "num_blocks", "num_steps"])
+@triton.jit(do_not_specialize=["num_entries", "num_steps"])
 def classes_kernel(
-    labels,
-    anchor_labels,
-    num_valid,
-    classes,
-    survey,
-    num_entries,
-    num_blocks,
-    num_steps,
-    BLOCK_N: tl.constexpr,
+    labels, anchor_labels, num_valid, classes, survey, num_entries, num_steps, BLOCK_N: tl.constexpr
 ):
     """Program j: the class of each entry of block j, and rows 0 to 2 of the survey.
 
@@ -66,7 +58,7 @@ def classes_kernel(
     valid = label >= 0
     entry_class = tl.where(valid, 2 * low + known.to(tl.int32), -1)
     tl.store(classes + ids, entry_class, mask=inside)
-    stride = num_blocks + 1
+    stride = tl.num_programs(0) + 1
     tl.store(survey + block, tl.min(tl.where(valid, entry_class, 0x7FFFFFFF)))
     tl.store(survey + stride + block, tl.max(entry_class))
     tl.store(survey + 2 * stride + block, tl.sum(valid.to(tl.int32)))

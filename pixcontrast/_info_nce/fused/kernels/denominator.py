@@ -15,9 +15,9 @@ from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 
 @triton.jit
-def _accumulate(logits, entry_tile, maximum, total, weighted, options, MASKED: tl.constexpr):
+def _accumulate(logits, entry_tile, maximum, total, weighted, settings, MASKED: tl.constexpr):
     """Merge a tile of similarities into a partial result. Masked similarities are −∞."""
-    if options.BOUNDED:
+    if settings.BOUNDED:
         likelihoods = tl.exp2(logits)
     else:
         raised = tl.maximum(maximum, tl.max(logits, 1))
@@ -28,12 +28,12 @@ def _accumulate(logits, entry_tile, maximum, total, weighted, options, MASKED: t
         rescaled = tl.exp2(maximum - reference)
         likelihoods = tl.exp2(logits - reference[:, None])
         total = total * rescaled
-        if options.WEIGHTED:
+        if settings.WEIGHTED:
             weighted = weighted * rescaled[:, None]
         maximum = raised
     total += tl.sum(likelihoods, 1)
-    if options.WEIGHTED:
-        weighted = tile.multiply(likelihoods, entry_tile, weighted, options.PRECISION)
+    if settings.WEIGHTED:
+        weighted = tile.multiply(likelihoods, entry_tile, weighted, settings.PRECISION)
     return maximum, total, weighted
 
 
@@ -48,26 +48,26 @@ def denominator_kernel(
     thresholds,
     partials,
     first_split,
-    options,
+    settings,
 ):
     """Program (i, k): the partial result of anchor block i over the k-th split of the entries.
 
     The first loop visits full blocks in which every entry belongs to Z of every anchor; they need
     no mask. The second loop visits all other blocks that are not empty.
     """
-    first_anchor = tl.program_id(0) * options.BLOCK_M
+    first_anchor = tl.program_id(0) * settings.BLOCK_M
     split = tl.program_id(1)
     num_splits = tl.num_programs(1)
     valid_anchors = tl.load(anchors.num_valid)
     if first_anchor >= valid_anchors:
         return
-    rows = tile.load_anchors(anchors, first_anchor, valid_anchors, options.BLOCK_M, options)
+    rows = tile.load_anchors(anchors, first_anchor, valid_anchors, settings.BLOCK_M, settings)
     anchor_ids, is_anchor, anchor_tile, _ = rows
-    maximum = tl.full([options.BLOCK_M], float("-inf"), dtype=tl.float32)
-    total = tl.zeros([options.BLOCK_M], dtype=tl.float32)
+    maximum = tl.full([settings.BLOCK_M], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
     # Without a gradient this is the smallest tensor there can be.
-    num_components: tl.constexpr = options.BLOCK_D if options.WEIGHTED else 1
-    weighted = tl.zeros([options.BLOCK_M, num_components], dtype=tl.float32)
+    num_components: tl.constexpr = settings.BLOCK_D if settings.WEIGHTED else 1
+    weighted = tl.zeros([settings.BLOCK_M, num_components], dtype=tl.float32)
     mined: tl.constexpr = thresholds is not None
     if mined:
         threshold = tile.load(thresholds.negative_logit, anchor_ids, is_anchor)[:, None]
@@ -80,15 +80,15 @@ def denominator_kernel(
     hull_stop = num_blocks * 0
     gap = num_blocks * 0
     gap_stop = num_blocks * 0
-    if mined or not options.ALL:
-        low, high = blocks.class_range(anchors, first_anchor, valid_anchors, options.BLOCK_M)
+    if mined or not settings.ALL:
+        low, high = blocks.class_range(anchors, first_anchor, valid_anchors, settings.BLOCK_M)
         hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
-        if not options.ALL:
+        if not settings.ALL:
             gap, gap_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=True)
-    elif options.IS_ANCHORS:
-        hull = tl.minimum(first_anchor // options.BLOCK_N, num_blocks)
-        last_anchor = first_anchor + options.BLOCK_M
-        hull_stop = tl.minimum((last_anchor + options.BLOCK_N - 1) // options.BLOCK_N, num_blocks)
+    elif settings.IS_ANCHORS:
+        hull = tl.minimum(first_anchor // settings.BLOCK_N, num_blocks)
+        last_anchor = first_anchor + settings.BLOCK_M
+        hull_stop = tl.minimum((last_anchor + settings.BLOCK_N - 1) // settings.BLOCK_N, num_blocks)
 
     num_full, num_mixed = blocks.counts_before(survey, num_blocks, num_blocks)
     full_before, mixed_before = blocks.counts_before(survey, num_blocks, hull)
@@ -102,18 +102,18 @@ def denominator_kernel(
             survey, num_blocks, segment, hull, hull_stop, full_in_hull, first, stop
         )
         for block in range(segment_start, segment_stop):
-            ids = block * options.BLOCK_N + tl.arange(0, options.BLOCK_N)
-            entry_tile = tile.load_vectors(entries, ids, None, anchors, options)
-            logits = tile.similarities(anchor_tile, entry_tile, options)
+            ids = block * settings.BLOCK_N + tl.arange(0, settings.BLOCK_N)
+            entry_tile = tile.load_vectors(entries, ids, None, anchors, settings)
+            logits = tile.similarities(anchor_tile, entry_tile, settings)
             if mined:
                 other_bits = tl.load(entries.key_bits + ids)[None, :]
                 counts = tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
                 logits = tl.where(counts, logits, float("-inf"))
             maximum, total, weighted = _accumulate(
-                logits, entry_tile, maximum, total, weighted, options, mined
+                logits, entry_tile, maximum, total, weighted, settings, mined
             )
 
-    if mined and options.ALL:
+    if mined and settings.ALL:
         own_threshold = tile.load(thresholds.positive_logit, anchor_ids, is_anchor)[:, None]
         own_key = tile.load(thresholds.positive_key, anchor_ids, is_anchor)[:, None]
     # The visits of the second loop: the hull without the gap, then the mixed blocks outside it.
@@ -130,48 +130,48 @@ def denominator_kernel(
             place = blocks.skip_gap(visit - hull_visits, mixed_before, mixed_in_hull)
             block = blocks.at(survey, num_blocks, blocks.MIXED, place)
         ids, entry_tile, logits, positive, negative, pair = tile.load_pairs(
-            rows, entries, block, num_entries, anchors, options
+            rows, entries, block, num_entries, anchors, settings
         )
         if mined:
             other_bits = tile.load(entries.key_bits, ids, ids < num_entries)[None, :]
             negative &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
-            if options.ALL:
+            if settings.ALL:
                 positive &= tile.is_selected(
                     logits, own_threshold, own_key, bits, other_bits, POSITIVE=True
                 )
             pair = positive | negative
-        counts = pair if options.ALL else negative
+        counts = pair if settings.ALL else negative
         logits = tl.where(counts, logits, float("-inf"))
         maximum, total, weighted = _accumulate(
-            logits, entry_tile, maximum, total, weighted, options, True
+            logits, entry_tile, maximum, total, weighted, settings, True
         )
 
     slots = anchor_ids.to(tl.int64) + (first_split + split) * num_anchors
-    if not options.BOUNDED:
+    if not settings.BOUNDED:
         tl.store(partials.maxima + slots, maximum, mask=is_anchor)
     tl.store(partials.totals + slots, total, mask=is_anchor)
-    if options.WEIGHTED:
-        tile.store_vectors(partials.weighted_sums, slots, is_anchor, weighted, options)
+    if settings.WEIGHTED:
+        tile.store_vectors(partials.weighted_sums, slots, is_anchor, weighted, settings)
 
 
 @triton.jit(do_not_specialize=["num_anchors", "num_splits"])
-def lse_kernel(anchors, num_anchors, partials, num_splits, options):
+def lse_kernel(anchors, num_anchors, partials, num_splits, settings):
     """Compute Z of each anchor to the base 2 over all splits; −∞ if no entry belongs to it."""
-    ids = tl.program_id(0) * options.BLOCK_M + tl.arange(0, options.BLOCK_M)
+    ids = tl.program_id(0) * settings.BLOCK_M + tl.arange(0, settings.BLOCK_M)
     inside = ids < tl.load(anchors.num_valid)
-    maximum = tl.zeros([options.BLOCK_M], dtype=tl.float32)
-    if not options.BOUNDED:
+    maximum = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
+    if not settings.BOUNDED:
         maximum += float("-inf")
         for split in range(num_splits):
             slots = ids.to(tl.int64) + split * num_anchors
             partial = tile.load(partials.maxima, slots, inside, float("-inf"))
             maximum = tl.maximum(maximum, partial)
         maximum = tl.where(maximum == float("-inf"), 0.0, maximum)
-    total = tl.zeros([options.BLOCK_M], dtype=tl.float32)
+    total = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
     for split in range(num_splits):
         slots = ids.to(tl.int64) + split * num_anchors
         partial = tile.load(partials.totals, slots, inside)
-        if not options.BOUNDED:
+        if not settings.BOUNDED:
             partial *= tl.exp2(tile.load(partials.maxima, slots, inside) - maximum)
         total += partial
     result = tl.log2(tl.where(total > 0, total, 1.0)) + maximum

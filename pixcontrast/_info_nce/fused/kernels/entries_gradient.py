@@ -47,7 +47,7 @@ def entries_gradient_kernel(
     statistics,
     upstream,
     gradients,
-    options,
+    settings,
     BOTH_ROLES: tl.constexpr,
     IN_FLOAT32: tl.constexpr,
 ):
@@ -57,11 +57,11 @@ def entries_gradient_kernel(
     float16's range.
     """
     ids, valid, entry_class = tile.load_classes(
-        entries, tl.program_id(0), num_entries, options.BLOCK_M
+        entries, tl.program_id(0), num_entries, settings.BLOCK_M
     )
     inside = ids < num_entries
-    entry_tile = tile.load_vectors(entries, ids, valid, anchors, options)
-    gradient = tl.zeros([options.BLOCK_M, options.BLOCK_D], dtype=tl.float32)
+    entry_tile = tile.load_vectors(entries, ids, valid, anchors, settings)
+    gradient = tl.zeros([settings.BLOCK_M, settings.BLOCK_D], dtype=tl.float32)
     if thresholds is not None:
         other_bits = tile.load(entries.key_bits, ids, inside)[:, None]
     if BOTH_ROLES:
@@ -69,22 +69,22 @@ def entries_gradient_kernel(
 
     valid_anchors = tl.load(anchors.num_valid)
     split = tl.program_id(1)
-    num_blocks = (valid_anchors + options.BLOCK_N - 1) // options.BLOCK_N
+    num_blocks = (valid_anchors + settings.BLOCK_N - 1) // settings.BLOCK_N
     start, stop = blocks.split_range(num_blocks, split, tl.num_programs(1))
     for block in range(start, stop):
         anchor_ids, is_anchor, anchor_tile, anchor_class = tile.load_anchors(
-            anchors, block * options.BLOCK_N, valid_anchors, options.BLOCK_N, options
+            anchors, block * settings.BLOCK_N, valid_anchors, settings.BLOCK_N, settings
         )
         known = _load_known(statistics, upstream, anchor_ids, is_anchor, 0)
         if thresholds is not None:
             # In the order of the earlier passes, which gives the same bits: a threshold is one of
             # these similarities.
-            logits = tl.trans(tile.similarities(anchor_tile, entry_tile, options))
+            logits = tl.trans(tile.similarities(anchor_tile, entry_tile, settings))
         else:
-            logits = tile.similarities(entry_tile, anchor_tile, options)
+            logits = tile.similarities(entry_tile, anchor_tile, settings)
         pair = valid[:, None] & is_anchor[None, :]
         positive, negative, _ = tile.masks(
-            pair, entry_class, anchor_class, ids, anchor_ids, options.IS_ANCHORS
+            pair, entry_class, anchor_class, ids, anchor_ids, settings.IS_ANCHORS
         )
         if thresholds is not None:
             bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[None, :]
@@ -94,12 +94,12 @@ def entries_gradient_kernel(
             threshold = tile.load(thresholds.positive_logit, anchor_ids, is_anchor)[None, :]
             key = tile.load(thresholds.positive_key, anchor_ids, is_anchor)[None, :]
             positive &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=True)
-        coefficients = _coefficients(logits, positive, negative, known, options.ALL)
+        coefficients = _coefficients(logits, positive, negative, known, settings.ALL)
         if BOTH_ROLES:
-            coefficients += _coefficients(logits, positive, negative, own, options.ALL)
+            coefficients += _coefficients(logits, positive, negative, own, settings.ALL)
         if IN_FLOAT32:
             anchor_tile = anchor_tile.to(tl.float32)
-        gradient = tile.multiply(coefficients, anchor_tile, gradient, options.PRECISION)
+        gradient = tile.multiply(coefficients, anchor_tile, gradient, settings.PRECISION)
 
     slots = ids.to(tl.int64) + split * num_entries
-    tile.store_vectors(gradients, slots, inside, gradient * options.inverse_temperature, options)
+    tile.store_vectors(gradients, slots, inside, gradient * settings.inverse_temperature, settings)

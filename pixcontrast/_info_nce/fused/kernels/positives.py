@@ -25,7 +25,7 @@ def positives_kernel(
     lse,
     sums,
     first_split,
-    options,
+    settings,
     shrink,
     TILES: tl.constexpr,
 ):
@@ -34,36 +34,36 @@ def positives_kernel(
     Losses are multiplied by `shrink`, a power of two, so that a sum of finite terms is finite. A
     block of the survey holds TILES tiles of this pass.
     """
-    first_anchor = tl.program_id(0) * options.BLOCK_M
+    first_anchor = tl.program_id(0) * settings.BLOCK_M
     split = tl.program_id(1)
     valid_anchors = tl.load(anchors.num_valid)
     if first_anchor >= valid_anchors:
         return
-    rows = tile.load_anchors(anchors, first_anchor, valid_anchors, options.BLOCK_M, options)
+    rows = tile.load_anchors(anchors, first_anchor, valid_anchors, settings.BLOCK_M, settings)
     anchor_ids, is_anchor = rows[0], rows[1]
     z = tile.load(lse, anchor_ids, is_anchor)[:, None]
-    count = tl.zeros([options.BLOCK_M], dtype=tl.int32)
-    loss = tl.zeros([options.BLOCK_M], dtype=tl.float32)
-    weight = tl.zeros([options.BLOCK_M], dtype=tl.float32)
-    num_components: tl.constexpr = options.BLOCK_D if options.WEIGHTED else 1
-    positive_sum = tl.zeros([options.BLOCK_M, num_components], dtype=tl.float32)
+    count = tl.zeros([settings.BLOCK_M], dtype=tl.int32)
+    loss = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
+    weight = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
+    num_components: tl.constexpr = settings.BLOCK_D if settings.WEIGHTED else 1
+    positive_sum = tl.zeros([settings.BLOCK_M, num_components], dtype=tl.float32)
     if thresholds is not None:
         threshold = tile.load(thresholds.positive_logit, anchor_ids, is_anchor)[:, None]
         key = tile.load(thresholds.positive_key, anchor_ids, is_anchor)[:, None]
         bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[:, None]
 
-    low, high = blocks.class_range(anchors, first_anchor, valid_anchors, options.BLOCK_M)
+    low, high = blocks.class_range(anchors, first_anchor, valid_anchors, settings.BLOCK_M)
     hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
     first, stop = blocks.split_range((hull_stop - hull) * TILES, split, tl.num_programs(1))
     for visit in range(hull * TILES + first, hull * TILES + stop):
         ids, entry_tile, logits, positive, _, _ = tile.load_pairs(
-            rows, entries, visit, num_entries, anchors, options
+            rows, entries, visit, num_entries, anchors, settings
         )
         if thresholds is not None:
             other_bits = tile.load(entries.key_bits, ids, ids < num_entries)[None, :]
             positive &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=True)
         count += tl.sum(positive.to(tl.int32), 1)
-        if options.ALL:
+        if settings.ALL:
             loss += tl.sum(tl.where(positive, logits * shrink, 0.0), 1)
             strength = tl.where(positive, 1.0, 0.0)
         else:
@@ -71,16 +71,16 @@ def positives_kernel(
             loss += tl.sum(tl.where(positive, term * shrink, 0.0), 1)
             strength = tl.where(positive, strength, 0.0)
             weight += tl.sum(strength, 1)
-        if options.WEIGHTED:
-            positive_sum = tile.multiply(strength, entry_tile, positive_sum, options.PRECISION)
+        if settings.WEIGHTED:
+            positive_sum = tile.multiply(strength, entry_tile, positive_sum, settings.PRECISION)
 
     slots = anchor_ids.to(tl.int64) + (first_split + split) * num_anchors
     tl.store(sums.counts + slots, count, mask=is_anchor)
     tl.store(sums.losses + slots, loss, mask=is_anchor)
-    if not options.ALL:
+    if not settings.ALL:
         tl.store(sums.weights + slots, weight, mask=is_anchor)
-    if options.WEIGHTED:
-        tile.store_vectors(sums.positive_sums, slots, is_anchor, positive_sum, options)
+    if settings.WEIGHTED:
+        tile.store_vectors(sums.positive_sums, slots, is_anchor, positive_sum, settings)
 
 
 @triton.jit(do_not_specialize=["num_anchors", "num_weighted", "num_splits", "num_sums"])
@@ -95,33 +95,33 @@ def merge_kernel(
     num_sums,
     expand,
     result,
-    options,
+    settings,
 ):
     """Program (i, d): the results of anchor block i, and block d of its gradient's components.
 
     Splits with a weighted sum come first. `expand` is 1 / `shrink` of the positives' pass. Results
     are stored in the caller's order.
     """
-    first_anchor = tl.program_id(0) * options.BLOCK_M
+    first_anchor = tl.program_id(0) * settings.BLOCK_M
     valid_anchors = tl.load(anchors.num_valid)
     if first_anchor >= valid_anchors:
         return
-    ids = first_anchor + tl.arange(0, options.BLOCK_M)
+    ids = first_anchor + tl.arange(0, settings.BLOCK_M)
     inside = ids < valid_anchors
     z = tile.load(partials.lse, ids, inside)
-    count = tl.zeros([options.BLOCK_M], dtype=tl.int32)
-    loss = tl.zeros([options.BLOCK_M], dtype=tl.float32)
-    weight = tl.zeros([options.BLOCK_M], dtype=tl.float32)
+    count = tl.zeros([settings.BLOCK_M], dtype=tl.int32)
+    loss = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
+    weight = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
     for split in range(num_splits):
         slots = ids.to(tl.int64) + split * num_anchors
         count += tile.load(sums.counts, slots, inside)
         loss += tile.load(sums.losses, slots, inside)
-        if not options.ALL:
+        if not settings.ALL:
             weight += tile.load(sums.weights, slots, inside)
     has_positive = count > 0
     inverse = tl.where(has_positive, 1.0 / tl.maximum(count, 1).to(tl.float32), 0.0)
     loss = loss * (expand * inverse) * 0.6931471805599453
-    if options.ALL:
+    if settings.ALL:
         loss = tl.where(has_positive, z * 0.6931471805599453 - loss, 0.0)
         loss = tl.where(loss < 0.0, 0.0, loss)  # not below 0 by rounding; NaN stays
         weight = tl.where(has_positive, 1.0, 0.0)
@@ -135,26 +135,26 @@ def merge_kernel(
         tl.store(result.statistics.weight + out_ids, weight, mask=inside)
         tl.store(result.statistics.inv_num_positives + out_ids, inverse, mask=inside)
     if result.anchor_gradient is not None:
-        components = tl.program_id(1) * options.BLOCK_N + tl.arange(0, options.BLOCK_N)
-        inside_map = inside[:, None] & (components < options.D)[None, :]
-        negative_mean = tl.zeros([options.BLOCK_M, options.BLOCK_N], dtype=tl.float32)
+        components = tl.program_id(1) * settings.BLOCK_N + tl.arange(0, settings.BLOCK_N)
+        inside_map = inside[:, None] & (components < settings.D)[None, :]
+        negative_mean = tl.zeros([settings.BLOCK_M, settings.BLOCK_N], dtype=tl.float32)
         # Z is −∞ without an entry; all weighted sums are 0 then.
         reference = tl.where(z == float("-inf"), 0.0, z)
         for split in range(num_weighted):
             slots = ids.to(tl.int64) + split * num_anchors
-            pointers = partials.weighted_sums + slots[:, None] * options.D + components[None, :]
-            if options.BOUNDED:
+            pointers = partials.weighted_sums + slots[:, None] * settings.D + components[None, :]
+            if settings.BOUNDED:
                 factor = tl.exp2(-reference)
             else:
                 maximum = tile.load(partials.maxima, slots, inside)
                 factor = tl.exp2(maximum - reference)
             negative_mean += tl.load(pointers, mask=inside_map, other=0.0) * factor[:, None]
-        positive_sum = tl.zeros([options.BLOCK_M, options.BLOCK_N], dtype=tl.float32)
+        positive_sum = tl.zeros([settings.BLOCK_M, settings.BLOCK_N], dtype=tl.float32)
         for split in range(num_sums):
             slots = ids.to(tl.int64) + split * num_anchors
-            pointers = sums.positive_sums + slots[:, None] * options.D + components[None, :]
+            pointers = sums.positive_sums + slots[:, None] * settings.D + components[None, :]
             positive_sum += tl.load(pointers, mask=inside_map, other=0.0)
         gradient = weight[:, None] * negative_mean - inverse[:, None] * positive_sum
-        out = result.anchor_gradient + out_ids.to(tl.int64)[:, None] * options.D
-        gradient *= options.inverse_temperature
+        out = result.anchor_gradient + out_ids.to(tl.int64)[:, None] * settings.D
+        gradient *= settings.inverse_temperature
         tl.store(out + components[None, :], gradient, mask=inside_map)

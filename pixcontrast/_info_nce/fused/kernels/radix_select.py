@@ -27,7 +27,7 @@ def count_kernel(
     counts,
     first_split,
     shift,
-    options,
+    settings,
     POSITIVE: tl.constexpr,
     BY_KEY: tl.constexpr,
 ):
@@ -37,23 +37,23 @@ def count_kernel(
     `BY_KEY` by their random keys, smaller keys first. `min_hardness` leaves only those that are at
     least as hard; None: all.
     """
-    first_anchor = tl.program_id(0) * options.BLOCK_M
+    first_anchor = tl.program_id(0) * settings.BLOCK_M
     split = tl.program_id(1)
     valid_anchors = tl.load(anchors.num_valid)
     if first_anchor >= valid_anchors:
         return
     anchor_ids, is_anchor, anchor_tile, anchor_class = tile.load_anchors(
-        anchors, first_anchor, valid_anchors, options.BLOCK_M, options
+        anchors, first_anchor, valid_anchors, settings.BLOCK_M, settings
     )
     bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[:, None]
     if min_hardness is not None:
         pool_hardness = tile.load(min_hardness, anchor_ids, is_anchor)[:, None]
     prefix = tile.load(prefixes, anchor_ids, is_anchor)
     digits = tl.arange(0, 16)
-    counted = tl.zeros([options.BLOCK_M, 16], dtype=tl.int32)
+    counted = tl.zeros([settings.BLOCK_M, 16], dtype=tl.int32)
 
     # The blocks with candidates that are not empty, but for a gap without candidates.
-    low, high = blocks.class_range(anchors, first_anchor, valid_anchors, options.BLOCK_M)
+    low, high = blocks.class_range(anchors, first_anchor, valid_anchors, settings.BLOCK_M)
     if POSITIVE:
         hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
         gap = hull
@@ -69,14 +69,14 @@ def count_kernel(
     for visit in range(first, stop):
         place = blocks.skip_gap(before_hull + visit, before_gap, in_gap)
         block = blocks.at(survey, num_blocks, blocks.NONEMPTY, place)
-        ids, valid, entry_class = tile.load_classes(entries, block, num_entries, options.BLOCK_N)
+        ids, valid, entry_class = tile.load_classes(entries, block, num_entries, settings.BLOCK_N)
         positive, negative, _ = tile.masks(
-            valid[None, :], anchor_class, entry_class, anchor_ids, ids, options.IS_ANCHORS
+            valid[None, :], anchor_class, entry_class, anchor_ids, ids, settings.IS_ANCHORS
         )
         candidate = positive if POSITIVE else negative
         if min_hardness is not None or not BY_KEY:
-            entry_tile = tile.load_vectors(entries, ids, valid, anchors, options)
-            hardness = tile.similarities(anchor_tile, entry_tile, options)
+            entry_tile = tile.load_vectors(entries, ids, valid, anchors, settings)
+            hardness = tile.similarities(anchor_tile, entry_tile, settings)
             if POSITIVE:
                 hardness = -hardness
         if BY_KEY:
@@ -101,12 +101,12 @@ def count_kernel(
 
 
 @triton.jit(do_not_specialize=["num_anchors", "num_splits", "shift"])
-def digit_kernel(anchors, num_anchors, counts, num_splits, requested, prefixes, shift, options):
+def digit_kernel(anchors, num_anchors, counts, num_splits, requested, prefixes, shift, settings):
     """Add the next 4 bits to the prefix of each valid anchor's threshold."""
-    ids = tl.program_id(0) * options.BLOCK_M + tl.arange(0, options.BLOCK_M)
+    ids = tl.program_id(0) * settings.BLOCK_M + tl.arange(0, settings.BLOCK_M)
     inside = ids < tl.load(anchors.num_valid)
     digits = tl.arange(0, 16)
-    total = tl.zeros([options.BLOCK_M, 16], dtype=tl.int32)
+    total = tl.zeros([settings.BLOCK_M, 16], dtype=tl.int32)
     for split in range(num_splits):
         slots = (ids.to(tl.int64) + split * num_anchors)[:, None] * 16 + digits[None, :]
         total += tl.load(counts + slots, mask=inside[:, None], other=0)

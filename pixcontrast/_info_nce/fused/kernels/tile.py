@@ -12,23 +12,23 @@ WIDEN = tl.constexpr(interpreted())
 
 
 @triton.jit
-def load_vectors(source, ids, valid, like, options):
+def load_vectors(source, ids, valid, like, settings):
     """Load `Vectors` by their ids as an (n, BLOCK_D) operand of the dtype of the vectors `like`.
 
     Vectors that are not `valid` are zeros: ignored entries may contain NaN, and 0 · NaN is NaN.
     With None, all are valid.
     """
-    components = tl.arange(0, options.BLOCK_D)
+    components = tl.arange(0, settings.BLOCK_D)
     # Four million entries of 512 components exceed 32-bit offsets.
     starts = source.vectors + ids.to(tl.int64) * source.row_stride
     pointers = starts[:, None] + components[None, :] * source.column_stride
     if valid is not None:
         inside = valid[:, None]
-        if options.BLOCK_D != options.D:
-            inside = inside & (components < options.D)[None, :]
+        if settings.BLOCK_D != settings.D:
+            inside = inside & (components < settings.D)[None, :]
         loaded = tl.load(pointers, mask=inside, other=0.0)
-    elif options.BLOCK_D != options.D:
-        loaded = tl.load(pointers, mask=(components < options.D)[None, :], other=0.0)
+    elif settings.BLOCK_D != settings.D:
+        loaded = tl.load(pointers, mask=(components < settings.D)[None, :], other=0.0)
     else:
         loaded = tl.load(pointers)
     if source.largest is not None:
@@ -45,11 +45,11 @@ def load_classes(entries, block, num_entries, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_anchors(anchors, first, num_valid, BLOCK: tl.constexpr, options):
+def load_anchors(anchors, first, num_valid, BLOCK: tl.constexpr, settings):
     """Load a block of sorted anchors. Return their ids, which are valid, vectors and classes."""
     ids = first + tl.arange(0, BLOCK)
     valid = ids < num_valid
-    vectors = load_vectors(anchors, ids, valid, anchors, options)
+    vectors = load_vectors(anchors, ids, valid, anchors, settings)
     return ids, valid, vectors, load(anchors.classes, ids, valid, -1)
 
 
@@ -60,11 +60,11 @@ def load(numbers, ids, inside, other=0):
 
 
 @triton.jit
-def store_vectors(vectors, ids, inside, values, options):
+def store_vectors(vectors, ids, inside, values, settings):
     """Store (n, BLOCK_D) values as contiguous vectors of D components at 64-bit ids."""
-    components = tl.arange(0, options.BLOCK_D)
-    pointers = vectors + ids[:, None] * options.D + components[None, :]
-    tl.store(pointers, values, mask=inside[:, None] & (components < options.D)[None, :])
+    components = tl.arange(0, settings.BLOCK_D)
+    pointers = vectors + ids[:, None] * settings.D + components[None, :]
+    tl.store(pointers, values, mask=inside[:, None] & (components < settings.D)[None, :])
 
 
 @triton.jit
@@ -79,12 +79,12 @@ def multiply(left, right, accumulator, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def similarities(left, right, options):
+def similarities(left, right, settings):
     """Compute (m, n) similarities of (m, D) and (n, D) to the base 2: <a, k> / τ · log2(e)."""
     zeros = tl.zeros([left.shape[0], right.shape[0]], dtype=tl.float32)
-    logits = multiply(left, tl.trans(right), zeros, options.PRECISION) * options.scale
-    if not options.BOUNDED:
-        logits = tl.minimum(tl.maximum(logits, -options.limit), options.limit)
+    logits = multiply(left, tl.trans(right), zeros, settings.PRECISION) * settings.scale
+    if not settings.BOUNDED:
+        logits = tl.minimum(tl.maximum(logits, -settings.limit), settings.limit)
     return logits
 
 
@@ -103,17 +103,17 @@ def masks(pair, row_class, column_class, row_ids, column_ids, IS_ANCHORS: tl.con
 
 
 @triton.jit
-def load_pairs(rows, entries, block, num_entries, anchors, options):
+def load_pairs(rows, entries, block, num_entries, anchors, settings):
     """Return ids, vectors and similarities of a block of entries with anchors, and their `masks`.
 
     `rows` are the anchors as `load_anchors` returns them.
     """
     anchor_ids, _, anchor_tile, anchor_class = rows
-    ids, valid, entry_class = load_classes(entries, block, num_entries, options.BLOCK_N)
-    entry_tile = load_vectors(entries, ids, valid, anchors, options)
-    logits = similarities(anchor_tile, entry_tile, options)
+    ids, valid, entry_class = load_classes(entries, block, num_entries, settings.BLOCK_N)
+    entry_tile = load_vectors(entries, ids, valid, anchors, settings)
+    logits = similarities(anchor_tile, entry_tile, settings)
     positive, negative, pair = masks(
-        valid[None, :], anchor_class, entry_class, anchor_ids, ids, options.IS_ANCHORS
+        valid[None, :], anchor_class, entry_class, anchor_ids, ids, settings.IS_ANCHORS
     )
     return ids, entry_tile, logits, positive, negative, pair
 
