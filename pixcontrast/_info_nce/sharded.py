@@ -26,7 +26,6 @@ from pixcontrast._info_nce.derivative import Masks, complete, lse_of, positives_
 from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.radix_select import (
     NUM_DIGITS,
-    CountDigits,
     CountedCandidates,
     count_digits_of,
     radix_select,
@@ -213,25 +212,29 @@ class _RankCandidates(CountedCandidates):
 
     def available(self) -> Tensor:
         # Every candidate reaches digit 0.
-        integers = to_ordered_int(self._like)
-        return self._counter(None, by_key=False)(torch.zeros_like(integers), 0)[:, :1]
+        lowest = torch.zeros_like(to_ordered_int(self._like))
+        available = self._count_digits(lowest, 0, None, by_key=False)[:, :1]
+        return add_up(self._ranks, available.contiguous())
 
     def kth_integer(self, k: Tensor | int, min_hardness: Tensor | None, *, by_key: bool) -> Tensor:
+        def count_digits(prefix: Tensor, shift: int) -> Tensor:
+            counts = self._count_digits(prefix, shift, min_hardness, by_key=by_key)
+            return add_up(self._ranks, counts)
+
         dtype = torch.int32 if by_key else to_ordered_int(self._like).dtype
         requested = torch.zeros_like(self._like, dtype=torch.int64) + k
-        return radix_select(self._counter(min_hardness, by_key=by_key), requested, dtype)
+        return radix_select(count_digits, requested, dtype)
 
-    def _counter(self, min_hardness: Tensor | None, *, by_key: bool) -> CountDigits:
+    def _count_digits(
+        self, prefix: Tensor, shift: int, min_hardness: Tensor | None, *, by_key: bool
+    ) -> Tensor:
+        """Count the candidates of all anchors that this rank has."""
         rows = _anchors_of(self._ranks, len(self._like) // self._ranks.size)
         options = {"positive": self._positive, "by_key": by_key}
         own_hardness = None if min_hardness is None else min_hardness[rows]
-
-        def count_digits(prefix: Tensor, shift: int) -> Tensor:
-            counts = self._of_shard.count_digits(prefix, shift, min_hardness, **options)
-            counts[rows] += self._own.count_digits(prefix[rows], shift, own_hardness, **options)
-            return add_up(self._ranks, counts)
-
-        return count_digits
+        counts = self._of_shard.count_digits(prefix, shift, min_hardness, **options)
+        counts[rows] += self._own.count_digits(prefix[rows], shift, own_hardness, **options)
+        return counts
 
 
 def _anchors_of(ranks: Ranks, num_anchors: int) -> slice:

@@ -42,9 +42,8 @@ def count_kernel(
     valid_anchors = tl.load(anchors.num_valid)
     if first_anchor >= valid_anchors:
         return
-    anchor_ids, is_anchor, anchor_tile, anchor_class = tile.load_anchors(
-        anchors, first_anchor, valid_anchors, settings.BLOCK_M, settings
-    )
+    rows = tile.load_anchors(anchors, first_anchor, valid_anchors, settings.BLOCK_M, settings)
+    anchor_ids, is_anchor = rows[0], rows[1]
     bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[:, None]
     if min_hardness is not None:
         pool_hardness = tile.load(min_hardness, anchor_ids, is_anchor)[:, None]
@@ -69,16 +68,13 @@ def count_kernel(
     for visit in range(first, stop):
         place = blocks.skip_gap(before_hull + visit, before_gap, in_gap)
         block = blocks.at(survey, num_blocks, blocks.NONEMPTY, place)
-        ids, valid, entry_class = tile.load_classes(entries, block, num_entries, settings.BLOCK_N)
-        positive, negative, _ = tile.masks(
-            valid[None, :], anchor_class, entry_class, anchor_ids, ids, settings.IS_ANCHORS
+        # Where all keys are candidates, the compiler leaves out the unused similarities.
+        ids, _, hardness, positive, negative, _ = tile.load_pairs(
+            rows, entries, block, num_entries, anchors, settings
         )
         candidate = positive if POSITIVE else negative
-        if min_hardness is not None or not BY_KEY:
-            entry_tile = tile.load_vectors(entries, ids, valid, anchors, settings)
-            hardness = tile.similarities(anchor_tile, entry_tile, settings)
-            if POSITIVE:
-                hardness = -hardness
+        if POSITIVE:
+            hardness = -hardness
         if BY_KEY:
             other_bits = tile.load(entries.key_bits, ids, ids < num_entries)[None, :]
             values = -1 - tile.mix_bits(bits ^ other_bits)
