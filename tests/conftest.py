@@ -78,8 +78,7 @@ def sorted_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch, sorted_tiles: None) -> None:
     """Tiles so small that little problems have many, of uneven sizes."""
-    from pixcontrast._info_nce.mined import gathered, row_blocks
-    from pixcontrast._info_nce.tiled import similarities, tiles
+    from pixcontrast._info_nce.tiled import mined, row_blocks, similarities, tiles
 
     for module in (tiles, row_blocks):
         monkeypatch.setattr(module, "TILE_ROWS", 3)
@@ -88,8 +87,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch, sorted_tiles: None) -> None:
     monkeypatch.setattr(tiles, "MIN_ROWS", 4)
     monkeypatch.setattr(row_blocks, "BLOCK_SIZE", 640)
     monkeypatch.setattr(row_blocks, "MASKED_SIZE", 64)
-    monkeypatch.setattr(gathered, "GROUP", 2)
-    monkeypatch.setattr(gathered, "MAX_TIES", 1)
+    monkeypatch.setattr(mined, "GROUP", 2)
+    monkeypatch.setattr(mined, "MAX_TIES", 1)
     monkeypatch.setattr(tiles, "MAX_ATTENDED", 11)
     monkeypatch.setattr(similarities, "MIN_ATTENDED_PER_THREAD", 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -106,12 +105,11 @@ def without_attention(monkeypatch: pytest.MonkeyPatch, sorted_tiles: None) -> No
 @pytest.fixture
 def unseen_values(monkeypatch: pytest.MonkeyPatch, sorted_tiles: None) -> None:
     """Take the path of a device whose values the host must not wait for."""
-    from pixcontrast._info_nce.mined import passes as mined_passes
-    from pixcontrast._info_nce.tiled import class_order, similarities
+    from pixcontrast._info_nce.tiled import class_order, mined, similarities
 
     monkeypatch.setattr(class_order, "reads_are_free", lambda device: False)
     monkeypatch.setattr(similarities, "reads_are_free", lambda device: False)
-    monkeypatch.setattr(mined_passes, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(mined, "reads_are_free", lambda device: False)
 
 
 @pytest.fixture

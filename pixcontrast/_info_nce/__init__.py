@@ -1,5 +1,5 @@
 """The loss: one equation in several forms.
 
-`dense` is the textbook formula, `tiled` has bounded memory, `mined` is the tiled form with a
-negative sampler, `fused` runs Triton kernels, and `sharded` covers entries on several ranks.
+`dense` is the textbook formula, `tiled` has bounded memory, `fused` runs Triton kernels, and
+`sharded` covers entries on several ranks. All of them take a negative sampler.
 """

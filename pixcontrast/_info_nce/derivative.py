@@ -23,6 +23,7 @@ from pixcontrast._info_nce.results import (
     DenominatorPartial,
     ForwardResult,
     PositivesPartial,
+    finite,
 )
 
 
@@ -127,8 +128,3 @@ def complete(
 def inverse_or_zero(count: Tensor, dtype: torch.dtype) -> Tensor:
     """Return 1/count, and 0 where the count is 0."""
     return torch.where(count > 0, count.clamp(min=1).to(dtype).reciprocal(), 0.0)
-
-
-def finite(reference: Tensor) -> Tensor:
-    """Replace −∞ by 0, because exp(−∞ − −∞) is NaN and exp(−∞ − 0) is 0."""
-    return torch.where(reference == -torch.inf, 0.0, reference)

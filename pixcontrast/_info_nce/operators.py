@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.first_derivative import is_eager, once, refuse_transforms
-from pixcontrast._info_nce.mined.passes import mined_entries_gradient, mined_forward
 from pixcontrast._info_nce.problem import NUM_TENSOR_FIELDS, SCHEMA, Problem
 from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, Losses
 from pixcontrast._info_nce.sharded import sharded_forward
 from pixcontrast._info_nce.thresholds import Thresholds
+from pixcontrast._info_nce.tiled.mined import mined_entries_gradient, mined_forward
 from pixcontrast._info_nce.tiled.passes import tiled_entries_gradient, tiled_forward
 from pixcontrast._tensors import without_autocast
 
@@ -84,11 +84,11 @@ def _forward(problem: Problem) -> tuple[Tensor, ...]:
         elif problem.form == "triton":
             from pixcontrast._info_nce.fused.passes import fused_forward
 
-            result, thresholds = fused_forward(problem, want_gradient=problem.want_gradient)
+            result, thresholds = fused_forward(problem)
         elif problem.negative_sampler is None:
-            result = tiled_forward(problem, want_gradient=problem.want_gradient)
+            result = tiled_forward(problem)
         else:
-            result, thresholds = mined_forward(problem, want_gradient=problem.want_gradient)
+            result, thresholds = mined_forward(problem)
     return *_as_tensors(result, thresholds), num_shard_entries
 
 

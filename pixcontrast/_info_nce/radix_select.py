@@ -51,6 +51,27 @@ def radix_select(count_digits: CountDigits, k: Tensor, dtype: torch.dtype) -> Te
     return _flip_sign(prefix)
 
 
+class CountedCandidates:
+    """Candidates that only a count reaches, over tiles or ranks; see `thresholds.Candidates`."""
+
+    def kth_integer(self, k: Tensor | int, min_hardness: Tensor | None, *, by_key: bool) -> Tensor:
+        """Return (R, 1) the k-th largest of the candidates with at least `min_hardness` (R, 1).
+
+        They are compared by their hardness as an ordered integer or, `by_key`, by their inverted
+        key. The result is the least integer for an anchor with fewer candidates.
+        """
+        raise NotImplementedError
+
+    def kth_hardness(self, k: Tensor) -> Tensor:
+        found = self.kth_integer(k, None, by_key=False)
+        no_candidate = found == torch.iinfo(found.dtype).min
+        return from_ordered_int(found).masked_fill(no_candidate, -torch.inf)
+
+    def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
+        # The smallest key is the largest integer.
+        return ~self.kth_integer(k, min_hardness, by_key=True)
+
+
 def count_digits_of(integers: Tensor, candidate: Tensor, prefix: Tensor, shift: int) -> Tensor:
     """Count as `CountDigits` does, for integers (R, T) and candidates (R, T) bool."""
     digit = _flip_sign(integers) >> shift & (NUM_DIGITS - 1)

@@ -14,6 +14,7 @@ each of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeVar
 
@@ -21,20 +22,28 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, add_up, exchange, gather, ranks_named
-from pixcontrast._info_nce.derivative import complete
-from pixcontrast._info_nce.merge import merge_denominators, merge_positives
-from pixcontrast._info_nce.mined.passes import MinedPasses
+from pixcontrast._info_nce.derivative import Masks, complete, lse_of, positives_of
 from pixcontrast._info_nce.problem import LOG2_E, Problem
-from pixcontrast._info_nce.radix_select import from_ordered_int, radix_select, to_ordered_int
+from pixcontrast._info_nce.radix_select import (
+    NUM_DIGITS,
+    CountedCandidates,
+    count_digits_of,
+    radix_select,
+    to_ordered_int,
+)
 from pixcontrast._info_nce.results import (
     DenominatorPartial,
     ForwardResult,
     Passes,
     PositivesPartial,
     allocate_forward,
+    finite,
+    merge_denominators,
+    merge_positives,
 )
 from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds, find_thresholds
 from pixcontrast._info_nce.tiled.passes import TiledPasses
+from pixcontrast._info_nce.tiled.row_blocks import MaskedRows, RowBlocks
 from pixcontrast._tensors import IGNORED
 
 Partial = TypeVar("Partial", DenominatorPartial, PositivesPartial)
@@ -51,10 +60,10 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
         and the number of entries in all shards, () int64.
     """
     assert problem.group is not None
-    ranks, want_gradient = ranks_named(problem.group), problem.want_gradient
+    ranks = ranks_named(problem.group)
     num_anchors = problem.labels.numel()
     if num_anchors == 0:  # on every rank
-        result = allocate_forward(problem, want_gradient=want_gradient)
+        result = allocate_forward(problem)
         none = None if problem.negative_sampler is None else allocate_thresholds(problem)
         return result, none, problem.labels.sum()
     anchors, labels = gather(ranks, [problem.anchors, problem.labels])
@@ -81,20 +90,96 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
         own.thresholds = of_shard.thresholds.of(_anchors_of(ranks, num_anchors))
         thresholds = Thresholds(*(column.clone() for column in own.thresholds))
 
-    of_all = of_shard.denominator(want_gradient=want_gradient)
-    of_own = own.denominator(want_gradient=want_gradient)
+    of_all = of_shard.denominator()
+    of_own = own.denominator()
     denominator = merge_denominators([*_send_to_owners(ranks, of_all), of_own])
     zero = labels.new_zeros(())
     num_entries = sum(((shard != IGNORED).sum() for shard in problem.shard_labels), zero)
     all_lse, all_num_entries = gather(ranks, [denominator.lse, num_entries])
-    positives_of_all = of_shard.positives(all_lse.flatten(), want_gradient=want_gradient)
-    own_positives = own.positives(denominator.lse, want_gradient=want_gradient)
+    positives_of_all = of_shard.positives(all_lse.flatten())
+    own_positives = own.positives(denominator.lse)
     positives = merge_positives([*_send_to_owners(ranks, positives_of_all), own_positives])
     result = complete(problem, denominator, positives)
     if problem.form == "triton":
         # The backward of the fused form expects Z to the base 2.
         result.statistics.lse.mul_(LOG2_E)
     return result, thresholds, all_num_entries.sum()
+
+
+class MinedPasses:
+    """The two passes over the selected entries, with results in the caller's order."""
+
+    thresholds: Thresholds  # of all anchors; to be set before the passes run
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._blocks = RowBlocks(problem, [True] * len(problem.contrast))
+
+    def denominator(self) -> DenominatorPartial:
+        """Compute Z and o over the selected entries."""
+        like = self._problem.anchors.new_empty(0, dtype=self._problem.compute_dtype)
+        lse = like.new_full(self._problem.labels.shape, -torch.inf)
+        negative_mean = None
+        if self._problem.want_gradient:
+            negative_mean = like.new_zeros(self._problem.anchors.shape)
+        for indices, part, masks in self.selected():
+            own = lse_of(part.logits, masks, self._problem.denominator)
+            lse[indices] = own
+            if negative_mean is not None:
+                outside = ~masks.in_denominator(self._problem.denominator)
+                softmax = torch.exp(part.logits - finite(own)[:, None]).masked_fill_(outside, 0.0)
+                negative_mean[indices] = self._blocks.weighted_sum(softmax)
+        return DenominatorPartial(lse, negative_mean)
+
+    def positives(self, lse: Tensor) -> PositivesPartial:
+        """Compute the means over the selected positives."""
+        losses, weight = torch.zeros_like(lse), torch.zeros_like(lse)
+        num_positives = torch.zeros_like(lse, dtype=torch.int64)
+        positive_grad = None
+        if self._problem.want_gradient:
+            positive_grad = lse.new_zeros(self._problem.anchors.shape)
+        for indices, part, masks in self.selected():
+            own, weights = positives_of(
+                part.logits, masks.positive, lse[indices], self._problem.denominator
+            )
+            num_positives[indices], losses[indices], weight[indices], _ = own
+            if positive_grad is not None:
+                positive_grad[indices] = self._blocks.weighted_sum(weights)
+        return PositivesPartial(num_positives, losses, weight, positive_grad)
+
+    def selected(self) -> Iterator[tuple[slice | Tensor, MaskedRows, Masks]]:
+        """Yield a few anchors at a time: their indices, similarities and selected candidates."""
+        for part in self._blocks.masked():
+            indices = self._blocks.anchors.indices(part.rows)
+            yield indices, part, part.select(self.thresholds.of(indices))
+
+    def count_digits(
+        self,
+        prefix: Tensor,
+        shift: int,
+        min_hardness: Tensor | None,
+        *,
+        positive: bool,
+        by_key: bool,
+    ) -> Tensor:
+        """Count the candidates of each anchor (M, 16), see `radix_select.CountDigits`.
+
+        Their integers are those of `CountedCandidates.kth_integer`.
+        """
+        counts = torch.zeros_like(self._problem.labels)[:, None].repeat(1, NUM_DIGITS)
+        for part in self._blocks.masked():
+            indices = self._blocks.anchors.indices(part.rows)
+            hardness, candidate = part.logits, part.masks.negative
+            if positive:
+                hardness, candidate = -part.logits, part.masks.positive
+            if min_hardness is not None:
+                candidate = candidate & (hardness >= min_hardness[indices])
+            integers = to_ordered_int(hardness)
+            if by_key:
+                assert part.keys is not None  # every strategy with keys has drawn a seed
+                integers = ~part.keys
+            counts[indices] = count_digits_of(integers, candidate, prefix[indices], shift)
+        return counts
 
 
 def find_rank_thresholds(
@@ -114,7 +199,7 @@ def find_rank_thresholds(
     return find_thresholds(problem.negative_sampler, negatives, positives, like)
 
 
-class _RankCandidates:
+class _RankCandidates(CountedCandidates):
     """Candidates on all ranks, for the anchors of all ranks; see `thresholds.Candidates`."""
 
     def __init__(
@@ -124,40 +209,32 @@ class _RankCandidates:
         self._like = like
         self._ranks = ranks
         self._positive = positive
-        self._own_anchors = _anchors_of(ranks, len(like) // ranks.size)
 
     def available(self) -> Tensor:
-        available = self._of_shard.available(positive=self._positive)
-        available[self._own_anchors] += self._own.available(positive=self._positive)
-        return add_up(self._ranks, available)
+        # Every candidate reaches digit 0.
+        lowest = torch.zeros_like(to_ordered_int(self._like))
+        available = self._count_digits(lowest, 0, None, by_key=False)[:, :1]
+        return add_up(self._ranks, available.contiguous())
 
-    def kth_hardness(self, k: Tensor) -> Tensor:
-        dtype = to_ordered_int(self._like).dtype
-        found = self._select(k, dtype, by_key=False)
-        no_candidate = found == torch.iinfo(dtype).min
-        return from_ordered_int(found).masked_fill(no_candidate, -torch.inf)
-
-    def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
-        every = torch.full_like(self._like, k, dtype=torch.int64)
-        # The smallest key is the largest integer.
-        return ~self._select(every, torch.int32, by_key=True, min_hardness=min_hardness)
-
-    def _select(
-        self, k: Tensor, dtype: torch.dtype, *, by_key: bool, min_hardness: Tensor | None = None
-    ) -> Tensor:
-        if min_hardness is None:
-            min_hardness = torch.full_like(self._like, -torch.inf)
-
+    def kth_integer(self, k: Tensor | int, min_hardness: Tensor | None, *, by_key: bool) -> Tensor:
         def count_digits(prefix: Tensor, shift: int) -> Tensor:
-            options = {"positive": self._positive, "by_key": by_key}
-            counts = self._of_shard.count_digits(prefix, shift, min_hardness, **options)
-            rows = self._own_anchors
-            counts[rows] += self._own.count_digits(
-                prefix[rows], shift, min_hardness[rows], **options
-            )
+            counts = self._count_digits(prefix, shift, min_hardness, by_key=by_key)
             return add_up(self._ranks, counts)
 
-        return radix_select(count_digits, k, dtype)
+        dtype = torch.int32 if by_key else to_ordered_int(self._like).dtype
+        requested = torch.zeros_like(self._like, dtype=torch.int64) + k
+        return radix_select(count_digits, requested, dtype)
+
+    def _count_digits(
+        self, prefix: Tensor, shift: int, min_hardness: Tensor | None, *, by_key: bool
+    ) -> Tensor:
+        """Count the candidates of all anchors that this rank has."""
+        rows = _anchors_of(self._ranks, len(self._like) // self._ranks.size)
+        options = {"positive": self._positive, "by_key": by_key}
+        own_hardness = None if min_hardness is None else min_hardness[rows]
+        counts = self._of_shard.count_digits(prefix, shift, min_hardness, **options)
+        counts[rows] += self._own.count_digits(prefix[rows], shift, own_hardness, **options)
+        return counts
 
 
 def _anchors_of(ranks: Ranks, num_anchors: int) -> slice:

@@ -1,8 +1,11 @@
-"""The selection rule of a negative sampler.
+"""The selection rule of a negative sampler, and the random keys that it draws by.
 
 The rule needs three quantities of the candidates, the positives or the negatives of an anchor:
 their number, their k-th largest hardness, and the k-th smallest random key among those that are
 hard enough. `Candidates` provides them; each form of the equation has an implementation of its own.
+
+A random key is a function of the seed and the ids of an anchor and an entry alone: the forward and
+the backward see the same random choice whatever their tiles are, and nothing is stored.
 """
 
 from __future__ import annotations
@@ -15,9 +18,12 @@ from torch import Tensor
 
 from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
 from pixcontrast._tensors import widest_float
 from pixcontrast.samplers import HardNegativeSampler
+
+LARGEST_KEY = (1 << 31) - 1
+# Keys that are mixed at a time. About twenty passes read them, so they should stay in the cache.
+_MIXED_SIZE = 1 << 18
 
 
 class Thresholds(NamedTuple):
@@ -168,3 +174,65 @@ def select_from_rows(
     keys = None if seed is None else PairKeys.of(seed, anchor_ids, entry_ids).all()
     thresholds = thresholds_of_rows(sampler, logits, masks, keys)
     return apply_thresholds(thresholds, logits, masks, keys)
+
+
+class PairKeys(NamedTuple):
+    """The keys of R anchors with T entries. The keys of one anchor are distinct.
+
+    Attributes:
+        row_bits: (R, 1) int32, distinct.
+        column_bits: (T,) int32, distinct.
+    """
+
+    row_bits: Tensor
+    column_bits: Tensor
+
+    @classmethod
+    def of(cls, seed: Tensor, anchor_ids: Tensor, entry_ids: Tensor) -> PairKeys:
+        """Return the keys of anchors and entries with these ids; `seed` is () int64, at least 0."""
+        return cls(anchor_bits(seed, anchor_ids)[:, None], entry_bits(seed, entry_ids))
+
+    def part(self, rows: slice, columns: slice | Tensor) -> PairKeys:
+        """Return the keys of some anchors with some entries."""
+        return PairKeys(self.row_bits[rows], self.column_bits[columns])
+
+    def all(self) -> Tensor:
+        """Compute all keys, (R, T) int32."""
+        num_rows, num_columns = self.row_bits.shape[0], self.column_bits.shape[0]
+        keys = self.row_bits.new_empty(num_rows, num_columns)
+        height = max(1, _MIXED_SIZE // max(1, num_columns))
+        for start in range(0, num_rows, height):
+            rows = slice(start, start + height)
+            keys[rows] = _mix_(self.row_bits[rows] ^ self.column_bits)
+        return keys
+
+    def at(self, columns: Tensor) -> Tensor:
+        """Compute the keys of each row's own columns, given as (R, k); (R, k) int32."""
+        return _mix_(self.row_bits ^ self.column_bits[columns])
+
+
+def anchor_bits(seed: Tensor, ids: Tensor) -> Tensor:
+    """Return the `PairKeys.row_bits` of anchors with these ids, (R,)."""
+    low, high = _halves(seed)
+    return _mix_(_mix_(ids.to(torch.int32) + high).bitwise_xor_(low))
+
+
+def entry_bits(seed: Tensor, ids: Tensor) -> Tensor:
+    """Return the `PairKeys.column_bits` of entries with these ids, (T,)."""
+    return _mix_(ids.to(torch.int32) + _halves(seed)[0])
+
+
+def _halves(seed: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = ((seed >> shift & LARGEST_KEY).to(torch.int32) for shift in (0, 31))
+    return low, high
+
+
+def _mix_(bits: Tensor) -> Tensor:
+    """Mix 32 bits in place, one to one: "lowbias32" of Wellons' hash prospector (2018).
+
+    The multipliers are written as signed integers with the same bits.
+    """
+    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32))):
+        bits.bitwise_xor_((bits >> shift).bitwise_and_((1 << (32 - shift)) - 1))
+        bits.mul_(multiplier)
+    return bits.bitwise_xor_((bits >> 16).bitwise_and_((1 << 16) - 1))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +16,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pixcontrast._info_nce.fused.configurations import Configuration
-from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel
+from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel, lse_kernel
 from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
-from pixcontrast._info_nce.fused.kernels.positives import positives_kernel
-from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel
-from pixcontrast._info_nce.fused.launch import padded_dim
+from pixcontrast._info_nce.fused.kernels.positives import merge_kernel, positives_kernel
+from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel, digit_kernel
+from pixcontrast._info_nce.fused.launch import Settings, padded_dim
+from pixcontrast._info_nce.fused.layout import Vectors
+from pixcontrast._info_nce.fused.passes import DenominatorSums, PositiveSums
+from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult
+from pixcontrast._info_nce.thresholds import Thresholds
 
 KERNELS = {
     "denominator": denominator_kernel,
@@ -26,26 +32,9 @@ KERNELS = {
     "entries": entries_gradient_kernel,
     "selection": count_kernel,
 }
+MERGING_KERNELS = {"lse": lse_kernel, "merge": merge_kernel, "digit": digit_kernel}
 # Bytes of shared memory that a program may have.
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-FLOATS = (
-    "negative_logit",
-    "positive_logit",
-    "min_hardness",
-    "maxima",
-    "totals",
-    "weighted_sums",
-    "lse",
-    "losses",
-    "weight",
-    "weights",
-    "positive_sums",
-    "inv_num_positives",
-    "upstream",
-    "gradients",
-)
-NUMBERS = ("largest", "scale", "limit", "shrink", "inverse_temperature")
-SIZES = ("num_entries", "row_stride", "num_blocks", "num_anchors", "shift")
 
 
 class Compiled(NamedTuple):
@@ -56,41 +45,74 @@ class Compiled(NamedTuple):
     ptx: str
 
 
+@dataclass(frozen=True)
+class Constant:
+    """An argument that is compiled in."""
+
+    value: Any
+
+
 def compile_kernel(
     name: str, configuration: Configuration, kind: str, dim: int, card: int, **constants: Any
 ) -> Compiled:
-    """A pass with gradients, compiled as it is launched for contiguous vectors of `dim`."""
-    kernel: Any = KERNELS[name]
-    values = {
-        "D": dim,
-        "BLOCK_D": padded_dim(dim),
-        "BLOCK_M": configuration.rows,
-        "BLOCK_N": configuration.columns,
-        "TILES": 1,
+    """A pass with gradients, compiled as it is launched for contiguous vectors of `dim`.
+
+    `constants` replace the flags below; `largest=None` is that of entries which are not converted.
+    """
+    kernel: Any = {**KERNELS, **MERGING_KERNELS}[name]
+    flags = {
         "IS_ANCHORS": name == "entries",
         "BOTH_ROLES": name == "entries",
         "ALL": False,
         "BOUNDED": False,
         "WEIGHTED": True,
-        "MINED": False,
-        "PRECISION": "ieee" if kind == "ieee" else "tf32",
+        "MINED": name == "selection",
         "IN_FLOAT32": False,
         "POSITIVE": False,
         "BY_KEY": False,
         "POOLED": False,
-        "column_stride": 1,
         **({} if kind == "mixed" else {"largest": None}),
         **constants,
     }
-    types = {argument: _type(argument, kind) for argument in kernel.arg_names}
-    aligned = {name for name, type_ in types.items() if type_.startswith("*")} | {"row_stride"}
-    options = {"num_warps": configuration.warps, "num_stages": configuration.stages}
-    return compiled(kernel, types, values, aligned, card, options)
+    none = Constant(None)
+    bits = "*i32" if flags["MINED"] else none
+    operand = "*fp32" if kind in ("tf32", "ieee") else "*bf16"
+    anchors = Vectors(operand, "*i32", bits, "*i32", Constant(dim), Constant(1), none)
+    entries = Vectors(
+        "*bf16" if kind == "16" else "*fp32",
+        *("*i32", bits, none, "i32", Constant(1)),
+        "fp32" if "largest" not in flags else none,
+    )
+    if flags["IS_ANCHORS"] and "largest" in flags:
+        entries = anchors
+    shape = dim, padded_dim(dim), configuration.rows, configuration.columns
+    precision = "ieee" if kind == "ieee" else "tf32"
+    compiled_in = *shape, precision, *(flags[field] for field in Settings._fields[8:])
+    statistics = AnchorStatistics("*fp32", "*fp32", "*fp32")
+    sizes = "anchors", "entries", "blocks", "splits", "sums", "weighted"
+    types = {
+        "anchors": anchors,
+        "entries": entries,
+        "thresholds": Thresholds("*fp32", "*i32", "*fp32", "*i32") if flags["MINED"] else none,
+        "statistics": statistics,
+        "result": ForwardResult("*fp32", "*i1", "*fp32" if flags["WEIGHTED"] else none, statistics),
+        "partials": DenominatorSums("*fp32", "*fp32", "*fp32", "*fp32"),
+        "sums": PositiveSums("*i32", "*fp32", "*fp32", "*fp32"),
+        "settings": Settings("fp32", "fp32", "fp32", *map(Constant, compiled_in)),
+        "min_hardness": "*fp32" if flags["POOLED"] else none,
+        "order": "*i64",
+        **dict.fromkeys(("survey", "prefixes", "counts", "requested"), "*i32"),
+        **dict.fromkeys(("lse", "upstream", "gradients"), "*fp32"),
+        **dict.fromkeys(("shrink", "expand"), "fp32"),
+        **dict.fromkeys(("first_split", "shift", *(f"num_{size}" for size in sizes)), "i32"),
+    }
+    warps = {"num_warps": configuration.warps, "num_stages": configuration.stages}
+    return compiled(kernel, types, {"TILES": 1, **flags}, {"row_stride"}, card, warps)
 
 
 def compiled(
     kernel: Any,
-    types: dict[str, str],
+    types: dict[str, Any],
     values: dict[str, Any],
     aligned: set[str],
     card: int,
@@ -98,15 +120,27 @@ def compiled(
 ) -> Compiled:
     """A kernel compiled for a card, with arguments of these types but for the given `values`.
 
-    `aligned` names what is a multiple of 16, of bytes or of elements.
+    A named tuple of types is one argument. `aligned` names integers that are multiples of 16, as
+    all addresses are.
     """
-    signature, given, attributes = {}, {}, {}
-    for place, argument in enumerate(kernel.arg_names):
-        signature[argument] = "constexpr" if argument in values else types[argument]
-        if argument in values:
-            given[(place,)] = values[argument]
-        elif argument in aligned:
-            attributes[(place,)] = [["tt.divisibility", 16]]
+    given, attributes = {}, {}
+
+    def signature_of(argument: Any, name: str, place: tuple[int, ...]) -> Any:
+        if isinstance(argument, tuple):
+            names = type(argument)._fields
+            inner = zip(argument, names, itertools.count(), strict=False)
+            return type(argument)(*(signature_of(a, n, (*place, i)) for a, n, i in inner))
+        if isinstance(argument, Constant):
+            given[place] = argument.value
+            return "constexpr"
+        if argument.startswith("*") or name in aligned:
+            attributes[place] = [["tt.divisibility", 16]]
+        return argument
+
+    signature = {
+        name: signature_of(Constant(values[name]) if name in values else types[name], name, (i,))
+        for i, name in enumerate(kernel.arg_names)
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a future default of the compiler
         made = triton.compile(
@@ -115,18 +149,6 @@ def compiled(
             options=options,
         )
     return Compiled(made.metadata.shared, _stack(made.asm["cubin"]), made.asm["ptx"])
-
-
-def _type(argument: str, kind: str) -> str:
-    if argument == "anchors":
-        return "*bf16" if kind in ("16", "mixed") else "*fp32"
-    if argument == "entries":
-        return "*bf16" if kind == "16" else "*fp32"
-    if argument in FLOATS:
-        return "*fp32"
-    if argument in NUMBERS:
-        return "fp32"
-    return "i32" if argument in SIZES else "*i32"
 
 
 def _stack(cubin: bytes) -> int:

@@ -1,12 +1,14 @@
 """A problem whose contrast is split into parts, and its losses by any split and by the textbook."""
 
+from dataclasses import replace
+
 import torch
 from problems import IGNORE, labels, vectors
 
 from pixcontrast._info_nce.dense import dense_losses
 from pixcontrast._info_nce.derivative import complete
-from pixcontrast._info_nce.merge import merge_denominators, merge_positives
 from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.results import merge_denominators, merge_positives
 from pixcontrast._tensors import mark_ignored
 
 CLASSES = 4
@@ -28,18 +30,17 @@ def problem_of(
             entry_labels[:] = -1
         pieces.append((vectors(size, 16, generator, dtype), entry_labels))
     contrast = [pieces[number] for number in numbers]
-    return Problem.of(
+    problem = Problem.of(
         anchors, anchor_labels, contrast, form="tiled", denominator=denominator, **options
     )
+    return replace(problem, want_gradient=True)
 
 
 def forward_in_parts(make_passes, splits, **options):
     """Losses and gradient of the anchors in their role as anchors, of parts that are merged."""
     parts = [make_passes(problem_of(numbers, **options)) for numbers in splits]
-    denominator = merge_denominators([part.denominator(want_gradient=True) for part in parts])
-    positives = merge_positives(
-        [part.positives(denominator.lse, want_gradient=True) for part in parts]
-    )
+    denominator = merge_denominators([part.denominator() for part in parts])
+    positives = merge_positives([part.positives(denominator.lse) for part in parts])
     return complete(problem_of(**options), denominator, positives)
 
 

@@ -18,10 +18,9 @@ from pixcontrast import (
 )
 from pixcontrast._distributed import Ranks, add_up, ranks_of
 from pixcontrast._info_nce import sharded
-from pixcontrast._info_nce.mined.passes import MinedPasses
 from pixcontrast._info_nce.operators import losses_operator
 from pixcontrast._info_nce.problem import Problem, Shards
-from pixcontrast._info_nce.sharded import find_rank_thresholds
+from pixcontrast._info_nce.sharded import MinedPasses, find_rank_thresholds
 from pixcontrast._info_nce.thresholds import Thresholds
 from pixcontrast.samplers import Strategy
 
@@ -178,7 +177,9 @@ def count_selected(
             selected = torch.zeros_like(passes._problem.labels)
             for indices, _, masks in passes.selected():
                 selected[indices] = masks.negative.sum(dim=1)
-            counts.append((passes.available(positive=False).squeeze(1), selected))
+            lowest = torch.zeros_like(selected, dtype=torch.int32)[:, None]
+            reached = passes.count_digits(lowest, 0, None, positive=False, by_key=False)
+            counts.append((reached[:, 0], selected))
         for total, part in zip(counts[0], counts[1], strict=True):
             total[mine] += part
         found.extend(add_up(ranks, total) for total in counts[0])

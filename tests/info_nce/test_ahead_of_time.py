@@ -9,7 +9,16 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
 
-from ahead_of_time import KERNELS, SHARED_MEMORY, compile_kernel, compiled  # noqa: E402
+from ahead_of_time import (  # noqa: E402
+    KERNELS,
+    MERGING_KERNELS,
+    SHARED_MEMORY,
+    compile_kernel,
+    compiled,
+)
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.backends.nvidia.compiler import CUDABackend  # noqa: E402
+from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
     LARGEST_DIM,
@@ -108,6 +117,24 @@ def test_what_ships_compiles_and_fits(variant):
         assert made.stack == 0, "spilled registers"
     if card == 90 and kind != "ieee" and configuration.rows >= 64:
         assert "wgmma" in made.ptx
+
+
+@pytest.mark.parametrize("name", list(MERGING_KERNELS))
+@pytest.mark.parametrize("option", ["WEIGHTED", "BOUNDED", "ALL"])
+def test_the_kernels_that_merge_compile(name, option):
+    constants = {"WEIGHTED": False, "MINED": name == "digit", option: True}
+    made = compile_kernel(name, Configuration(32, 16, 4, 3), "16", 100, 90, **constants)
+    assert made.stack == 0
+
+
+@pytest.mark.parametrize("name", [*KERNELS, *MERGING_KERNELS])
+def test_a_launch_can_bind_the_arguments(name):
+    # Triton writes the function that does so: some names of arguments are its own.
+    kernel = {**KERNELS, **MERGING_KERNELS}[name]
+    backend = CUDABackend(GPUTarget("cuda", 90, 32))
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    arguments = dict.fromkeys(kernel.arg_names)
+    assert binder(**arguments)[0] == arguments
 
 
 def test_representative_rows_have_every_card_kind_and_width():

@@ -11,8 +11,7 @@ from problems import IGNORE, labels, loss_and_gradients, vectors, worst_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixcontrast import HardNegativeSampler
-from pixcontrast._info_nce.mined import row_blocks
-from pixcontrast._info_nce.tiled import class_order, similarities, tiles
+from pixcontrast._info_nce.tiled import class_order, row_blocks, similarities, tiles
 from pixcontrast.functional import info_nce
 
 BACKENDS = ("dense", "tiled")

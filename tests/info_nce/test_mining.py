@@ -8,8 +8,8 @@ from problems import IGNORE, error_of_loss, labels, vectors
 
 from pixcontrast import HardNegativeSampler
 from pixcontrast._info_nce.derivative import Masks
-from pixcontrast._info_nce.mined import row_blocks
 from pixcontrast._info_nce.thresholds import select_from_rows
+from pixcontrast._info_nce.tiled import row_blocks
 from pixcontrast.functional import info_nce
 from pixcontrast.samplers import draw_seed
 

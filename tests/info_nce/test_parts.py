@@ -7,8 +7,12 @@ import torch
 from problems import DENOMINATORS, worst_error
 from splits import SPLITS, expected_of, forward_in_parts
 
-from pixcontrast._info_nce.merge import merge_denominators, merge_positives
-from pixcontrast._info_nce.results import DenominatorPartial, PositivesPartial
+from pixcontrast._info_nce.results import (
+    DenominatorPartial,
+    PositivesPartial,
+    merge_denominators,
+    merge_positives,
+)
 from pixcontrast._info_nce.tiled.passes import TiledPasses
 
 

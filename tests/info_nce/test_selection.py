@@ -5,10 +5,8 @@ import torch
 from problems import labels, loss_and_gradients, vectors, worst_error
 
 from pixcontrast import HardNegativeSampler
-from pixcontrast._info_nce.mined import gathered
-from pixcontrast._info_nce.mined import passes as mined_passes
-from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
-from pixcontrast._info_nce.tiled import similarities
+from pixcontrast._info_nce.thresholds import LARGEST_KEY, PairKeys
+from pixcontrast._info_nce.tiled import mined, similarities
 
 
 def keys_by_hand(seed, row, column):
@@ -50,7 +48,7 @@ def test_keys_of_an_anchor_are_distinct():
 def test_the_largest(columns, count, largest):
     values = torch.randint(50, (7, columns)).float()  # with many ties
     count = min(count, columns)
-    found, places = gathered._topk(values, count, largest=largest)
+    found, places = mined._topk(values, count, largest=largest)
     assert torch.equal(values.gather(1, places), found)
     assert all(row.unique().numel() == count for row in places)
     torch.testing.assert_close(
@@ -108,9 +106,9 @@ def test_all_that_tie_count(strategy, copies, monkeypatch):
     """Few ties are gathered; more than there is room for are left to masks."""
     masked = []
     monkeypatch.setattr(
-        mined_passes,
+        mined,
         "masked_rows",
-        lambda *a, f=mined_passes.masked_rows, **o: masked.append(1) or f(*a, **o),
+        lambda *a, f=mined.masked_rows, **o: masked.append(1) or f(*a, **o),
     )
     generator = torch.Generator().manual_seed(0)
     # Powers of two: equal vectors have equal similarities, in whatever product.

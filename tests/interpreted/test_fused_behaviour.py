@@ -159,7 +159,7 @@ def test_no_gradient_is_made_where_none_is_wanted(monkeypatch):
         original = getattr(passes, name)
 
         def noted(*arguments, _original=original, _name=name, **options):
-            seen.append((_name, options.get("want_gradient")))
+            seen.append((_name, arguments[0].problem.want_gradient))
             return _original(*arguments, **options)
 
         monkeypatch.setattr(passes, name, noted)

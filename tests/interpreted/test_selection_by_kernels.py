@@ -11,8 +11,7 @@ from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.fused.layout import lay_out
 from pixcontrast._info_nce.fused.thresholds import select_thresholds
 from pixcontrast._info_nce.problem import LOG2_E, Problem
-from pixcontrast._info_nce.random_keys import PairKeys
-from pixcontrast._info_nce.thresholds import thresholds_of_rows
+from pixcontrast._info_nce.thresholds import PairKeys, thresholds_of_rows
 from pixcontrast._tensors import mark_ignored
 
 SIDES = [(1, 5), (7, None), (60, 500)]
@@ -56,25 +55,26 @@ def problem(sampler, seed=0, scale=1.0, num_anchors=33, classes=4):
 
 def by_the_rule(layout):
     given, anchors = layout.problem, layout.anchors
-    entries = torch.cat([tensor.entries for tensor in layout.contrast])
-    classes = torch.cat([tensor.entry_classes for tensor in layout.contrast])
-    bits = torch.cat([tensor.entry_bits for tensor in layout.contrast])
+    entries, classes, bits = (
+        torch.cat([getattr(tensor.entries, name) for tensor in layout.contrast])
+        for name in ("vectors", "classes", "key_bits")
+    )
     scale = torch.tensor(given.inverse_temperature * LOG2_E, dtype=torch.float32)
     limit = given.logit_limit * LOG2_E
-    logits = ((anchors @ entries.T) * scale).clamp(-limit, limit)
-    anchor_classes = layout.anchor_classes[:, None]
+    logits = ((anchors.vectors @ entries.T) * scale).clamp(-limit, limit)
+    anchor_classes = anchors.classes[:, None]
     valid = (classes >= 0) & (anchor_classes >= 0)
     same = anchor_classes == classes
     positive = valid & same
     first = len(layout.contrast[0])
     positive[:, first : first + len(anchor_classes)].fill_diagonal_(False)
-    keys = PairKeys(layout.anchor_bits[:, None], bits).all()
+    keys = PairKeys(anchors.key_bits[:, None], bits).all()
     masks = Masks(positive, valid & ~same)
     return thresholds_of_rows(given.negative_sampler, logits, masks, keys)
 
 
 def check(layout):
-    num_valid = int(layout.num_valid)
+    num_valid = int(layout.anchors.num_valid)
     expected = by_the_rule(layout)
     found = select_thresholds(layout, layout.problem.negative_sampler)
     for actual, wanted in zip(found, expected, strict=True):
@@ -94,7 +94,7 @@ def test_similarities_of_any_size(scale):
     sampler = HardNegativeSampler(strategy="hardest", num_negatives=9, num_positives=3)
     layout = lay_out(problem(sampler, scale=scale))
     expected = check(layout)
-    assert torch.isfinite(expected.negative_logit[: int(layout.num_valid)]).all()
+    assert torch.isfinite(expected.negative_logit[: int(layout.anchors.num_valid)]).all()
 
 
 def test_few_anchors_and_one_class():

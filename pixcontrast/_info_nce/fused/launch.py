@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
+import triton.language as tl
 
 from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, product_precision
@@ -31,54 +30,69 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+class Settings(NamedTuple):
+    """How a kernel computes similarities. Fields in capitals are compiled in.
+
+    Similarities are multiplied by `scale`, log2(e) / τ, and saturate at `limit` unless `BOUNDED`.
+    `WEIGHTED` partial results hold a part of the gradient.
+    """
+
+    scale: float
+    limit: float
+    inverse_temperature: float
+    D: Any
+    BLOCK_D: Any
+    BLOCK_M: Any
+    BLOCK_N: Any
+    PRECISION: Any
+    ALL: Any
+    BOUNDED: Any
+    IS_ANCHORS: Any
+    WEIGHTED: Any
+
+
 def launch(
     kernel: Any,
     grid: tuple[int, ...],
     layout: Layout,
+    configuration: Configuration,
     tensor: SurveyedTensor | None = None,
-    configuration: Configuration | None = None,
     /,
+    *,
+    weighted: bool = False,
     **arguments: Any,
 ) -> None:
-    """Launch a kernel with those of its arguments that are given here, found by their names.
-
-    A kernel that multiplies the anchors with a contrast tensor takes both the tensor and a tile.
-    """
+    """Launch a kernel with those of its arguments that are given here, found by their names."""
     problem = layout.problem
-    num_anchors, dim = layout.anchors.shape
+    dim = problem.anchors.shape[1]
+    constants = (
+        dim,
+        padded_dim(dim),
+        configuration.rows,
+        configuration.columns,
+        product_precision(problem.product_dtype),
+        problem.denominator == "all",
+        layout.bounded,
+        tensor is not None and tensor.is_anchors,
+        weighted,
+    )
+    inverse = problem.inverse_temperature
+    scale = min(inverse * LOG2_E, torch.finfo(torch.float32).max)
+    limit = problem.logit_limit * LOG2_E
     given: dict[str, Any] = {
         **vars(layout),
-        **layout.thresholds._asdict(),
-        "num_anchors": num_anchors,
-        "inverse_temperature": problem.inverse_temperature,
-        "D": dim,
-        "ALL": problem.denominator == "all",
-        "BOUNDED": layout.bounded,
-        "MINED": problem.negative_sampler is not None,
+        "num_anchors": len(layout),
+        "settings": Settings(scale, limit, inverse, *map(tl.constexpr, constants)),
         **arguments,
     }
-    if tensor is not None and configuration is not None:
-        row_stride, column_stride = tensor.entries.stride()
-        largest = torch.finfo(problem.product_dtype).max
+    if tensor is not None:
         given |= {
-            **vars(tensor),
+            "entries": tensor.entries,
             "num_entries": len(tensor),
-            "row_stride": row_stride,
-            "column_stride": column_stride,
-            # Exponents are to the base 2.
-            "scale": min(problem.inverse_temperature * LOG2_E, torch.finfo(torch.float32).max),
-            "limit": problem.logit_limit * LOG2_E,
-            "BLOCK_D": padded_dim(dim),
-            "BLOCK_M": configuration.rows,
-            "BLOCK_N": configuration.columns,
-            "IS_ANCHORS": tensor.is_anchors,
-            "largest": largest if torch.finfo(tensor.entries.dtype).max > largest else None,
-            "PRECISION": product_precision(problem.product_dtype),
-            "num_warps": configuration.warps,
-            "num_stages": configuration.stages,
+            "num_blocks": tensor.num_blocks,
         }
-    taken = (*kernel.arg_names, "num_warps", "num_stages")
-    kernel[grid](**{name: given[name] for name in taken if name in given})
+    taken = {name: given[name] for name in kernel.arg_names if name in given}
+    kernel[grid](**taken, num_warps=configuration.warps, num_stages=configuration.stages)
 
 
 def padded_dim(dim: int) -> int:
@@ -89,9 +103,8 @@ def padded_dim(dim: int) -> int:
 class Splits(NamedTuple):
     """The range of partial results that the programs of a contrast tensor write.
 
-    Attributes:
-        weighted: whether the partial results hold a part of the gradient. The backward computes
-            that of the anchors against themselves, in both roles at once.
+    Those that are `weighted` hold a part of the gradient. The backward computes that of the anchors
+    against themselves, in both roles at once.
     """
 
     tensor: SurveyedTensor
@@ -100,14 +113,14 @@ class Splits(NamedTuple):
     num_splits: int
 
 
-def plan_splits(layout: Layout, configuration: Configuration, want_gradient: bool) -> list[Splits]:
+def plan_splits(layout: Layout, configuration: Configuration) -> list[Splits]:
     """Split every contrast tensor that has entries. Weighted partial results come first."""
     tensors = [
-        (tensor, want_gradient and not has_both_roles(layout, tensor))
+        (tensor, layout.problem.want_gradient and not has_both_roles(layout, tensor))
         for tensor in layout.contrast
         if tensor.num_blocks > 0
     ]
-    row_blocks = triton.cdiv(len(layout.anchors), configuration.rows)
+    row_blocks = triton.cdiv(len(layout), configuration.rows)
     plan: list[Splits] = []
     first = 0
     for tensor, weighted in sorted(tensors, key=lambda pair: not pair[1]):
@@ -140,25 +153,19 @@ def num_splits_for(num_processors: int, row_blocks: int, num_blocks: int) -> int
 
 
 def launch_splits(
-    kernel: Any,
-    layout: Layout,
-    configuration: Configuration,
-    plan: list[Splits],
-    partials: Mapping[str, Tensor],
-    **arguments: Any,
+    kernel: Any, layout: Layout, configuration: Configuration, plan: list[Splits], **arguments: Any
 ) -> None:
     """Launch a kernel over every contrast tensor. Each writes a range of the partial results."""
-    row_blocks = triton.cdiv(len(layout.anchors), configuration.rows)
-    for tensor, weighted, first, num_splits in plan:
+    row_blocks = triton.cdiv(len(layout), configuration.rows)
+    for tensor, weighted, first_split, num_splits in plan:
         launch(
             kernel,
             (row_blocks, num_splits),
             layout,
-            tensor,
             configuration,
-            **{name: values[first:] for name, values in partials.items()},
-            **arguments,
+            tensor,
+            weighted=weighted,
+            first_split=first_split,
             survey=tensor.survey,
-            num_blocks=tensor.num_blocks,
-            WEIGHTED=weighted,
+            **arguments,
         )

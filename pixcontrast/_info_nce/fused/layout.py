@@ -5,10 +5,13 @@ All of it is computed on the device by operations of fixed shape. The host reads
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from pixcontrast._info_nce.fused.configurations import (
@@ -19,8 +22,7 @@ from pixcontrast._info_nce.fused.configurations import (
 )
 from pixcontrast._info_nce.fused.kernels.blocks import SURVEY_ROWS, classes_kernel, index_kernel
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._info_nce.random_keys import PairKeys
-from pixcontrast._info_nce.thresholds import Thresholds
+from pixcontrast._info_nce.thresholds import Thresholds, anchor_bits, entry_bits
 from pixcontrast._info_nce.tiled.similarities import BOUNDED_LOGIT
 from pixcontrast._tensors import IGNORED
 from pixcontrast._triton import interpreted
@@ -28,38 +30,45 @@ from pixcontrast._triton import interpreted
 INTERPRETED_PROCESSORS = 6
 
 
-@dataclass(frozen=True)
-class SurveyedTensor:
-    """A contrast tensor, the classes of its entries, and a survey of its blocks.
+class Vectors(NamedTuple):
+    """Anchors or entries (n, D) as kernels take them, with their strides, compiled in for anchors.
 
     Attributes:
-        entries: (n, D), any strides.
-        is_anchors: whether the entries are the sorted anchors.
-        entry_classes: (n,) int32, see `classes_kernel`.
-        entry_bits: (n,) int32, the entries' part of the random keys; zeros without a seed.
-        block_size: entries of a block.
-        block_classes: (10, blocks + 1) int32, of which `survey` writes the last rows.
+        classes: (n,) int32, see `classes_kernel`.
+        key_bits: (n,) int32, their part of the random keys, zeros without a seed; None without
+            mining.
+        num_valid: () int32, the number of valid anchors, which come first; None for entries.
+        largest: where components saturate, the largest number of a narrower dtype of products: inf
+            would become NaN in a product with 0. None if that dtype is not narrower.
     """
 
-    entries: Tensor
+    vectors: Tensor
+    classes: Tensor
+    key_bits: Tensor | None
+    num_valid: Tensor | None
+    row_stride: Any
+    column_stride: Any
+    largest: float | None
+
+
+@dataclass(frozen=True)
+class SurveyedTensor:
+    """A contrast tensor, the sorted anchors if `is_anchors`, and the survey of its blocks.
+
+    `survey` is (10, blocks + 1) int32, see `kernels/blocks.py`. The backward has only its first
+    rows.
+    """
+
+    entries: Vectors
     is_anchors: bool
-    entry_classes: Tensor
-    entry_bits: Tensor
-    block_size: int
-    block_classes: Tensor
+    survey: Tensor
 
     def __len__(self) -> int:
-        return self.entry_classes.shape[0]
+        return self.entries.classes.shape[0]
 
     @property
     def num_blocks(self) -> int:
-        return self.block_classes.shape[1] - 1
-
-    @cached_property
-    def survey(self) -> Tensor:
-        """(10, blocks + 1) int32, see `kernels/blocks.py`. The backward does not need it."""
-        index_kernel[(1,)](self.block_classes, self.num_blocks, BLOCK_N=self.block_size)
-        return self.block_classes
+        return self.survey.shape[1] - 1
 
 
 @dataclass(frozen=True)
@@ -67,23 +76,21 @@ class Layout:
     """One call of `info_nce` as the kernels take it, and the tiles of each kernel.
 
     Attributes:
-        anchors: (M, D) contiguous operands, sorted by label; ignored ones are last and zeros.
+        anchors: the M anchors as contiguous operands, sorted by label; ignored ones are last and
+            zeros.
         order: (M,) int64, the index of each sorted anchor in the caller's order.
-        num_valid: () int32, the number of anchors that are not ignored.
-        anchor_classes: (M,) int32, see `classes_kernel`.
-        anchor_bits: (M,) int32, the anchors' part of the random keys; zeros without a seed.
-        thresholds: those of the sorted anchors, (M, 1) each; unused without mining.
+        thresholds: those of the sorted anchors, (M, 1) each; None without mining.
     """
 
     problem: Problem
     configurations: Configurations
-    anchors: Tensor
+    anchors: Vectors
     order: Tensor
-    num_valid: Tensor
-    anchor_classes: Tensor
-    anchor_bits: Tensor
     contrast: tuple[SurveyedTensor, ...]
-    thresholds: Thresholds
+    thresholds: Thresholds | None = None
+
+    def __len__(self) -> int:
+        return self.order.shape[0]
 
     @property
     def bounded(self) -> bool:
@@ -97,10 +104,16 @@ class Layout:
     @property
     def num_processors(self) -> int:
         """How many programs run at the same time."""
-        return INTERPRETED_PROCESSORS if interpreted() else _card(self.anchors.device)[1]
+        return INTERPRETED_PROCESSORS if interpreted() else _card(self.order.device)[1]
+
+    def unsort(self, values: Tensor) -> Tensor:
+        """Return numbers or vectors of the sorted anchors in the caller's order."""
+        result = torch.empty_like(values)
+        result[self.order] = values
+        return result
 
 
-def lay_out(problem: Problem) -> Layout:
+def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
     """Sort the anchors, survey the contrast tensors, and choose the tiles."""
     configurations = INTERPRETED if interpreted() else _configurations(problem)
     if problem.negative_sampler is not None:
@@ -112,9 +125,9 @@ def lay_out(problem: Problem) -> Layout:
     last = torch.iinfo(torch.int64).max
     ascending, order = problem.labels.masked_fill(~valid, last).sort(stable=True)
     anchor_labels = ascending.masked_fill(ascending == last, IGNORED)
-    anchors = problem.saturate(problem.anchors.detach()[order]).to(problem.product_dtype)
+    values = problem.saturate(problem.anchors.detach()[order]).to(problem.product_dtype)
     # A matrix unit multiplies ignored anchors too, and 0 · NaN is NaN.
-    anchors = torch.where((anchor_labels != IGNORED)[:, None], anchors, 0.0).contiguous()
+    values = torch.where((anchor_labels != IGNORED)[:, None], values, 0.0).contiguous()
 
     def survey(labels: Tensor) -> tuple[Tensor, Tensor]:
         classes = torch.empty_like(labels, dtype=torch.int32)
@@ -128,38 +141,43 @@ def lay_out(problem: Problem) -> Layout:
                 classes,
                 blocks,
                 len(labels),
-                num_blocks,
                 len(anchor_labels).bit_length(),
                 BLOCK_N=block_size,
             )
         return classes, blocks
 
-    unused = order[:0]
-    anchor_classes, anchor_blocks = survey(anchor_labels)
-    anchor_bits, _ = _key_bits(problem, order + problem.first_anchor_id, unused)
+    def key_bits(
+        bits_of: Callable[[Tensor, Tensor], Tensor], indices: Tensor, first_id: int
+    ) -> Tensor | None:
+        if problem.negative_sampler is None:
+            return None
+        if problem.seed is None:
+            return torch.zeros_like(indices, dtype=torch.int32)
+        return bits_of(problem.seed, indices + first_id)
+
+    classes, anchor_blocks = survey(anchor_labels)
+    bits = key_bits(anchor_bits, order, problem.first_anchor_id)
+    strides = tl.constexpr(values.shape[1]), tl.constexpr(1)
+    anchors = Vectors(values, classes, bits, num_valid, *strides, None)
+    narrowest = torch.finfo(problem.product_dtype).max
     contrast = []
     for tensor in problem.contrast:
         if tensor.is_anchors:
-            entries, ids, classes, blocks = anchors, order, anchor_classes, anchor_blocks
+            bits = key_bits(entry_bits, order, tensor.first_id)
+            entries, blocks = anchors._replace(key_bits=bits), anchor_blocks
         else:
-            entries, labels = tensor.entries.detach(), tensor.labels.contiguous()
-            ids = torch.arange(len(labels), device=labels.device)
+            values, labels = tensor.entries.detach(), tensor.labels.contiguous()
+            indices = torch.arange(len(labels), device=labels.device)
+            bits = key_bits(entry_bits, indices, tensor.first_id)
             classes, blocks = survey(labels)
-        _, bits = _key_bits(problem, unused, ids + tensor.first_id)
-        contrast.append(
-            SurveyedTensor(entries, tensor.is_anchors, classes, bits, block_size, blocks)
-        )
-    return Layout(
-        problem,
-        configurations,
-        anchors,
-        order,
-        num_valid,
-        anchor_classes,
-        anchor_bits,
-        tuple(contrast),
-        Thresholds(*[anchor_classes] * 4),
-    )
+            largest = narrowest if torch.finfo(values.dtype).max > narrowest else None
+            row_stride, column_stride = values.stride()
+            entries = Vectors(values, classes, bits, None, row_stride, column_stride, largest)
+        surveyed = SurveyedTensor(entries, tensor.is_anchors, blocks)
+        if index_blocks and surveyed.num_blocks > 0:
+            index_kernel[(1,)](blocks, surveyed.num_blocks, BLOCK_N=block_size)
+        contrast.append(surveyed)
+    return Layout(problem, configurations, anchors, order, tuple(contrast))
 
 
 def product_precision(dtype: torch.dtype) -> str:
@@ -179,14 +197,6 @@ def _configurations(problem: Problem) -> Configurations:
         kind = "mixed" if wide else "16"
     capability, _ = _card(problem.anchors.device)
     return configurations_for(capability, kind, problem.anchors.shape[1])
-
-
-def _key_bits(problem: Problem, anchor_ids: Tensor, entry_ids: Tensor) -> tuple[Tensor, Tensor]:
-    if problem.seed is None:
-        dtype = torch.int32
-        return torch.zeros_like(anchor_ids, dtype=dtype), torch.zeros_like(entry_ids, dtype=dtype)
-    keys = PairKeys.of(problem.seed, anchor_ids, entry_ids)
-    return keys.row_bits[:, 0].contiguous(), keys.column_bits.contiguous()
 
 
 @cache

@@ -5,26 +5,26 @@ of Z and o, `positives_pass` visits the positives, and `merge` combines both int
 gradient of the anchors. The backward computes the gradient of the entries, and that of the anchors
 against themselves in both of their roles.
 
-A partial result is a tensor (S, M) or (W, M, D) of the numbers or vectors of S splits, by the name
-of the kernels' argument. The W ≤ S splits whose gradient the forward computes come first.
+A partial result is a tensor (S, M) or (W, M, D) of the numbers or vectors of S splits. The W ≤ S
+splits whose gradient the forward computes come first.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from pixcontrast._info_nce.derivative import finite, inverse_or_zero
+from pixcontrast._info_nce.derivative import inverse_or_zero
 from pixcontrast._info_nce.fused.configurations import Configuration
-from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel
+from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel, lse_kernel
 from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
-from pixcontrast._info_nce.fused.kernels.merge import lse_kernel, merge_kernel
-from pixcontrast._info_nce.fused.kernels.positives import positives_kernel
+from pixcontrast._info_nce.fused.kernels.positives import merge_kernel, positives_kernel
 from pixcontrast._info_nce.fused.launch import (
+    Splits,
     has_both_roles,
     launch,
     launch_splits,
@@ -42,24 +42,43 @@ from pixcontrast._info_nce.results import (
     PositivesPartial,
     allocate_entries_gradient,
     allocate_forward,
+    finite,
 )
 from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds
 
-LSE_ROWS = 128
-MERGED_ROWS, MERGED_COMPONENTS = 16, 64
-"""Anchors and components of a program that merges partial results."""
-Partials = dict[str, Tensor]
+# Of the kernels that merge partial results: anchors, and components of the gradient.
+LSE_TILE, MERGED_TILE = Configuration(128, 1, 4, 3), Configuration(16, 64, 4, 3)
 
 
-def fused_forward(
-    problem: Problem, *, want_gradient: bool
-) -> tuple[ForwardResult, Thresholds | None]:
+class DenominatorSums(NamedTuple):
+    """Partial results of Z and o: maxima, Σ exp2(s − maximum) and Σ exp2(s − maximum)·k.
+
+    The maxima are not written and taken as 0 if similarities are bounded. `lse` is the Z (M,) that
+    they merge to. All are to the base 2.
+    """
+
+    maxima: Tensor
+    totals: Tensor
+    weighted_sums: Tensor
+    lse: Tensor
+
+
+class PositiveSums(NamedTuple):
+    """Partial results over the positives: their number, and sums of losses, weights and vectors."""
+
+    counts: Tensor
+    losses: Tensor
+    weights: Tensor
+    positive_sums: Tensor
+
+
+def fused_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None]:
     """Compute the losses and, if requested, the gradient of the anchors.
 
     The gradient of the anchors through themselves as entries is left to the backward. Z in the
     statistics, and the thresholds of mining (None without), are to the base 2.
     """
-    result = allocate_forward(problem, want_gradient=want_gradient)
+    result = allocate_forward(problem)
     thresholds = None if problem.negative_sampler is None else allocate_thresholds(problem)
     num_entries = sum(tensor.labels.numel() for tensor in problem.contrast)
     if problem.labels.numel() == 0 or num_entries == 0:
@@ -67,48 +86,44 @@ def fused_forward(
     with on_device(problem.anchors.device):
         layout = lay_out(problem)
         if problem.negative_sampler is not None and thresholds is not None:
-            layout = replace(layout, thresholds=select_thresholds(layout, problem.negative_sampler))
-            for column, values in zip(thresholds, layout.thresholds, strict=True):
-                column[layout.order] = values
-        partials = denominator_pass(layout, want_gradient=want_gradient)
-        sums = positives_pass(layout, partials["lse"], want_gradient=want_gradient)
+            selected = select_thresholds(layout, problem.negative_sampler)
+            layout = replace(layout, thresholds=selected)
+            thresholds = Thresholds(*map(layout.unsort, selected))
+        partials = denominator_pass(layout)
+        sums = positives_pass(layout, partials.lse)
         merge(layout, partials, sums, result)
     return result, thresholds
 
 
-def denominator_pass(layout: Layout, *, want_gradient: bool) -> Partials:
-    """Compute partial results over every contrast tensor, and the Z (M,) that they merge to.
-
-    `totals` are Σ exp2(s − maximum) and `weighted_sums` Σ exp2(s − maximum)·k. `maxima` are not
-    written and taken as 0 if similarities are bounded. `lse` is Z to the base 2.
-    """
+def denominator_pass(layout: Layout) -> DenominatorSums:
+    """Compute partial results over every contrast tensor, and merge those of Z."""
     configuration = layout.configurations.denominator
-    numbers = {"maxima": torch.float32, "totals": torch.float32}
-    partials = _run_splits(
-        denominator_kernel, layout, configuration, numbers, "weighted_sums", want_gradient
-    )
-    num_anchors = len(layout.anchors)
-    partials["lse"] = layout.anchors.new_empty(num_anchors, dtype=torch.float32)
-    grid = (triton.cdiv(num_anchors, LSE_ROWS),)
-    num_splits = len(partials["totals"])
-    launch(lse_kernel, grid, layout, **partials, num_splits=num_splits, BLOCK=LSE_ROWS)
+    plan = plan_splits(layout, configuration)
+    maxima, totals, weighted_sums = _allocate(layout, plan, torch.float32, torch.float32)
+    partials = DenominatorSums(maxima, totals, weighted_sums, totals.new_empty(len(layout)))
+    launch_splits(denominator_kernel, layout, configuration, plan, partials=partials)
+    grid = (triton.cdiv(len(layout), LSE_TILE.rows),)
+    num_splits = len(partials.totals)
+    launch(lse_kernel, grid, layout, LSE_TILE, partials=partials, num_splits=num_splits)
     return partials
 
 
-def positives_pass(layout: Layout, lse: Tensor, *, want_gradient: bool) -> Partials:
+def positives_pass(layout: Layout, lse: Tensor) -> PositiveSums:
     """Compute the sums over the positives in every contrast tensor, given Z to the base 2."""
     configuration = layout.configurations.positives
-    return _run_splits(
+    plan = plan_splits(layout, configuration)
+    sums = PositiveSums(*_allocate(layout, plan, torch.int32, torch.float32, torch.float32))
+    launch_splits(
         positives_kernel,
         layout,
         configuration,
-        {"counts": torch.int32, "losses": torch.float32, "weights": torch.float32},
-        "positive_sums",
-        want_gradient,
+        plan,
         lse=lse,
+        sums=sums,
         shrink=1.0 / positives_limit(layout),
         TILES=layout.configurations.denominator.columns // configuration.columns,
     )
+    return sums
 
 
 def positives_limit(layout: Layout) -> float:
@@ -117,49 +132,35 @@ def positives_limit(layout: Layout) -> float:
     return float(triton.next_power_of_2(max(1, total)))
 
 
-def _run_splits(
-    kernel: Any,
-    layout: Layout,
-    configuration: Configuration,
-    numbers: dict[str, torch.dtype],
-    vectors: str,
-    want_gradient: bool,
-    **arguments: Any,
-) -> Partials:
-    plan = plan_splits(layout, configuration, want_gradient)
+def _allocate(layout: Layout, plan: list[Splits], *dtypes: torch.dtype) -> list[Tensor]:
+    """Return numbers (S, M) of each dtype, and vectors (W, M, D)."""
     num_splits = sum(splits.num_splits for splits in plan)
     num_weighted = sum(splits.num_splits for splits in plan if splits.weighted)
-    like = layout.anchors
-    partials = {
-        name: like.new_empty(num_splits, len(like), dtype=dtype) for name, dtype in numbers.items()
-    }
-    partials[vectors] = like.new_empty(num_weighted, *like.shape, dtype=torch.float32)
-    launch_splits(kernel, layout, configuration, plan, partials, **arguments)
-    return partials
+    like = layout.anchors.vectors
+    numbers = [like.new_empty(num_splits, len(like), dtype=dtype) for dtype in dtypes]
+    return [*numbers, like.new_empty(num_weighted, *like.shape, dtype=torch.float32)]
 
 
-def merge(layout: Layout, partials: Partials, sums: Partials, result: ForwardResult) -> None:
+def merge(
+    layout: Layout, partials: DenominatorSums, sums: PositiveSums, result: ForwardResult
+) -> None:
     """Merge the partial results of both passes into `result`, in the caller's order."""
-    num_anchors, dim = layout.anchors.shape
-    gradient = result.anchor_gradient
-    component_blocks = 1 if gradient is None else triton.cdiv(dim, MERGED_COMPONENTS)
+    num_components = 1 if result.anchor_gradient is None else layout.problem.anchors.shape[1]
     launch(
         merge_kernel,
-        (triton.cdiv(num_anchors, MERGED_ROWS), component_blocks),
+        (
+            triton.cdiv(len(layout), MERGED_TILE.rows),
+            triton.cdiv(num_components, MERGED_TILE.columns),
+        ),
         layout,
-        **partials,
-        **sums,
-        num_weighted=len(partials["weighted_sums"]),
-        num_splits=len(sums["counts"]),
-        num_sums=len(sums["positive_sums"]),
-        out_losses=result.losses,
-        out_has_positive=result.has_positive,
-        **{f"out_{name}": column for name, column in result.statistics._asdict().items()},
-        out_gradient=result.losses if gradient is None else gradient,
+        MERGED_TILE,
+        partials=partials,
+        num_weighted=len(partials.weighted_sums),
+        sums=sums,
+        num_splits=len(sums.counts),
+        num_sums=len(sums.positive_sums),
         expand=positives_limit(layout),
-        BLOCK_M=MERGED_ROWS,
-        BLOCK_D=MERGED_COMPONENTS,
-        WEIGHTED=gradient is not None,
+        result=result,
     )
 
 
@@ -178,7 +179,7 @@ def fused_entries_gradient(
         return allocate_entries_gradient(problem, wanted)
     results: list[Tensor | None] = [None] * len(wanted)
     with on_device(problem.anchors.device):
-        layout = lay_out(problem)
+        layout = lay_out(problem, index_blocks=False)
         order = layout.order
         if problem.negative_sampler is not None and thresholds is not None:
             thresholds = Thresholds(*(column[order].contiguous() for column in thresholds))
@@ -187,7 +188,7 @@ def fused_entries_gradient(
         for index, tensor in enumerate(layout.contrast):
             if wanted[index]:
                 gradient = entries_gradient_pass(layout, tensor, statistics, upstream)
-                results[index] = _unsort(layout, gradient) if tensor.is_anchors else gradient
+                results[index] = layout.unsort(gradient) if tensor.is_anchors else gradient
     return results
 
 
@@ -196,19 +197,19 @@ def entries_gradient_pass(
 ) -> Tensor:
     """Compute the gradient (n, D) of a contrast tensor; of the anchors, in both of their roles."""
     configuration = layout.configurations.entries
-    num_anchors, dim = layout.anchors.shape
+    num_anchors, dim = layout.anchors.vectors.shape
     row_blocks = triton.cdiv(len(tensor), configuration.rows)
     anchor_blocks = triton.cdiv(num_anchors, configuration.columns)
     num_splits = num_splits_for(layout.num_processors, row_blocks, anchor_blocks)
-    gradients = layout.anchors.new_empty(num_splits, len(tensor), dim, dtype=torch.float32)
+    gradients = upstream.new_empty(num_splits, len(tensor), dim, dtype=torch.float32)
     if len(tensor) > 0:
         launch(
             entries_gradient_kernel,
             (row_blocks, num_splits),
             layout,
-            tensor,
             configuration,
-            **statistics._asdict(),
+            tensor,
+            statistics=statistics,
             upstream=upstream,
             gradients=gradients,
             BOTH_ROLES=has_both_roles(layout, tensor),
@@ -228,45 +229,38 @@ class FusedPasses:
         with on_device(problem.anchors.device):
             self._layout = lay_out(problem)
         # Rows of ignored anchors are not written and may contain NaN.
-        self._ignored = self._layout.anchor_classes < 0
+        self._ignored = self._layout.anchors.classes < 0
 
-    def denominator(self, *, want_gradient: bool) -> DenominatorPartial:
+    def denominator(self) -> DenominatorPartial:
         layout = self._layout
-        with on_device(layout.anchors.device):
-            partials = denominator_pass(layout, want_gradient=want_gradient)
-        lse = partials["lse"].masked_fill(self._ignored, -torch.inf)
+        with on_device(layout.order.device):
+            partials = denominator_pass(layout)
+        lse = partials.lse.masked_fill(self._ignored, -torch.inf)
         mean = None
-        if want_gradient:
-            mean = torch.zeros_like(layout.anchors, dtype=torch.float32)
-            for maximum, sums in zip(partials["maxima"], partials["weighted_sums"], strict=False):
+        if layout.problem.want_gradient:
+            mean = torch.zeros_like(layout.anchors.vectors, dtype=torch.float32)
+            for maximum, sums in zip(partials.maxima, partials.weighted_sums, strict=False):
                 factor = torch.exp2((0.0 if layout.bounded else maximum) - finite(lse))[:, None]
                 mean += torch.where(factor > 0, sums * factor, 0.0)
-            mean = _unsort(layout, mean.masked_fill(self._ignored[:, None], 0.0))
-        return DenominatorPartial(_unsort(layout, lse / LOG2_E), mean)
+            mean = layout.unsort(mean.masked_fill(self._ignored[:, None], 0.0))
+        return DenominatorPartial(layout.unsort(lse / LOG2_E), mean)
 
-    def positives(self, lse: Tensor, *, want_gradient: bool) -> PositivesPartial:
+    def positives(self, lse: Tensor) -> PositivesPartial:
         layout = self._layout
-        with on_device(layout.anchors.device):
-            sorted_lse = (lse * LOG2_E)[layout.order]
-            sums = positives_pass(layout, sorted_lse, want_gradient=want_gradient)
-        count = self._sum_splits(sums["counts"]).to(torch.int64)
+        with on_device(layout.order.device):
+            sums = positives_pass(layout, (lse * LOG2_E)[layout.order])
+        count = self._sum_splits(sums.counts).to(torch.int64)
         inverse = inverse_or_zero(count, torch.float32)
-        losses = self._sum_splits(sums["losses"]) * (positives_limit(layout) * inverse) / LOG2_E
+        losses = self._sum_splits(sums.losses) * (positives_limit(layout) * inverse) / LOG2_E
         weight = torch.zeros_like(losses)
         if layout.problem.denominator == "negatives":
-            weight = self._sum_splits(sums["weights"]) * inverse
+            weight = self._sum_splits(sums.weights) * inverse
         gradient = None
-        if want_gradient:
-            gradient = _unsort(layout, self._sum_splits(sums["positive_sums"]) * inverse[:, None])
-        count, losses, weight = (_unsort(layout, column) for column in (count, losses, weight))
+        if layout.problem.want_gradient:
+            gradient = layout.unsort(self._sum_splits(sums.positive_sums) * inverse[:, None])
+        count, losses, weight = map(layout.unsort, (count, losses, weight))
         return PositivesPartial(count, losses, weight, gradient)
 
     def _sum_splits(self, partials: Tensor) -> Tensor:
         ignored = self._ignored.view(-1, *[1] * (partials.ndim - 2))
         return partials.sum(dim=0, dtype=partials.dtype).masked_fill(ignored, 0)
-
-
-def _unsort(layout: Layout, values: Tensor) -> Tensor:
-    result = torch.empty_like(values)
-    result[layout.order] = values
-    return result

@@ -8,12 +8,13 @@ their order, and every question is answered so that it holds for any labels.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.derivative import Masks
-from pixcontrast._info_nce.problem import ContrastTensor, Problem
+from pixcontrast._info_nce.problem import Problem
 from pixcontrast._tensors import IGNORED
 
 # Ignored anchors that keep their place need a label that no entry has, not even an ignored one.
@@ -27,19 +28,24 @@ def reads_are_free(device: torch.device) -> bool:
 
 
 class ClassOrder:
-    """(n, D) vectors in the order of their classes, where the host may know it.
+    """Anchors or the entries of a contrast tensor (n, D), in the order of their classes.
 
     Attributes:
         vectors (Tensor): (n, D), unchanged.
         labels (Tensor): (m,) in the new order; m < n if ignored vectors are left out.
         sorted (bool): whether labels ascend and no ignored vector is left.
+        is_anchors (bool): whether these are the anchors as entries, in the same order.
     """
 
-    def __init__(self, vectors: Tensor, labels: Tensor, problem: Problem) -> None:
+    def __init__(
+        self, problem: Problem, vectors: Tensor, labels: Tensor, is_anchors: bool, first_id: int
+    ) -> None:
         self.vectors = vectors
         self.labels = labels
         self.sorted = reads_are_free(labels.device)
+        self.is_anchors = is_anchors
         self._problem = problem
+        self._first_id = first_id
         self._order: Tensor | None = None  # index of each vector in `vectors`; None: unchanged
         # The classes in ascending order, and where each starts and stops.
         self._classes: list[int] = []
@@ -54,12 +60,16 @@ class ClassOrder:
         labels = problem.labels
         if not reads_are_free(labels.device):
             labels = labels.masked_fill(labels == IGNORED, IGNORED_ANCHOR)
-        return cls(problem.anchors, labels, problem)
+        return cls(problem, problem.anchors, labels, False, problem.first_anchor_id)
 
     @classmethod
-    def of_entries(cls, contrast: ContrastTensor, problem: Problem) -> ClassOrder:
-        """Order the entries of a contrast tensor."""
-        return cls(contrast.entries, contrast.labels, problem)
+    def of_contrast(cls, problem: Problem, wanted: Sequence[bool]) -> dict[int, ClassOrder]:
+        """Order the entries of the `wanted` contrast tensors, by their index."""
+        return {
+            index: cls(problem, *tensor)
+            for index, (tensor, want) in enumerate(zip(problem.contrast, wanted, strict=True))
+            if want
+        }
 
     def __len__(self) -> int:
         return self.labels.shape[0]
@@ -86,6 +96,10 @@ class ClassOrder:
         if self._order is not None:
             return self._order
         return torch.arange(len(self), device=self.labels.device)
+
+    def ids(self) -> Tensor:
+        """Return the ids of which random keys are a function, (m,) int64."""
+        return self.all_indices() + self._first_id
 
     def may_share_class(self, tile: slice, other: ClassOrder, other_tile: slice) -> bool:
         """Return False only if no class of one tile is in the other and no vector is ignored."""
@@ -152,19 +166,14 @@ class ClassOrder:
             self._classes = self.labels[self._starts].tolist()
 
 
-def masks_of(
-    anchors: ClassOrder, block: slice, entries: ClassOrder, columns: slice, *, is_anchors: bool
-) -> Masks:
-    """Return which of some entries are positives and negatives of a block of anchors.
-
-    `is_anchors` says that the entries are the anchors, in the same order.
-    """
+def masks_of(anchors: ClassOrder, block: slice, entries: ClassOrder, columns: slice) -> Masks:
+    """Return which of some entries are positives and negatives of a block of anchors."""
     labels = entries.labels[columns]
     positive = anchors.labels[block][:, None] == labels[None, :]
     negative = positive.logical_not()
     if not entries.sorted:
         negative &= labels >= 0
-    if is_anchors:
+    if entries.is_anchors:
         rows = torch.arange(block.start, block.stop, device=labels.device)
         positive &= rows[:, None] != torch.arange(columns.start, columns.stop, device=labels.device)
     return Masks(positive, negative)

@@ -21,27 +21,27 @@ from pixcontrast._info_nce.derivative import (
     inverse_or_zero,
     positive_terms,
 )
-from pixcontrast._info_nce.merge import OnlineSoftmax, merge_denominators
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import (
     AnchorStatistics,
     DenominatorPartial,
     ForwardResult,
+    OnlineSoftmax,
     PositivesPartial,
     allocate_entries_gradient,
     allocate_forward,
+    merge_denominators,
 )
-from pixcontrast._info_nce.tiled.class_order import ClassOrder
 from pixcontrast._info_nce.tiled.tiles import Tiling
 
 
-def tiled_forward(problem: Problem, *, want_gradient: bool) -> ForwardResult:
+def tiled_forward(problem: Problem) -> ForwardResult:
     """Compute the losses and, if requested, the anchors' gradient in their role as anchors."""
     if problem.labels.numel() == 0:
-        return allocate_forward(problem, want_gradient=want_gradient)
+        return allocate_forward(problem)
     passes = TiledPasses(problem)
-    denominator = passes.denominator(want_gradient=want_gradient)
-    positives = passes.positives(denominator.lse, want_gradient=want_gradient)
+    denominator = passes.denominator()
+    positives = passes.positives(denominator.lse)
     return complete(problem, denominator, positives)
 
 
@@ -50,14 +50,12 @@ class TiledPasses:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._anchors = ClassOrder.of_anchors(problem)
-        self._contrast = [ClassOrder.of_entries(tensor, problem) for tensor in problem.contrast]
-        self._tiling = Tiling(problem, self._anchors, self._contrast)
-        self._indices = self._anchors.indices(slice(0, len(self._anchors)))
+        self._tiling = Tiling(problem, [True] * len(problem.is_anchors))
+        self._indices = self._tiling.indices
 
-    def denominator(self, *, want_gradient: bool) -> DenominatorPartial:
+    def denominator(self) -> DenominatorPartial:
         """Compute Z and o over N_i, or over everything but i itself for `"all"`."""
-        tiling = self._tiling
+        tiling, want_gradient = self._tiling, self._problem.want_gradient
         softmax = OnlineSoftmax(tiling.rows, bounded=tiling.bounded, weighted=want_gradient)
         # Attention always computes o, so it is used only if o is requested.
         for tile in tiling.in_denominator(attending=want_gradient):
@@ -79,9 +77,10 @@ class TiledPasses:
         negative_mean = None if found.negative_mean is None else self._unsort(found.negative_mean)
         return DenominatorPartial(self._unsort(found.lse, -torch.inf), negative_mean)
 
-    def positives(self, lse: Tensor, *, want_gradient: bool) -> PositivesPartial:
+    def positives(self, lse: Tensor) -> PositivesPartial:
         """Compute the means over the positives, which are in few tiles of sorted entries."""
         tiling, denominator = self._tiling, self._problem.denominator
+        want_gradient = self._problem.want_gradient
         count = self._count_positives()
         inv_num_positives = inverse_or_zero(count, lse.dtype)[:, None]
         lse = lse[self._indices][:, None]
@@ -118,11 +117,11 @@ class TiledPasses:
 
     def _count_positives(self) -> Tensor:
         """Return |P_i| of the ordered anchors (m,), from the labels alone."""
-        labels = self._anchors.labels
+        labels = self._tiling.anchors.labels
         count = torch.zeros_like(labels)
-        for tensor, order in zip(self._problem.contrast, self._contrast, strict=True):
+        for order in self._tiling.contrast.values():
             count += order.count_of(labels)
-            if tensor.is_anchors:
+            if order.is_anchors:
                 count -= (labels >= 0).to(count.dtype)
         return count
 
@@ -142,17 +141,9 @@ def tiled_entries_gradient(
     (M,) is g, the gradient with respect to the losses. Results have the dtype that accumulates.
     """
     results = allocate_entries_gradient(problem, wanted)
-    anchors = ClassOrder.of_anchors(problem)
-    if len(anchors) == 0:
-        return results
-    contrast = [
-        ClassOrder.of_entries(tensor, problem) if want else None
-        for tensor, want in zip(problem.contrast, wanted, strict=True)
-    ]
-    tiling = Tiling(problem, anchors, contrast)
-    indices = anchors.indices(slice(0, len(anchors)))
-    statistics = statistics.of(indices)
-    scale = upstream[indices][:, None] * problem.inverse_temperature
+    tiling = Tiling(problem, wanted)
+    statistics = statistics.of(tiling.indices)
+    scale = upstream[tiling.indices][:, None] * problem.inverse_temperature
     for tile in tiling.all():
         change = derivative_(
             tiling.logits(tile),
@@ -160,8 +151,7 @@ def tiled_entries_gradient(
             statistics.of(tile.block),
             problem.denominator,
         ).mul_(scale[tile.block])
-        result, order = results[tile.contrast_index], contrast[tile.contrast_index]
+        result, order = results[tile.contrast_index], tiling.contrast[tile.contrast_index]
         assert result is not None
-        assert order is not None
         result[order.indices(tile.columns)] += change.T @ tiling.rows[tile.block]
     return results

@@ -64,11 +64,12 @@ class Similarities:
         self.may_saturate = [not largest * max(norm, 1.0) < self._limit for norm in norms]
 
     @classmethod
-    def of(
-        cls, problem: Problem, rows: Tensor, contrast: Sequence[ClassOrder | None]
-    ) -> Similarities:
-        """Compute the norms; a contrast tensor that is None is not needed."""
-        norms = [0.0 if tensor is None else _max_norm_of(tensor) for tensor in contrast]
+    def of(cls, problem: Problem, rows: Tensor, contrast: dict[int, ClassOrder]) -> Similarities:
+        """Compute the norms of rows and of contrast tensors, given by their index."""
+        norms = [0.0] * len(problem.is_anchors)
+        for index, order in contrast.items():
+            tiles = split(slice(0, len(order)), TILE_COLUMNS)
+            norms[index] = max((_max_norm(order.operands(tile)) for tile in tiles), default=0.0)
         return cls(problem, _max_norm(rows), norms)
 
     def write(self, logits: Tensor, rows: Tensor, entries: Tensor, index: int) -> None:
@@ -131,11 +132,6 @@ def _max_norm(vectors: Tensor) -> float:
     if vectors.shape[0] == 0:
         return 0.0
     return float(torch.linalg.vector_norm(vectors, dim=1).max())
-
-
-def _max_norm_of(tensor: ClassOrder) -> float:
-    tiles = split(slice(0, len(tensor)), TILE_COLUMNS)
-    return max((_max_norm(tensor.operands(columns)) for columns in tiles), default=0.0)
 
 
 @functools.cache

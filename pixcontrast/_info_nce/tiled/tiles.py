@@ -32,14 +32,9 @@ LONG_CLASS = 1 / 8
 
 
 class Tile(NamedTuple):
-    """A block of R anchors with T entries of a contrast tensor.
+    """A block of R rows of `Tiling.rows` with T entries of a contrast tensor, (T, D) operands.
 
-    Attributes:
-        contrast_index: index of the contrast tensor.
-        block: the anchors, as rows of `Tiling.rows`.
-        columns: the entries.
-        entries: (T, D) the entries as operands.
-        all_negative: whether every entry is known to be a negative of every anchor.
+    `all_negative` says that every entry is known to be a negative of every anchor.
     """
 
     contrast_index: int
@@ -50,34 +45,36 @@ class Tile(NamedTuple):
 
 
 class Tiling:
-    """All tiles of a problem; a contrast tensor that is None has none.
+    """All tiles of a problem's anchors with its `wanted` contrast tensors.
 
     Attributes:
+        anchors (ClassOrder): the ordered anchors.
+        indices (slice or Tensor): their indices in the caller's order.
+        contrast (dict of ClassOrder): the ordered entries of contrast tensors, by their index.
         rows (Tensor): the ordered anchors as operands: (m, D), or (2·m, D) if `doubled`.
         doubled (bool): whether the anchors are stored twice. All anchors but those of one class are
             then one slice: it starts after the class and wraps around.
         bounded (bool): whether every similarity is known to be small, see `Similarities`.
     """
 
-    def __init__(
-        self, problem: Problem, anchors: ClassOrder, contrast: Sequence[ClassOrder | None]
-    ) -> None:
-        self.anchors = anchors
+    def __init__(self, problem: Problem, wanted: Sequence[bool]) -> None:
+        self.anchors = anchors = ClassOrder.of_anchors(problem)
+        self.indices = anchors.indices(slice(0, len(anchors)))
         self._problem = problem
-        self._contrast = {index: one for index, one in enumerate(contrast) if one is not None}
+        self.contrast = ClassOrder.of_contrast(problem, wanted)
         self._max_columns = tile_columns(anchors.labels.device)
         rows = anchors.operands(slice(0, len(anchors)))
-        self._similarities = Similarities.of(problem, rows, contrast)
+        self._similarities = Similarities.of(problem, rows, self.contrast)
         self.bounded = self._similarities.bounded
         self.doubled = anchors.sorted
         self.rows = torch.cat([rows, rows]) if self.doubled else rows
-        max_entries = max((len(order) for order in self._contrast.values()), default=0)
+        max_entries = max((len(order) for order in self.contrast.values()), default=0)
         max_rows = min(max(TILE_ROWS, POSITIVE_ROWS, MIN_ROWS), len(self.rows))
         self._buffer = self.rows.new_empty(max_rows * min(self._max_columns, max_entries))
 
     def all(self) -> Iterator[Tile]:
         """Yield every tile. The entries of a column are converted once."""
-        for index, order in self._contrast.items():
+        for index, order in self.contrast.items():
             for columns in split(slice(0, len(order)), self._max_columns):
                 entries = order.operands(columns)
                 for block in split(slice(0, len(self.anchors)), TILE_ROWS):
@@ -89,7 +86,7 @@ class Tiling:
         With `attending`, long classes are cut less often if attention computes their tiles.
         """
         all_anchors = slice(0, len(self.anchors))
-        for index, order in self._contrast.items():
+        for index, order in self.contrast.items():
             attends = attending and self.may_attend(index)
             max_of_class = MAX_ATTENDED if attends else self._max_columns
             for columns in _cut(order, self._max_columns, max_of_class):
@@ -107,14 +104,14 @@ class Tiling:
         for block in _cut(self.anchors, POSITIVE_ROWS, POSITIVE_ROWS):
             # The buffer has room for more columns of fewer rows.
             max_columns = max(1, len(self._buffer) // max(MIN_ROWS, block.stop - block.start))
-            for index, order in self._contrast.items():
+            for index, order in self.contrast.items():
                 same_classes = order.slice_with_classes_of(self.anchors, block)
                 for columns in split(same_classes, max_columns):
                     yield Tile(index, block, columns, order.operands(columns))
 
     def may_attend(self, index: int) -> bool:
         """Return whether PyTorch's attention can compute a contrast tensor's tiles without mask."""
-        if self._problem.denominator == "all" and self._problem.contrast[index].is_anchors:
+        if self._problem.denominator == "all" and self.contrast[index].is_anchors:
             return False  # each anchor is left out of its own denominator
         return can_attend(self.rows) and not self._similarities.may_saturate[index]
 
@@ -132,9 +129,10 @@ class Tiling:
 
     def is_all_positive(self, tile: Tile) -> bool:
         """Return whether every entry is known to be a positive of every anchor."""
+        order = self.contrast[tile.contrast_index]
         return (
-            not self._holds_anchors(tile)
-            and self._contrast[tile.contrast_index].is_one_class(tile.columns)
+            not order.is_anchors
+            and order.is_one_class(tile.columns)
             and self.anchors.is_one_class(tile.block)
             and self._may_share_class(tile)
         )
@@ -143,14 +141,14 @@ class Tiling:
         """Return the positives and negatives of a tile; None: every entry is a negative."""
         if not self._may_share_class(tile):
             return None
-        order, is_anchors = self._contrast[tile.contrast_index], self._holds_anchors(tile)
-        return masks_of(self.anchors, tile.block, order, tile.columns, is_anchors=is_anchors)
+        order = self.contrast[tile.contrast_index]
+        return masks_of(self.anchors, tile.block, order, tile.columns)
 
     def outside_denominator(self, tile: Tile) -> Tensor | None:
         """Return (R, T) bool, the similarities that Z leaves out; None: it sums over all."""
         denominator = self._problem.denominator
-        is_sorted = self._contrast[tile.contrast_index].sorted
-        if denominator == "all" and is_sorted and not self._holds_anchors(tile):
+        order = self.contrast[tile.contrast_index]
+        if denominator == "all" and order.sorted and not order.is_anchors:
             return None
         masks = self.masks(tile)
         return None if masks is None else ~masks.in_denominator(denominator)
@@ -158,11 +156,8 @@ class Tiling:
     def _may_share_class(self, tile: Tile) -> bool:
         if tile.all_negative:
             return False
-        order = self._contrast[tile.contrast_index]
+        order = self.contrast[tile.contrast_index]
         return order.may_share_class(tile.columns, self.anchors, tile.block)
-
-    def _holds_anchors(self, tile: Tile) -> bool:
-        return self._problem.contrast[tile.contrast_index].is_anchors
 
 
 def _cut(order: ClassOrder, size: int, max_of_class: int) -> Iterator[slice]:

@@ -23,21 +23,16 @@ import triton
 import triton.language as tl
 
 SURVEY_ROWS = 10
+FULL_BEFORE, MIXED_BEFORE, MIXED, NONEMPTY, RUN_STARTS, RUN_STOPS, NUM_RUNS = map(
+    tl.constexpr, range(3, SURVEY_ROWS)
+)
 # Blocks whose rows of the survey a program reads at once.
 CHUNK = tl.constexpr(1024)
 
 
-@triton.jit(do_not_specialize=["num_entries", "num_blocks", "num_steps"])
+@triton.jit(do_not_specialize=["num_entries", "num_steps"])
 def classes_kernel(
-    labels,
-    anchor_labels,
-    num_valid,
-    classes,
-    survey,
-    num_entries,
-    num_blocks,
-    num_steps,
-    BLOCK_N: tl.constexpr,
+    labels, anchor_labels, num_valid, classes, survey, num_entries, num_steps, BLOCK_N: tl.constexpr
 ):
     """Program j: the class of each entry of block j, and rows 0 to 2 of the survey.
 
@@ -63,7 +58,7 @@ def classes_kernel(
     valid = label >= 0
     entry_class = tl.where(valid, 2 * low + known.to(tl.int32), -1)
     tl.store(classes + ids, entry_class, mask=inside)
-    stride = num_blocks + 1
+    stride = tl.num_programs(0) + 1
     tl.store(survey + block, tl.min(tl.where(valid, entry_class, 0x7FFFFFFF)))
     tl.store(survey + stride + block, tl.max(entry_class))
     tl.store(survey + 2 * stride + block, tl.sum(valid.to(tl.int32)))
@@ -87,30 +82,36 @@ def index_kernel(survey, num_blocks, BLOCK_N: tl.constexpr):
         mixed = ((size > 0) & (size < BLOCK_N)).to(tl.int32)
         full_before = num_full + tl.cumsum(full, 0) - full
         mixed_before = num_mixed + tl.cumsum(mixed, 0) - mixed
-        tl.store(survey + 3 * stride + blocks, full_before, mask=inside)
-        tl.store(survey + 4 * stride + blocks, mixed_before, mask=inside)
-        tl.store(survey + 5 * stride + mixed_before, blocks, mask=mixed != 0)
+        tl.store(survey + stride * FULL_BEFORE + blocks, full_before, mask=inside)
+        tl.store(survey + stride * MIXED_BEFORE + blocks, mixed_before, mask=inside)
+        tl.store(survey + stride * MIXED + mixed_before, blocks, mask=mixed != 0)
         nonempty_before = full_before + mixed_before
-        tl.store(survey + 6 * stride + nonempty_before, blocks, mask=(full | mixed) != 0)
+        tl.store(survey + stride * NONEMPTY + nonempty_before, blocks, mask=(full | mixed) != 0)
         starts = ((full != 0) & (size_before != BLOCK_N)).to(tl.int32)
         stops = (full != 0) & (size_after != BLOCK_N)
         # The run of a full block is the last one that started at or before it.
         run = num_runs + tl.cumsum(starts, 0) - 1
-        tl.store(survey + 7 * stride + run, blocks, mask=starts != 0)
-        tl.store(survey + 8 * stride + run, blocks + 1, mask=stops)
+        tl.store(survey + stride * RUN_STARTS + run, blocks, mask=starts != 0)
+        tl.store(survey + stride * RUN_STOPS + run, blocks + 1, mask=stops)
         num_full += tl.sum(full)
         num_mixed += tl.sum(mixed)
         num_runs += tl.sum(starts)
-    tl.store(survey + 3 * stride + num_blocks, num_full)
-    tl.store(survey + 4 * stride + num_blocks, num_mixed)
-    tl.store(survey + 9 * stride, num_runs)
+    tl.store(survey + stride * FULL_BEFORE + num_blocks, num_full)
+    tl.store(survey + stride * MIXED_BEFORE + num_blocks, num_mixed)
+    tl.store(survey + stride * NUM_RUNS, num_runs)
 
 
 @triton.jit
-def class_range(classes, first_anchor, num_valid, BLOCK: tl.constexpr):
+def at(survey, num_blocks, ROW: tl.constexpr, place):
+    """Return one number of the survey."""
+    return tl.load(survey + (num_blocks + 1) * ROW + place)
+
+
+@triton.jit
+def class_range(anchors, first_anchor, num_valid, BLOCK: tl.constexpr):
     """Return the smallest and the largest class in a block of sorted anchors."""
     last = tl.minimum(first_anchor + BLOCK, num_valid) - 1
-    return tl.load(classes + first_anchor), tl.load(classes + last)
+    return tl.load(anchors.classes + first_anchor), tl.load(anchors.classes + last)
 
 
 @triton.jit
@@ -153,14 +154,8 @@ def split_range(total, split, num_splits):
 @triton.jit
 def counts_before(survey, num_blocks, block):
     """Return the number of full blocks and of mixed blocks before a block."""
-    full = survey + 3 * (num_blocks + 1) + block
-    return tl.load(full), tl.load(full + num_blocks + 1)
-
-
-@triton.jit
-def num_segments(survey, num_blocks):
-    """Return the number of segments that `full_segment` takes: two for each run."""
-    return 2 * tl.load(survey + 9 * (num_blocks + 1))
+    full = at(survey, num_blocks, FULL_BEFORE, block)
+    return full, at(survey, num_blocks, MIXED_BEFORE, block)
 
 
 @triton.jit
@@ -170,27 +165,14 @@ def full_segment(survey, num_blocks, segment, hull, hull_stop, full_in_hull, fir
     Each run of full blocks has two segments, one before the hull and one after it. The full blocks
     outside the hull are counted in their order; the split is the range [first, stop) of them.
     """
-    runs = survey + 7 * (num_blocks + 1) + segment // 2
-    run_start = tl.load(runs)
-    run_stop = tl.load(runs + num_blocks + 1)
+    run_start = at(survey, num_blocks, RUN_STARTS, segment // 2)
+    run_stop = at(survey, num_blocks, RUN_STOPS, segment // 2)
     is_after = segment % 2 == 1
     start = tl.where(is_after, tl.maximum(run_start, hull_stop), run_start)
     segment_stop = tl.where(is_after, run_stop, tl.minimum(run_stop, hull))
-    before, _ = counts_before(survey, num_blocks, run_start)
+    before = at(survey, num_blocks, FULL_BEFORE, run_start)
     before += start - run_start - tl.where(is_after, full_in_hull, 0)
     return start + tl.maximum(first - before, 0), tl.minimum(segment_stop, start + stop - before)
-
-
-@triton.jit
-def mixed_block(survey, num_blocks, place):
-    """Return the id of a block by its place among the mixed blocks."""
-    return tl.load(survey + 5 * (num_blocks + 1) + place)
-
-
-@triton.jit
-def nonempty_block(survey, num_blocks, place):
-    """Return the id of a block by its place among those that are not empty."""
-    return tl.load(survey + 6 * (num_blocks + 1) + place)
 
 
 @triton.jit

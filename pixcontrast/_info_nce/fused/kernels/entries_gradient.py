@@ -14,10 +14,9 @@ from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 
 @triton.jit
-def _coefficients(
-    logits, positive, negative, lse, weight, inv_num_positives, upstream, ALL: tl.constexpr
-):
+def _coefficients(logits, positive, negative, known, ALL: tl.constexpr):
     """Return ∂L/∂s times the upstream gradient, as `derivative.py` defines it."""
+    lse, weight, inv_num_positives, upstream = known
     # No likelihood of a counted entry exceeds 1. That of a masked one might overflow.
     likelihood = tl.exp2(tl.minimum(logits - lse, 0.0))
     if ALL:
@@ -30,41 +29,26 @@ def _coefficients(
     return (negative_grad - positive_grad) * upstream
 
 
+@triton.jit
+def _load_known(statistics, upstream, ids, inside, AXIS: tl.constexpr):
+    """Load Z, w, 1/|P| and the upstream gradient of anchors, with a new dimension."""
+    lse = tl.expand_dims(tile.load(statistics.lse, ids, inside), AXIS)
+    weight = tl.expand_dims(tile.load(statistics.weight, ids, inside), AXIS)
+    inverse = tl.expand_dims(tile.load(statistics.inv_num_positives, ids, inside), AXIS)
+    return lse, weight, inverse, tl.expand_dims(tile.load(upstream, ids, inside), AXIS)
+
+
 @triton.jit(do_not_specialize=["num_entries"])
 def entries_gradient_kernel(
     anchors,
-    anchor_classes,
-    num_valid,
-    lse,
-    weight,
-    inv_num_positives,
-    upstream,
     entries,
-    entry_classes,
     num_entries,
-    row_stride,
-    column_stride,
-    negative_logit,
-    negative_key,
-    positive_logit,
-    positive_key,
-    anchor_bits,
-    entry_bits,
+    thresholds,
+    statistics,
+    upstream,
     gradients,
-    scale,
-    limit,
-    inverse_temperature,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    IS_ANCHORS: tl.constexpr,
+    settings,
     BOTH_ROLES: tl.constexpr,
-    ALL: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    MINED: tl.constexpr,
-    largest,
-    PRECISION: tl.constexpr,
     IN_FLOAT32: tl.constexpr,
 ):
     """Program (j, k): the gradient of entry block j through the k-th split of the anchors.
@@ -73,61 +57,49 @@ def entries_gradient_kernel(
     float16's range.
     """
     ids, valid, entry_class = tile.load_classes(
-        entry_classes, tl.program_id(0), num_entries, BLOCK_M
+        entries, tl.program_id(0), num_entries, settings.BLOCK_M
     )
     inside = ids < num_entries
-    entry_tile = tile.load_entries(
-        entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, largest
-    )
-    gradient = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-    if MINED:
-        other_bits = tl.load(entry_bits + ids, mask=inside, other=0)[:, None]
+    entry_tile = tile.load_vectors(entries, ids, valid, anchors, settings)
+    gradient = tl.zeros([settings.BLOCK_M, settings.BLOCK_D], dtype=tl.float32)
+    if thresholds is not None:
+        other_bits = tile.load(entries.key_bits, ids, inside)[:, None]
     if BOTH_ROLES:
-        own_lse = tl.load(lse + ids, mask=inside, other=0.0)[:, None]
-        own_weight = tl.load(weight + ids, mask=inside, other=0.0)[:, None]
-        own_inverse = tl.load(inv_num_positives + ids, mask=inside, other=0.0)[:, None]
-        own_upstream = tl.load(upstream + ids, mask=inside, other=0.0)[:, None]
+        own = _load_known(statistics, upstream, ids, inside, 1)
 
-    valid_anchors = tl.load(num_valid)
+    valid_anchors = tl.load(anchors.num_valid)
     split = tl.program_id(1)
-    num_blocks = (valid_anchors + BLOCK_N - 1) // BLOCK_N
+    num_blocks = (valid_anchors + settings.BLOCK_N - 1) // settings.BLOCK_N
     start, stop = blocks.split_range(num_blocks, split, tl.num_programs(1))
     for block in range(start, stop):
         anchor_ids, is_anchor, anchor_tile, anchor_class = tile.load_anchors(
-            anchors, anchor_classes, block * BLOCK_N, valid_anchors, BLOCK_N, D, BLOCK_D
+            anchors, block * settings.BLOCK_N, valid_anchors, settings.BLOCK_N, settings
         )
-        z = tl.load(lse + anchor_ids, mask=is_anchor, other=0.0)[None, :]
-        w = tl.load(weight + anchor_ids, mask=is_anchor, other=0.0)[None, :]
-        inverse = tl.load(inv_num_positives + anchor_ids, mask=is_anchor, other=0.0)[None, :]
-        grad = tl.load(upstream + anchor_ids, mask=is_anchor, other=0.0)[None, :]
-        if MINED:
+        known = _load_known(statistics, upstream, anchor_ids, is_anchor, 0)
+        if thresholds is not None:
             # In the order of the earlier passes, which gives the same bits: a threshold is one of
             # these similarities.
-            logits = tl.trans(
-                tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
-            )
+            logits = tl.trans(tile.similarities(anchor_tile, entry_tile, settings))
         else:
-            logits = tile.similarities(entry_tile, anchor_tile, scale, limit, BOUNDED, PRECISION)
+            logits = tile.similarities(entry_tile, anchor_tile, settings)
         pair = valid[:, None] & is_anchor[None, :]
         positive, negative, _ = tile.masks(
-            pair, entry_class, anchor_class, ids, anchor_ids, IS_ANCHORS
+            pair, entry_class, anchor_class, ids, anchor_ids, settings.IS_ANCHORS
         )
-        if MINED:
-            bits = tl.load(anchor_bits + anchor_ids, mask=is_anchor, other=0)[None, :]
-            threshold = tl.load(negative_logit + anchor_ids, mask=is_anchor, other=0.0)[None, :]
-            key = tl.load(negative_key + anchor_ids, mask=is_anchor, other=0)[None, :]
+        if thresholds is not None:
+            bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[None, :]
+            threshold = tile.load(thresholds.negative_logit, anchor_ids, is_anchor)[None, :]
+            key = tile.load(thresholds.negative_key, anchor_ids, is_anchor)[None, :]
             negative &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
-            threshold = tl.load(positive_logit + anchor_ids, mask=is_anchor, other=0.0)[None, :]
-            key = tl.load(positive_key + anchor_ids, mask=is_anchor, other=0)[None, :]
+            threshold = tile.load(thresholds.positive_logit, anchor_ids, is_anchor)[None, :]
+            key = tile.load(thresholds.positive_key, anchor_ids, is_anchor)[None, :]
             positive &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=True)
-        coefficients = _coefficients(logits, positive, negative, z, w, inverse, grad, ALL)
+        coefficients = _coefficients(logits, positive, negative, known, settings.ALL)
         if BOTH_ROLES:
-            coefficients += _coefficients(
-                logits, positive, negative, own_lse, own_weight, own_inverse, own_upstream, ALL
-            )
+            coefficients += _coefficients(logits, positive, negative, own, settings.ALL)
         if IN_FLOAT32:
             anchor_tile = anchor_tile.to(tl.float32)
-        gradient = tile.multiply(coefficients, anchor_tile, gradient, PRECISION)
+        gradient = tile.multiply(coefficients, anchor_tile, gradient, settings.PRECISION)
 
     slots = ids.to(tl.int64) + split * num_entries
-    tile.store_vectors(gradients, slots, inside, gradient * inverse_temperature, D, BLOCK_D)
+    tile.store_vectors(gradients, slots, inside, gradient * settings.inverse_temperature, settings)

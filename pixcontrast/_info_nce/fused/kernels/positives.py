@@ -1,7 +1,8 @@
 """The pass over the positives: the loss, w, |P| and the positive part of the gradient.
 
 Each program takes a block of anchors and a split of the blocks that may hold their positives, which
-are few if the entries are sorted by class.
+are few if the entries are sorted by class. A second kernel merges the partial results of both
+passes in a fixed order into the losses and the gradient of the anchors.
 """
 
 from __future__ import annotations
@@ -12,84 +13,57 @@ import triton.language as tl
 from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 
-@triton.jit(do_not_specialize=["num_entries", "num_blocks", "num_anchors"])
+@triton.jit(do_not_specialize=["num_anchors", "num_entries", "num_blocks", "first_split"])
 def positives_kernel(
     anchors,
-    anchor_classes,
-    num_valid,
-    lse,
+    num_anchors,
     entries,
-    entry_classes,
     num_entries,
-    row_stride,
-    column_stride,
     survey,
     num_blocks,
-    positive_logit,
-    positive_key,
-    anchor_bits,
-    entry_bits,
-    counts,
-    losses,
-    weights,
-    positive_sums,
-    num_anchors,
-    scale,
-    limit,
+    thresholds,
+    lse,
+    sums,
+    first_split,
+    settings,
     shrink,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     TILES: tl.constexpr,
-    IS_ANCHORS: tl.constexpr,
-    ALL: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    MINED: tl.constexpr,
-    largest,
-    PRECISION: tl.constexpr,
 ):
     """Program (i, k): sums of anchor block i over the k-th split of its positives.
 
     Losses are multiplied by `shrink`, a power of two, so that a sum of finite terms is finite. A
     block of the survey holds TILES tiles of this pass.
     """
-    first_anchor = tl.program_id(0) * BLOCK_M
+    first_anchor = tl.program_id(0) * settings.BLOCK_M
     split = tl.program_id(1)
-    valid_anchors = tl.load(num_valid)
+    valid_anchors = tl.load(anchors.num_valid)
     if first_anchor >= valid_anchors:
         return
-    anchor_ids, is_anchor, anchor_tile, anchor_class = tile.load_anchors(
-        anchors, anchor_classes, first_anchor, valid_anchors, BLOCK_M, D, BLOCK_D
-    )
-    z = tl.load(lse + anchor_ids, mask=is_anchor, other=0.0)[:, None]
-    count = tl.zeros([BLOCK_M], dtype=tl.int32)
-    loss = tl.zeros([BLOCK_M], dtype=tl.float32)
-    weight = tl.zeros([BLOCK_M], dtype=tl.float32)
-    positive_sum = tl.zeros([BLOCK_M, BLOCK_D if WEIGHTED else 1], dtype=tl.float32)
-    if MINED:
-        threshold = tl.load(positive_logit + anchor_ids, mask=is_anchor, other=0.0)[:, None]
-        key = tl.load(positive_key + anchor_ids, mask=is_anchor, other=0)[:, None]
-        bits = tl.load(anchor_bits + anchor_ids, mask=is_anchor, other=0)[:, None]
+    rows = tile.load_anchors(anchors, first_anchor, valid_anchors, settings.BLOCK_M, settings)
+    anchor_ids, is_anchor = rows[0], rows[1]
+    z = tile.load(lse, anchor_ids, is_anchor)[:, None]
+    count = tl.zeros([settings.BLOCK_M], dtype=tl.int32)
+    loss = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
+    weight = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
+    num_components: tl.constexpr = settings.BLOCK_D if settings.WEIGHTED else 1
+    positive_sum = tl.zeros([settings.BLOCK_M, num_components], dtype=tl.float32)
+    if thresholds is not None:
+        threshold = tile.load(thresholds.positive_logit, anchor_ids, is_anchor)[:, None]
+        key = tile.load(thresholds.positive_key, anchor_ids, is_anchor)[:, None]
+        bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[:, None]
 
-    low, high = blocks.class_range(anchor_classes, first_anchor, valid_anchors, BLOCK_M)
+    low, high = blocks.class_range(anchors, first_anchor, valid_anchors, settings.BLOCK_M)
     hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
     first, stop = blocks.split_range((hull_stop - hull) * TILES, split, tl.num_programs(1))
     for visit in range(hull * TILES + first, hull * TILES + stop):
-        ids, valid, entry_class = tile.load_classes(entry_classes, visit, num_entries, BLOCK_N)
-        entry_tile = tile.load_entries(
-            entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, largest
+        ids, entry_tile, logits, positive, _, _ = tile.load_pairs(
+            rows, entries, visit, num_entries, anchors, settings
         )
-        logits = tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
-        positive, _, _ = tile.masks(
-            valid[None, :], anchor_class, entry_class, anchor_ids, ids, IS_ANCHORS
-        )
-        if MINED:
-            other_bits = tl.load(entry_bits + ids, mask=ids < num_entries, other=0)[None, :]
+        if thresholds is not None:
+            other_bits = tile.load(entries.key_bits, ids, ids < num_entries)[None, :]
             positive &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=True)
         count += tl.sum(positive.to(tl.int32), 1)
-        if ALL:
+        if settings.ALL:
             loss += tl.sum(tl.where(positive, logits * shrink, 0.0), 1)
             strength = tl.where(positive, 1.0, 0.0)
         else:
@@ -97,13 +71,90 @@ def positives_kernel(
             loss += tl.sum(tl.where(positive, term * shrink, 0.0), 1)
             strength = tl.where(positive, strength, 0.0)
             weight += tl.sum(strength, 1)
-        if WEIGHTED:
-            positive_sum = tile.multiply(strength, entry_tile, positive_sum, PRECISION)
+        if settings.WEIGHTED:
+            positive_sum = tile.multiply(strength, entry_tile, positive_sum, settings.PRECISION)
 
-    slots = anchor_ids.to(tl.int64) + split * num_anchors
-    tl.store(counts + slots, count, mask=is_anchor)
-    tl.store(losses + slots, loss, mask=is_anchor)
-    if not ALL:
-        tl.store(weights + slots, weight, mask=is_anchor)
-    if WEIGHTED:
-        tile.store_vectors(positive_sums, slots, is_anchor, positive_sum, D, BLOCK_D)
+    slots = anchor_ids.to(tl.int64) + (first_split + split) * num_anchors
+    tl.store(sums.counts + slots, count, mask=is_anchor)
+    tl.store(sums.losses + slots, loss, mask=is_anchor)
+    if not settings.ALL:
+        tl.store(sums.weights + slots, weight, mask=is_anchor)
+    if settings.WEIGHTED:
+        tile.store_vectors(sums.positive_sums, slots, is_anchor, positive_sum, settings)
+
+
+@triton.jit(do_not_specialize=["num_anchors", "num_weighted", "num_splits", "num_sums"])
+def merge_kernel(
+    anchors,
+    num_anchors,
+    order,
+    partials,
+    num_weighted,
+    sums,
+    num_splits,
+    num_sums,
+    expand,
+    result,
+    settings,
+):
+    """Program (i, d): the results of anchor block i, and block d of its gradient's components.
+
+    Splits with a weighted sum come first. `expand` is 1 / `shrink` of the positives' pass. Results
+    are stored in the caller's order.
+    """
+    first_anchor = tl.program_id(0) * settings.BLOCK_M
+    valid_anchors = tl.load(anchors.num_valid)
+    if first_anchor >= valid_anchors:
+        return
+    ids = first_anchor + tl.arange(0, settings.BLOCK_M)
+    inside = ids < valid_anchors
+    z = tile.load(partials.lse, ids, inside)
+    count = tl.zeros([settings.BLOCK_M], dtype=tl.int32)
+    loss = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
+    weight = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
+    for split in range(num_splits):
+        slots = ids.to(tl.int64) + split * num_anchors
+        count += tile.load(sums.counts, slots, inside)
+        loss += tile.load(sums.losses, slots, inside)
+        if not settings.ALL:
+            weight += tile.load(sums.weights, slots, inside)
+    has_positive = count > 0
+    inverse = tl.where(has_positive, 1.0 / tl.maximum(count, 1).to(tl.float32), 0.0)
+    loss = loss * (expand * inverse) * 0.6931471805599453
+    if settings.ALL:
+        loss = tl.where(has_positive, z * 0.6931471805599453 - loss, 0.0)
+        loss = tl.where(loss < 0.0, 0.0, loss)  # not below 0 by rounding; NaN stays
+        weight = tl.where(has_positive, 1.0, 0.0)
+    else:
+        weight = weight * inverse
+    out_ids = tile.load(order, ids, inside)
+    if tl.program_id(1) == 0:
+        tl.store(result.losses + out_ids, loss, mask=inside)
+        tl.store(result.has_positive + out_ids, has_positive, mask=inside)
+        tl.store(result.statistics.lse + out_ids, z, mask=inside)
+        tl.store(result.statistics.weight + out_ids, weight, mask=inside)
+        tl.store(result.statistics.inv_num_positives + out_ids, inverse, mask=inside)
+    if result.anchor_gradient is not None:
+        components = tl.program_id(1) * settings.BLOCK_N + tl.arange(0, settings.BLOCK_N)
+        inside_map = inside[:, None] & (components < settings.D)[None, :]
+        negative_mean = tl.zeros([settings.BLOCK_M, settings.BLOCK_N], dtype=tl.float32)
+        # Z is −∞ without an entry; all weighted sums are 0 then.
+        reference = tl.where(z == float("-inf"), 0.0, z)
+        for split in range(num_weighted):
+            slots = ids.to(tl.int64) + split * num_anchors
+            pointers = partials.weighted_sums + slots[:, None] * settings.D + components[None, :]
+            if settings.BOUNDED:
+                factor = tl.exp2(-reference)
+            else:
+                maximum = tile.load(partials.maxima, slots, inside)
+                factor = tl.exp2(maximum - reference)
+            negative_mean += tl.load(pointers, mask=inside_map, other=0.0) * factor[:, None]
+        positive_sum = tl.zeros([settings.BLOCK_M, settings.BLOCK_N], dtype=tl.float32)
+        for split in range(num_sums):
+            slots = ids.to(tl.int64) + split * num_anchors
+            pointers = sums.positive_sums + slots[:, None] * settings.D + components[None, :]
+            positive_sum += tl.load(pointers, mask=inside_map, other=0.0)
+        gradient = weight[:, None] * negative_mean - inverse[:, None] * positive_sum
+        out = result.anchor_gradient + out_ids.to(tl.int64)[:, None] * settings.D
+        gradient *= settings.inverse_temperature
+        tl.store(out + components[None, :], gradient, mask=inside_map)

@@ -14,61 +14,45 @@ import triton.language as tl
 from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 
-@triton.jit(do_not_specialize=["num_entries", "num_blocks", "num_anchors", "shift"])
+@triton.jit(do_not_specialize=["num_anchors", "num_entries", "num_blocks", "first_split", "shift"])
 def count_kernel(
     anchors,
-    anchor_classes,
-    num_valid,
+    num_anchors,
     entries,
-    entry_classes,
     num_entries,
-    row_stride,
-    column_stride,
     survey,
     num_blocks,
     min_hardness,
-    anchor_bits,
-    entry_bits,
     prefixes,
     counts,
-    num_anchors,
+    first_split,
     shift,
-    scale,
-    limit,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    IS_ANCHORS: tl.constexpr,
+    settings,
     POSITIVE: tl.constexpr,
     BY_KEY: tl.constexpr,
-    POOLED: tl.constexpr,
-    BOUNDED: tl.constexpr,
-    largest,
-    PRECISION: tl.constexpr,
 ):
     """Program (i, k): for anchor block i and the k-th split, the counts for each next digit.
 
     Candidates are ordered by hardness (a negative's similarity, the opposite of a positive's), or
-    `BY_KEY` by their random keys, smaller keys first; `POOLED` leaves only those that are at least
-    as hard as `min_hardness`.
+    `BY_KEY` by their random keys, smaller keys first. `min_hardness` leaves only those that are at
+    least as hard; None: all.
     """
-    first_anchor = tl.program_id(0) * BLOCK_M
+    first_anchor = tl.program_id(0) * settings.BLOCK_M
     split = tl.program_id(1)
-    valid_anchors = tl.load(num_valid)
+    valid_anchors = tl.load(anchors.num_valid)
     if first_anchor >= valid_anchors:
         return
-    anchor_ids, is_anchor, anchor_tile, anchor_class = tile.load_anchors(
-        anchors, anchor_classes, first_anchor, valid_anchors, BLOCK_M, D, BLOCK_D
-    )
-    bits = tl.load(anchor_bits + anchor_ids, mask=is_anchor, other=0)[:, None]
-    pool_hardness = tl.load(min_hardness + anchor_ids, mask=is_anchor, other=0.0)[:, None]
-    prefix = tl.load(prefixes + anchor_ids, mask=is_anchor, other=0)
+    rows = tile.load_anchors(anchors, first_anchor, valid_anchors, settings.BLOCK_M, settings)
+    anchor_ids, is_anchor = rows[0], rows[1]
+    bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[:, None]
+    if min_hardness is not None:
+        pool_hardness = tile.load(min_hardness, anchor_ids, is_anchor)[:, None]
+    prefix = tile.load(prefixes, anchor_ids, is_anchor)
     digits = tl.arange(0, 16)
-    counted = tl.zeros([BLOCK_M, 16], dtype=tl.int32)
+    counted = tl.zeros([settings.BLOCK_M, 16], dtype=tl.int32)
 
     # The blocks with candidates that are not empty, but for a gap without candidates.
-    low, high = blocks.class_range(anchor_classes, first_anchor, valid_anchors, BLOCK_M)
+    low, high = blocks.class_range(anchors, first_anchor, valid_anchors, settings.BLOCK_M)
     if POSITIVE:
         hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
         gap = hull
@@ -83,23 +67,18 @@ def count_kernel(
     first, stop = blocks.split_range(num_visits, split, tl.num_programs(1))
     for visit in range(first, stop):
         place = blocks.skip_gap(before_hull + visit, before_gap, in_gap)
-        block = blocks.nonempty_block(survey, num_blocks, place)
-        ids, valid, entry_class = tile.load_classes(entry_classes, block, num_entries, BLOCK_N)
-        positive, negative, _ = tile.masks(
-            valid[None, :], anchor_class, entry_class, anchor_ids, ids, IS_ANCHORS
+        block = blocks.at(survey, num_blocks, blocks.NONEMPTY, place)
+        # Where all keys are candidates, the compiler leaves out the unused similarities.
+        ids, _, hardness, positive, negative, _ = tile.load_pairs(
+            rows, entries, block, num_entries, anchors, settings
         )
         candidate = positive if POSITIVE else negative
-        if POOLED or not BY_KEY:
-            entry_tile = tile.load_entries(
-                entries, ids, valid, row_stride, column_stride, anchors, D, BLOCK_D, largest
-            )
-            hardness = tile.similarities(anchor_tile, entry_tile, scale, limit, BOUNDED, PRECISION)
-            if POSITIVE:
-                hardness = -hardness
+        if POSITIVE:
+            hardness = -hardness
         if BY_KEY:
-            other_bits = tl.load(entry_bits + ids, mask=ids < num_entries, other=0)[None, :]
+            other_bits = tile.load(entries.key_bits, ids, ids < num_entries)[None, :]
             values = -1 - tile.mix_bits(bits ^ other_bits)
-            if POOLED:
+            if min_hardness is not None:
                 candidate = candidate & (hardness >= pool_hardness)
         else:
             # As int32 of the same order. Zeros of both signs are equal.
@@ -113,23 +92,21 @@ def count_kernel(
             reached = tl.sum((values >= value[:, None]).to(tl.int32), 1)
             counted += tl.where(digits[None, :] == digit, reached[:, None], 0)
 
-    slots = (anchor_ids.to(tl.int64) + split * num_anchors)[:, None] * 16 + digits[None, :]
-    tl.store(counts + slots, counted, mask=is_anchor[:, None])
+    slots = anchor_ids.to(tl.int64) + (first_split + split) * num_anchors
+    tl.store(counts + slots[:, None] * 16 + digits[None, :], counted, mask=is_anchor[:, None])
 
 
-@triton.jit(do_not_specialize=["num_splits", "num_anchors", "shift"])
-def digit_kernel(
-    counts, num_splits, requested, prefixes, num_valid, num_anchors, shift, BLOCK: tl.constexpr
-):
+@triton.jit(do_not_specialize=["num_anchors", "num_splits", "shift"])
+def digit_kernel(anchors, num_anchors, counts, num_splits, requested, prefixes, shift, settings):
     """Add the next 4 bits to the prefix of each valid anchor's threshold."""
-    ids = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = ids < tl.load(num_valid)
+    ids = tl.program_id(0) * settings.BLOCK_M + tl.arange(0, settings.BLOCK_M)
+    inside = ids < tl.load(anchors.num_valid)
     digits = tl.arange(0, 16)
-    total = tl.zeros([BLOCK, 16], dtype=tl.int32)
+    total = tl.zeros([settings.BLOCK_M, 16], dtype=tl.int32)
     for split in range(num_splits):
         slots = (ids.to(tl.int64) + split * num_anchors)[:, None] * 16 + digits[None, :]
         total += tl.load(counts + slots, mask=inside[:, None], other=0)
-    enough = (total >= tl.load(requested + ids, mask=inside, other=1)[:, None]) & (digits > 0)
+    enough = (total >= tile.load(requested, ids, inside, 1)[:, None]) & (digits > 0)
     digit = tl.sum(enough.to(tl.int32), 1)
-    prefix = tl.load(prefixes + ids, mask=inside, other=0)
+    prefix = tile.load(prefixes, ids, inside)
     tl.store(prefixes + ids, prefix | (digit << shift), mask=inside)

@@ -12,66 +12,59 @@ WIDEN = tl.constexpr(interpreted())
 
 
 @triton.jit
-def load_entries(
-    entries,
-    ids,
-    valid,
-    row_stride,
-    column_stride,
-    like,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    largest,
-):
-    """Load vectors by their ids as an (n, BLOCK_D) operand of the dtype of the pointer `like`.
+def load_vectors(source, ids, valid, like, settings):
+    """Load `Vectors` by their ids as an (n, BLOCK_D) operand of the dtype of the vectors `like`.
 
     Vectors that are not `valid` are zeros: ignored entries may contain NaN, and 0 · NaN is NaN.
-    With None, all are valid. Components saturate at ±`largest`, the largest number of a narrower
-    dtype, because inf would become NaN in a product with 0. None if the dtype is not narrower.
+    With None, all are valid.
     """
-    components = tl.arange(0, BLOCK_D)
+    components = tl.arange(0, settings.BLOCK_D)
     # Four million entries of 512 components exceed 32-bit offsets.
-    starts = entries + ids.to(tl.int64) * row_stride
-    pointers = starts[:, None] + components[None, :] * column_stride
+    starts = source.vectors + ids.to(tl.int64) * source.row_stride
+    pointers = starts[:, None] + components[None, :] * source.column_stride
     if valid is not None:
         inside = valid[:, None]
-        if BLOCK_D != D:
-            inside = inside & (components < D)[None, :]
+        if settings.BLOCK_D != settings.D:
+            inside = inside & (components < settings.D)[None, :]
         loaded = tl.load(pointers, mask=inside, other=0.0)
-    elif BLOCK_D != D:
-        loaded = tl.load(pointers, mask=(components < D)[None, :], other=0.0)
+    elif settings.BLOCK_D != settings.D:
+        loaded = tl.load(pointers, mask=(components < settings.D)[None, :], other=0.0)
     else:
         loaded = tl.load(pointers)
-    if largest is not None:
-        loaded = tl.minimum(tl.maximum(loaded.to(tl.float32), -largest), largest)
-    return loaded.to(like.dtype.element_ty)
+    if source.largest is not None:
+        loaded = tl.minimum(tl.maximum(loaded.to(tl.float32), -source.largest), source.largest)
+    return loaded.to(like.vectors.dtype.element_ty)
 
 
 @triton.jit
-def load_classes(classes, block, num_entries, BLOCK: tl.constexpr):
+def load_classes(entries, block, num_entries, BLOCK: tl.constexpr):
     """Return the ids of a block of entries, which of them are valid, and their classes."""
     ids = block * BLOCK + tl.arange(0, BLOCK)
-    entry_class = tl.load(classes + ids, mask=ids < num_entries, other=-1)
+    entry_class = tl.load(entries.classes + ids, mask=ids < num_entries, other=-1)
     return ids, entry_class >= 0, entry_class
 
 
 @triton.jit
-def load_anchors(
-    anchors, classes, first, num_valid, BLOCK: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def load_anchors(anchors, first, num_valid, BLOCK: tl.constexpr, settings):
     """Load a block of sorted anchors. Return their ids, which are valid, vectors and classes."""
     ids = first + tl.arange(0, BLOCK)
     valid = ids < num_valid
-    vectors = load_entries(anchors, ids, valid, D, 1, anchors, D, BLOCK_D, None)
-    return ids, valid, vectors, tl.load(classes + ids, mask=valid, other=-1)
+    vectors = load_vectors(anchors, ids, valid, anchors, settings)
+    return ids, valid, vectors, load(anchors.classes, ids, valid, -1)
 
 
 @triton.jit
-def store_vectors(vectors, ids, inside, values, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def load(numbers, ids, inside, other=0):
+    """Load a number for each id, and `other` for those that are not inside."""
+    return tl.load(numbers + ids, mask=inside, other=other)
+
+
+@triton.jit
+def store_vectors(vectors, ids, inside, values, settings):
     """Store (n, BLOCK_D) values as contiguous vectors of D components at 64-bit ids."""
-    components = tl.arange(0, BLOCK_D)
-    pointers = vectors + ids[:, None] * D + components[None, :]
-    tl.store(pointers, values, mask=inside[:, None] & (components < D)[None, :])
+    components = tl.arange(0, settings.BLOCK_D)
+    pointers = vectors + ids[:, None] * settings.D + components[None, :]
+    tl.store(pointers, values, mask=inside[:, None] & (components < settings.D)[None, :])
 
 
 @triton.jit
@@ -86,12 +79,12 @@ def multiply(left, right, accumulator, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def similarities(left, right, scale, limit, BOUNDED: tl.constexpr, PRECISION: tl.constexpr):
+def similarities(left, right, settings):
     """Compute (m, n) similarities of (m, D) and (n, D) to the base 2: <a, k> / τ · log2(e)."""
     zeros = tl.zeros([left.shape[0], right.shape[0]], dtype=tl.float32)
-    logits = multiply(left, tl.trans(right), zeros, PRECISION) * scale
-    if not BOUNDED:
-        logits = tl.minimum(tl.maximum(logits, -limit), limit)
+    logits = multiply(left, tl.trans(right), zeros, settings.PRECISION) * settings.scale
+    if not settings.BOUNDED:
+        logits = tl.minimum(tl.maximum(logits, -settings.limit), settings.limit)
     return logits
 
 
@@ -110,8 +103,24 @@ def masks(pair, row_class, column_class, row_ids, column_ids, IS_ANCHORS: tl.con
 
 
 @triton.jit
+def load_pairs(rows, entries, block, num_entries, anchors, settings):
+    """Return ids, vectors and similarities of a block of entries with anchors, and their `masks`.
+
+    `rows` are the anchors as `load_anchors` returns them.
+    """
+    anchor_ids, _, anchor_tile, anchor_class = rows
+    ids, valid, entry_class = load_classes(entries, block, num_entries, settings.BLOCK_N)
+    entry_tile = load_vectors(entries, ids, valid, anchors, settings)
+    logits = similarities(anchor_tile, entry_tile, settings)
+    positive, negative, pair = masks(
+        valid[None, :], anchor_class, entry_class, anchor_ids, ids, settings.IS_ANCHORS
+    )
+    return ids, entry_tile, logits, positive, negative, pair
+
+
+@triton.jit
 def mix_bits(numbers):
-    """Permute 32-bit integers: the same function as `random_keys._mix_`."""
+    """Permute 32-bit integers: the same function as `thresholds._mix_`."""
     numbers ^= (numbers >> 16) & 0xFFFF
     numbers *= 0x7FEB352D
     numbers ^= (numbers >> 15) & 0x1FFFF

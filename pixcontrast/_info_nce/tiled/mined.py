@@ -1,13 +1,17 @@
-"""Selection and loss of a row block on the CPU, where only selected candidates are read again.
+"""The tiled form with a negative sampler: what is selected, its loss and its gradients.
 
-Anchors and entries are sorted by class, so the positives of an anchor are a few column ranges. They
-are copied out, and the remaining columns are negatives. Partial sorts select from each side; every
-later step works on the selected candidates alone. The thresholds are those of
-`thresholds.RowCandidates`.
+The selection is saved as thresholds. With them, the backward repeats any part of the selection
+without the rest: a bank may have changed since the forward.
+
+On the CPU, anchors and entries are sorted by class, so the positives of an anchor are a few column
+ranges. They are copied out, and the remaining columns are negatives. Partial sorts select from each
+side; every later step works on the selected candidates alone. The thresholds are those of
+`thresholds.RowCandidates`. Elsewhere, masks of complete rows tell the sides apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,11 +19,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixcontrast._info_nce.derivative import Masks, complete, derivative_, lse_of, positives_of
-from pixcontrast._info_nce.mined.row_blocks import RowBlocks
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._info_nce.random_keys import LARGEST_KEY, PairKeys
-from pixcontrast._info_nce.results import DenominatorPartial, ForwardResult
-from pixcontrast._info_nce.thresholds import Thresholds, find_threshold
+from pixcontrast._info_nce.results import (
+    AnchorStatistics,
+    DenominatorPartial,
+    ForwardResult,
+    allocate_entries_gradient,
+    allocate_forward,
+)
+from pixcontrast._info_nce.thresholds import (
+    LARGEST_KEY,
+    PairKeys,
+    Thresholds,
+    allocate_thresholds,
+    find_threshold,
+    thresholds_of_rows,
+)
+from pixcontrast._info_nce.tiled.class_order import reads_are_free
+from pixcontrast._info_nce.tiled.row_blocks import MaskedRows, RowBlocks
 
 # The partial sort has room for this many candidates that tie at a threshold.
 MAX_TIES = 8
@@ -34,13 +51,9 @@ class TooManyTiesError(Exception):
 class TopK:
     """Candidates of R anchors, of which `find_threshold` leaves the selected ones.
 
-    Args:
-        hardness (Tensor): (R, N); −∞ for columns that are no candidates.
-        available (Tensor): (R, 1) int64, number of candidates.
-        keys (PairKeys, optional): the random keys of all columns.
-
     Attributes:
-        hardness (Tensor): (R, k), of each selected candidate; −∞ where there is none.
+        hardness (Tensor): (R, N), −∞ for columns that are no candidates; then (R, k), of each
+            selected candidate, −∞ where there is none.
         columns (Tensor, optional): (R, k), column of each selected candidate; None: all columns, in
             order.
     """
@@ -84,25 +97,55 @@ class TopK:
         return values.amax(dim=1, keepdim=True)
 
 
-class _Positives(NamedTuple):
-    """The selected positives of R anchors (R, K), and what their selection found (R, 1).
+def mined_forward(problem: Problem) -> tuple[ForwardResult, Thresholds]:
+    """Compute the result as `tiled_forward` does, and the thresholds (M, 1) of each anchor."""
+    result = allocate_forward(problem)
+    thresholds = allocate_thresholds(problem)
+    blocks = RowBlocks(problem, [True] * len(problem.contrast))
+    for block, logits in blocks.all():
+        for rows, found in _results(blocks, block, logits):
+            indices = blocks.anchors.indices(rows)
+            for column, values in zip(_columns(result, thresholds), _columns(*found), strict=True):
+                column[indices] = values
+    return result, thresholds
 
-    Attributes:
-        hardness: −∞ where there is none.
-        columns: column of each in the row block.
-        min_hardness, max_key: the thresholds.
-        num_same_class: number of columns of the anchor's class, the anchor itself included.
-    """
 
-    hardness: Tensor
-    columns: Tensor
-    min_hardness: Tensor
-    max_key: Tensor
-    num_same_class: Tensor
+def _results(
+    blocks: RowBlocks, block: slice, logits: Tensor
+) -> Iterator[tuple[slice, tuple[ForwardResult, Thresholds]]]:
+    """Yield the results of a row block at once if it can be gathered, else of a few rows each."""
+    if reads_are_free(logits.device):
+        try:
+            yield block, gathered_block(blocks, block, logits)
+            return
+        except TooManyTiesError:
+            blocks.write_all(logits, block)
+    for part in blocks.split(block, logits):
+        yield part.rows, masked_rows(blocks, part)
+
+
+def _columns(result: ForwardResult, thresholds: Thresholds) -> list[Tensor]:
+    columns = [result.losses, result.has_positive, *result.statistics, *thresholds]
+    return columns if result.anchor_gradient is None else [*columns, result.anchor_gradient]
+
+
+def masked_rows(blocks: RowBlocks, part: MaskedRows) -> tuple[ForwardResult, Thresholds]:
+    """Return the result and the thresholds of R anchors. Their similarities are overwritten."""
+    problem, denominator = blocks.problem, blocks.problem.denominator
+    thresholds = thresholds_of_rows(blocks.sampler, part.logits, part.masks, part.keys)
+    masks = part.select(thresholds)
+    lse = lse_of(part.logits, masks, denominator)
+    positives, _ = positives_of(part.logits, masks.positive, lse, denominator)
+    result = complete(problem, DenominatorPartial(lse, None), positives)
+    if problem.want_gradient:
+        change = derivative_(part.logits, masks, result.statistics, denominator)
+        gradient = blocks.weighted_sum(change).mul_(problem.inverse_temperature)
+        result = result._replace(anchor_gradient=gradient)
+    return result, thresholds
 
 
 def gathered_block(
-    blocks: RowBlocks, block: slice, logits: Tensor, problem: Problem, *, want_gradient: bool
+    blocks: RowBlocks, block: slice, logits: Tensor
 ) -> tuple[ForwardResult, Thresholds]:
     """Return the result and the thresholds of a row block, whose similarities are overwritten.
 
@@ -110,12 +153,13 @@ def gathered_block(
         TooManyTiesError: if more similarities tie at a threshold than partial sorts have room for.
             All that tie are selected, which `masked_rows` can do.
     """
-    sampler, denominator = problem.negative_sampler, problem.denominator
-    assert sampler is not None
-    positives = _take_positives(blocks, block, logits, problem)
+    problem, denominator = blocks.problem, blocks.problem.denominator
+    positives = _take_positives(blocks, block, logits)
     available = blocks.num_columns - positives.num_same_class
     negatives = TopK(logits, available, blocks.keys(block, slice(None)))
-    min_hardness, max_key = find_threshold(sampler, negatives, sampler.num_negatives, logits)
+    min_hardness, max_key = find_threshold(
+        blocks.sampler, negatives, blocks.sampler.num_negatives, logits
+    )
     thresholds = Thresholds(min_hardness, max_key, -positives.min_hardness, positives.max_key)
 
     positive = positives.hardness > -torch.inf
@@ -125,7 +169,7 @@ def gathered_block(
     lse = torch.logaddexp(lse, lse_of(similarities, masks, denominator))
     means, _ = positives_of(similarities, positive, lse, denominator)
     result = complete(problem, DenominatorPartial(lse, None), means)
-    if not want_gradient:
+    if not problem.want_gradient:
         return result, thresholds
     change = derivative_(similarities, masks, result.statistics, denominator)
     pushed = derivative_(negatives.hardness, None, result.statistics, denominator)
@@ -140,18 +184,28 @@ def gathered_block(
     return result._replace(anchor_gradient=gradient), thresholds
 
 
-def _take_positives(
-    blocks: RowBlocks, block: slice, logits: Tensor, problem: Problem
-) -> _Positives:
+class _Positives(NamedTuple):
+    """The selected positives of R anchors: hardness (−∞ where there is none) and column, (R, K).
+
+    With their thresholds, and the number of columns of the anchor's class, itself included, (R, 1).
+    """
+
+    hardness: Tensor
+    columns: Tensor
+    min_hardness: Tensor
+    max_key: Tensor
+    num_same_class: Tensor
+
+
+def _take_positives(blocks: RowBlocks, block: slice, logits: Tensor) -> _Positives:
     """Select positives, one class of anchors at a time, and replace the columns of it by −∞."""
-    sampler, contrast = problem.negative_sampler, problem.contrast
-    assert sampler is not None
+    sampler = blocks.sampler
     of_classes = []
     for anchors in blocks.anchors.classes_in(block):
         rows = slice(anchors.start - block.start, anchors.stop - block.start)
         num_own, ranges = 0, []
-        for tensor, order, columns in zip(contrast, blocks.contrast, blocks.columns, strict=True):
-            if tensor.is_anchors:
+        for order, columns in zip(blocks.contrast, blocks.columns, strict=True):
+            if order.is_anchors:
                 own = slice(columns.start + anchors.start, columns.start + anchors.stop)
                 logits[rows, own].fill_diagonal_(torch.inf)  # never a hard positive
                 num_own += 1
@@ -201,3 +255,30 @@ def _topk(values: Tensor, k: int, *, largest: bool = True) -> tuple[Tensor, Tens
     columns = torch.cat([columns.flatten(1), rest.expand(num_rows, -1)], dim=1)
     found, chosen = values.gather(1, columns).topk(k, 1, largest, sorted=False)
     return found, columns.gather(1, chosen)
+
+
+def mined_entries_gradient(
+    problem: Problem,
+    statistics: AnchorStatistics,
+    thresholds: Thresholds,
+    upstream: Tensor,
+    wanted: list[bool],
+) -> list[Tensor | None]:
+    """Compute the gradient as `tiled_entries_gradient` does, of the selected entries."""
+    results = allocate_entries_gradient(problem, wanted)
+    blocks = RowBlocks(problem, wanted)
+    for block in blocks.blocks():
+        indices = blocks.anchors.indices(block)
+        scale = upstream[indices][:, None] * problem.inverse_temperature
+        for index, result in enumerate(results):
+            if result is None:
+                continue
+            order = blocks.contrast[index]
+            logits = blocks.rows.new_empty(block.stop - block.start, len(order))
+            blocks.write(logits, block, index)
+            masks = blocks.mask(block, logits, index).select(thresholds.of(indices))
+            change = derivative_(logits, masks, statistics.of(indices), problem.denominator)
+            change.mul_(scale)
+            for tile in blocks.tiles(index):
+                result[order.indices(tile)] += change[:, tile].T @ blocks.rows[block]
+    return results

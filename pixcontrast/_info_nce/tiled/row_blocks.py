@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._info_nce.random_keys import PairKeys
-from pixcontrast._info_nce.thresholds import Thresholds, apply_thresholds
+from pixcontrast._info_nce.thresholds import PairKeys, Thresholds, apply_thresholds
 from pixcontrast._info_nce.tiled.class_order import ClassOrder, masks_of
 from pixcontrast._info_nce.tiled.similarities import TILE_ROWS, Similarities, split, tile_columns
 
@@ -28,13 +27,9 @@ MASKED_SIZE = 1 << 20
 
 
 class MaskedRows(NamedTuple):
-    """A few anchors against some columns, (R, T) each.
+    """A few anchors, `rows` of `RowBlocks.anchors`, against some columns, (R, T) each.
 
-    Attributes:
-        rows: the anchors, in the order of `RowBlocks.anchors`.
-        logits: the similarities.
-        masks: the positives and negatives.
-        keys: the random keys, or None if the strategy draws nothing.
+    `keys` are the random keys, None if the strategy draws nothing.
     """
 
     rows: slice
@@ -53,19 +48,20 @@ class RowBlocks:
     Only labels are read of contrast tensors that are not `wanted`.
 
     Attributes:
-        anchors (ClassOrder): the ordered anchors.
-        rows (Tensor): (m, D), the anchors as operands.
+        rows (Tensor): (m, D), the ordered anchors as operands.
         contrast (list of ClassOrder): the ordered entries of each contrast tensor.
         columns (list of slice): the columns of each contrast tensor.
-        num_columns (int): the number of columns.
     """
 
     def __init__(self, problem: Problem, wanted: list[bool]) -> None:
-        self._problem = problem
+        assert problem.negative_sampler is not None
+        self.problem = problem
+        self.sampler = problem.negative_sampler
         self.anchors = ClassOrder.of_anchors(problem)
-        self.contrast = [ClassOrder.of_entries(tensor, problem) for tensor in problem.contrast]
+        every = ClassOrder.of_contrast(problem, [True] * len(wanted))
+        self.contrast = list(every.values())
         self.rows = self.anchors.operands(slice(0, len(self.anchors)))
-        read = [order if want else None for order, want in zip(self.contrast, wanted, strict=True)]
+        read = {index: order for index, order in every.items() if wanted[index]}
         self._similarities = Similarities.of(problem, self.rows, read)
         ends = list(accumulate(map(len, self.contrast), initial=0))
         self.columns = [slice(*one) for one in pairwise(ends)]
@@ -73,12 +69,8 @@ class RowBlocks:
         self._max_columns = tile_columns(self.rows.device)
         self._keys: PairKeys | None = None
         if problem.seed is not None and self.contrast:
-            entry_ids = [
-                order.all_indices() + tensor.first_id
-                for tensor, order in zip(problem.contrast, self.contrast, strict=True)
-            ]
-            anchor_ids = self.anchors.all_indices() + problem.first_anchor_id
-            self._keys = PairKeys.of(problem.seed, anchor_ids, torch.cat(entry_ids))
+            entry_ids = torch.cat([order.ids() for order in self.contrast])
+            self._keys = PairKeys.of(problem.seed, self.anchors.ids(), entry_ids)
 
     def blocks(self) -> list[slice]:
         """Return the anchors of each block, the same for any `wanted`; none without a column.
@@ -127,13 +119,8 @@ class RowBlocks:
 
     def mask(self, rows: slice, logits: Tensor, index: int | None = None) -> MaskedRows:
         """Return the masks and keys of some anchors with a contrast tensor; None: with all."""
-        masks = [
-            masks_of(self.anchors, rows, order, slice(0, len(order)), is_anchors=tensor.is_anchors)
-            for i, (tensor, order) in enumerate(
-                zip(self._problem.contrast, self.contrast, strict=True)
-            )
-            if index is None or i == index
-        ]
+        contrast = self.contrast if index is None else [self.contrast[index]]
+        masks = [masks_of(self.anchors, rows, order, slice(0, len(order))) for order in contrast]
         positive, negative = (torch.cat(parts, dim=1) for parts in zip(*masks, strict=True))
         keys = self.keys(rows, slice(None) if index is None else self.columns[index])
         all_keys = None if keys is None else keys.all()
@@ -171,6 +158,5 @@ class RowBlocks:
 
     def entries_are_operands(self) -> bool:
         """Return whether every entry is an operand without conversion."""
-        dtype = self._problem.compute_dtype
-        same = all(tensor.entries.dtype == dtype for tensor in self._problem.contrast)
-        return same and self._problem.product_dtype == dtype
+        dtypes = {self.problem.product_dtype, *(order.vectors.dtype for order in self.contrast)}
+        return dtypes == {self.problem.compute_dtype}
