@@ -84,13 +84,14 @@ def test_a_limit_that_does_not_bind_changes_no_choice_of_groups(kind):
 @each_sampler
 def test_in_a_loss_compiled_and_eager(kind):
     loss = PixelContrastLoss(anchor_sampler=kind(max_anchors=24, max_per_class=5))
-    emb, labels = torch.randn(2, 8, 6, 6), torch.arange(72).view(2, 6, 6) % 3
+    emb, labels = torch.randn(2, 8, 6, 6, generator=seeded()), torch.arange(72).view(2, 6, 6) % 3
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
     values = []
     for criterion in (loss, compiled):
         torch.manual_seed(0)
         values.append(criterion(emb, labels))
-    assert values[0] == values[1] > 0
+    # The compiled call sums in another order.
+    torch.testing.assert_close(*values, rtol=1e-5, atol=0)
     assert int(loss.stats.anchors) == 15
 
 
