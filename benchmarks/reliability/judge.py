@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.reliability.calls import Arguments, Call
+from benchmarks.reliability.calls import Call
 from benchmarks.reliability.equation import judge
 from benchmarks.reliability.losses import check_losses, check_sample
+from benchmarks.reliability.options import Arguments
 from benchmarks.reliability.perform import Answer, answer_of, plain
 from benchmarks.reliability.plain import WrongError, expect, is_readable, same_bits
+from benchmarks.reliability.step import LARGEST_FEATURE
 
 
 def defect_of(call: Call) -> tuple[str, str | None]:
@@ -79,7 +81,8 @@ def _check_embedding(call: Call, embedding: Tensor) -> None:
     expected = (features.shape[0], call.given["head"]["dim"], *features.shape[2:])
     expect(embedding.shape == expected, f"the embedding has the shape {tuple(embedding.shape)}")
     if is_readable(features):
-        moderate = bool((plain(features).double().abs() <= 1e30).all())  # False for NaN
+        most = LARGEST_FEATURE if call.given["head"]["norm"] == "layer" else 1e30
+        moderate = bool((plain(features).double().abs() <= most).all())  # False for NaN
         expect(not (moderate and bool(embedding.isnan().any())), "the embedding is NaN")
 
 
