@@ -67,8 +67,11 @@ def _check_info_nce(given: Arguments, answer: Answer) -> None:
     equation = {
         **given,
         "anchors": plain(anchors),
+        "anchor_labels": plain(labels),
         "contrast": [None if c is None else plain(c) for c in contrast],
-        "contrast_labels": [None] * len(contrast) if of_contrast is None else list(of_contrast),
+        "contrast_labels": [
+            None if own is None else plain(own) for own in of_contrast or [None] * len(contrast)
+        ],
         "weight": None if given["weight"] is None else plain(given["weight"]),
         "negative_sampler": given["negative_sampler"] or answer["mining"],
     }

@@ -53,13 +53,13 @@ class Step:
         self.normalize = self.options["normalize"] or answer["head"] is not None
         norm = call.given["head"]["norm"] if "head" in call.given else None
         self._project(answer["head"], norm == "batch" and call.training)
-        self.labels = flat(plain(given["labels"]), self.emb).to(torch.int64)
+        self.labels = flat(plain(given["labels"]).to(torch.int64), self.emb)
         self.preds = None
         if given["preds"] is not None:
             preds = plain(given["preds"])
             if preds.is_floating_point():
-                preds = preds.argmax(dim=1) if preds.numel() else preds[:, 0].to(torch.int64)
-            self.preds = flat(preds, self.emb)
+                preds = preds.argmax(dim=1) if preds.numel() else preds[:, 0]
+            self.preds = flat(preds.to(torch.int64), self.emb)
         self.loss, self.anchors, self.gradient = (
             answer[name] for name in ("loss", "anchors", "gradient")
         )
