@@ -29,6 +29,8 @@ from pixcontrast import AnchorSample
 
 MOST_OFF = 0.1
 """Regions and embeddings whose error is larger are not certain, nor is a loss against them."""
+SMALLEST_FACTOR = 1e-30
+"""The product of a loss and a smaller factor may be below the range of float32."""
 EVERY_IMAGE = 1000
 """More images than a batch has."""
 
@@ -43,7 +45,7 @@ def check_losses(calls: Sequence[Call], answers: Sequence[Answer]) -> None:
     for step in steps:
         _check_sampling(step)
         _check_bank(step, steps)
-    if not all(step.is_finite for step in steps):
+    if not all(step.is_finite for step in steps) or steps[0].factor < SMALLEST_FACTOR:
         return
     for step in steps:
         # Without `normalize` similarities may overflow.

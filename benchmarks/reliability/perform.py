@@ -133,7 +133,7 @@ def perform(call: Call, group: Any) -> Answer:
         "indices": plain(sample.indices),
         "labels": plain(sample.labels),
         "options": {name: getattr(module, name) for name in LOSS_OPTIONS},
-        "head": before_call,
+        "head": before_call if module.projection is head else None,
         "before": before,
         "after": _state(bank),
         "draw": state,
