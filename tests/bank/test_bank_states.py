@@ -197,7 +197,8 @@ class Bank(RuleBasedStateMachine):
         new = list(self.held("pixels", label)[-min(total, ring.maxlen) :]) if total else []
         ring.extend(new)
         for own, count in reversed(chosen):  # the newest are of the last images
-            of_image, new = new[-count:] if count else [], new[: len(new) - count] if count else new
+            first = max(0, len(new) - count)
+            of_image, new = new[first:], new[:first]
             left = list(own)
             for vector in of_image:
                 distances = [float((vector.double() - one).abs().max()) for one in left]
