@@ -257,7 +257,7 @@ def _batch_regions(step: Step) -> tuple[Tensor, Tensor, float]:
     """
     images, pixels = step.labels.shape
     slots = len(step.bank["pixels"]) if step.bank else min(pixels, 256)
-    means = torch.zeros(images, slots, step.emb.shape[1], dtype=torch.float64)
+    means = torch.zeros(images, slots, step.pixels.shape[2], dtype=torch.float64)
     of_means = torch.full((images, slots), -1)
     off, following = 0.0, [0] * images
     for region in regions_of(step.pixels, step.emb.dtype, step.labels, step.ignore):

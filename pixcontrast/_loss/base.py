@@ -98,6 +98,8 @@ class ContrastLoss(LossOptions):
         seed = draw_seed(self.negative_sampler, sampled.device, generator)
         drawn = self._draw_for_bank(batch, bank_to_update, generator)
         vectors, rows = batch.embed(sample.indices, sampled != IGNORED, drawn)
+        if self.bank is not None and self.projection is not None:
+            self.bank.check_fits(vectors, "the output of projection")
         new_entries = self._new_entries(rows, drawn)
         anchors = as_anchors(batch, sample.indices, sampled, vectors, normalize=self.normalize)
         contrast, result = self._contrast(batch, anchors, new_entries, seed)
@@ -168,8 +170,6 @@ class ContrastLoss(LossOptions):
     def _new_entries(self, rows: Tensor, drawn: DrawnPixels | None) -> NewEntries | None:
         if self.bank is None or drawn is None:
             return None
-        if self.projection is not None:
-            self.bank.check_fits(rows, "the output of projection")
         return self.bank._new_entries(rows, drawn)
 
     def _contrasts_drawn_regions(self) -> bool:
