@@ -12,7 +12,7 @@ from benchmarks.reliability.fuzz import outcome
 from benchmarks.reliability.judge import wrong_with
 
 JOB = "benchmarks.reliability.fuzz.answers_of"
-NUMBERS = range(150)
+NUMBERS = range(300)
 Made = list[tuple[list[Call], list[dict[str, Any]]]]
 
 
