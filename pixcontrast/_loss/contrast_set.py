@@ -118,7 +118,6 @@ def split_by_image(problem: Problem, images: Tensor, num_images: int) -> list[Pa
     the same number of anchors, a part has all anchors, and those of other images are ignored.
     """
     selects_rows = check.values_can_be_seen(images) and problem.group is None
-    selects_rows = selects_rows and not torch.compiler.is_compiling()
     parts = []
     for image in range(max(num_images, 1)):
         labels = torch.where(images == image, problem.labels, IGNORED)
