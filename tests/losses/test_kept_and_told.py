@@ -71,6 +71,7 @@ def test_255_as_a_class(kind, with_bank):
     assert number == 0
     assert "300 classes" in words
     assert filename == __file__
+    assert told(kind(), 1, EMB, mask_of(254, 255), logits[:, :256])
     assert not told(kind(ignore_index=-1), 3, EMB, mask_of(254, 255), logits)
     assert not told(kind(), 3, EMB, mask_of(254, 253), logits[:, :255])
 
