@@ -249,7 +249,8 @@ def _through_head(step: Step, by_rows: Tensor, error: Tensor) -> tuple[Tensor, T
     slopes = [torch.autograd.grad(c, features, retain_graph=True)[0] for c in columns]
     jacobian = torch.stack(slopes, dim=1)
     steepest = jacobian.abs().sum(dim=(1, 2))[:, None]
-    allowed = steepest * (error + 4 * step.off * by_rows.norm(dim=1, keepdim=True))
+    rounding = 4 * step.off + 64 * torch.finfo(step.emb.dtype).eps  # a layer norm cancels out
+    allowed = steepest * (error + rounding * by_rows.norm(dim=1, keepdim=True))
     return (by_rows[:, None] @ jacobian)[:, 0], allowed
 
 
