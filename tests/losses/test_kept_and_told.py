@@ -53,13 +53,23 @@ def test_a_negative_ends_the_row():
         assert not told(loss, 1, EMB, mask_of(0, 1))
 
 
-@pytest.mark.parametrize("options", [{"denominator": "all"}, {"bank": True}])
-def test_no_warning_where_the_loss_is_not_constant(options):
-    if "bank" in options:
+@pytest.mark.parametrize(
+    ("stored", "mask", "options"),
+    [
+        (None, mask_of(0, 255), {"denominator": "all"}),
+        (1, mask_of(0, 255), {}),
+        (0, mask_of(0, 1), {"contrast_with": ("pixels",)}),
+        (1, mask_of(0, 1), {"contrast_with": ("pixels",)}),
+        (None, mask_of(0, 255)[:0], {}),
+    ],
+    ids=["supcon", "another class", "the lower class", "the higher class", "no image"],
+)
+def test_no_warning_where_the_loss_is_not_constant(stored, mask, options):
+    if stored is not None:
         bank = MemoryBank(2, 8, pixel_slots=40)
-        bank.update(EMB, mask_of(1, 1))
-        options = {"bank": bank, "update_bank": False}
-    assert not told(PixelContrastLoss(**options), 12, EMB, mask_of(0, 255))
+        bank.update(EMB, mask_of(stored, stored))
+        options = {"bank": bank, "update_bank": False, **options}
+    assert not told(PixelContrastLoss(**options), 12, EMB[: len(mask)], mask)
 
 
 @each_loss
