@@ -163,7 +163,9 @@ def test_what_implements_operators_itself_stays():
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     with FakeTensorMode():
-        assert type(plain(torch.ones(2))) is FakeTensor
+        fake = torch.ones(2)
+    assert type(fake) is FakeTensor
+    assert plain(fake) is fake
 
 
 @pytest.mark.parametrize("dtype", [*UNSIGNED, torch.bool], ids=str)
