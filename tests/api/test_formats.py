@@ -84,6 +84,11 @@ def test_every_integer_dtype(kind, with_bank, dtype):
     same(found, expected)
 
 
+def test_labels_that_fit_both_ways_are_channels_first():
+    emb, labels = torch.randn(2, 6, 6, 6), torch.randint(0, 3, (2, 6, 6))
+    assert PixelContrastLoss()(emb, labels) > 0
+
+
 @pytest.mark.parametrize("dtype", UNSIGNED, ids=str)
 def test_the_largest_unsigned_numbers_are_ignored_or_refused(dtype):
     case = Case(PixelContrastLoss, with_bank=True)

@@ -206,6 +206,9 @@ def test_without_persistence_the_bank_is_in_no_state():
     fresh = Net(persistent=False)
     assert fresh.load_state_dict(average.state_dict()) == ([], [])
     assert not any(buffer.any() for buffer in fresh.contrast.bank.buffers())
+    # The entries of a bank of any options are unexpected keys, and no faults of this one.
+    found = fresh.load_state_dict(Net(pixel_slots=8).step().state_dict(), strict=False)
+    assert (found.missing_keys, len(found.unexpected_keys)) == ([], 6)
     assert {buffer.device.type for buffer in net.to("meta").contrast.bank.buffers()} == {"meta"}
     with pytest.raises(TypeError, match="persistent"):
         MemoryBank(3, 2, persistent=1)
