@@ -86,6 +86,11 @@ def test_255_as_a_class(kind, with_bank):
     assert not told(kind(), 3, EMB, mask_of(254, 253), logits[:, :255])
 
 
+def test_no_warning_from_a_compiled_loss():
+    loss = torch.compile(PixelContrastLoss(), backend="eager", fullgraph=True)
+    assert not told(loss, 2, EMB, mask_of(253, 254), torch.randn(2, 300, 6, 6))
+
+
 @each_loss
 @pytest.mark.parametrize("with_bank", [False, True])
 def test_nothing_of_a_call_is_in_copies_and_pickles(kind, with_bank):
