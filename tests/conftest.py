@@ -12,7 +12,7 @@ settings.register_profile(
     "campaign",  # by hand, see test_bank_states.py
     deadline=None,
     derandomize=True,
-    max_examples=250,
+    max_examples=1500,
     stateful_step_count=50,
     suppress_health_check=list(HealthCheck),
 )

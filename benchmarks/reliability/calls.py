@@ -6,16 +6,28 @@ something is spoiled, all ranks get the same data too: either all of them refuse
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks.reliability.options import (
+    CLASSES,
+    DIM,
+    IGNORE,
+    Arguments,
+    bank_options,
+    head_options,
+    mining_options,
+    sampler_options,
+    temperature_in,
+)
 from benchmarks.reliability.values import (
     FLOATS,
     INTEGERS,
+    LABELS,
     anything,
     disguised,
     filled,
@@ -33,11 +45,6 @@ from pixcontrast import (
     RegionContrastLoss,
 )
 from pixcontrast.functional import info_nce
-
-IGNORE, CLASSES, DIM = 255, 4, 3
-EVERYTHING = 10**6
-"""A number of entries that no selection reaches."""
-Arguments = dict[str, Any]
 
 
 class Call(NamedTuple):
@@ -103,7 +110,7 @@ def _info_nce(shared: Random, own: Random, size: int) -> Call:
         return disguised(own, filled(own, (count, max(1, dim)), own.choice(FLOATS)))
 
     def labels(count: int) -> Tensor:
-        return disguised(own, _labels(own, (count,)))
+        return disguised(own, _labels(own, (count,), dtypes=INTEGERS))
 
     arguments: Arguments = {"anchors": vectors(rows), "anchor_labels": labels(rows)}
     kind = own.choice(("itself", "tensor", "sequence"))
@@ -115,39 +122,41 @@ def _info_nce(shared: Random, own: Random, size: int) -> Call:
         present = [own.random() < 0.6 for _ in range(own.choice((0, 1, 2, 3)))]
         contrast = own.choice((list, tuple))(vectors(columns) if one else None for one in present)
         of_contrast = [labels(columns) if one else None for one in present]
-    weight = torch.rand(rows, generator=_generator(own))
     arguments |= {
         "contrast": contrast,
         "contrast_labels": of_contrast,
-        "temperature": _temperature(own),
+        "temperature": temperature_in(own),
         "denominator": own.choice(("negatives", "all")),
-        "weight": own.choice((None, None, weight, torch.zeros(rows))),
+        "weight": own.choice((None, None, _weight(own, (rows,)))),
         "negative_sampler": None,
         "generator": own.choice((None, _generator(own), _generator(own))),
         "reduction": own.choice(("mean", "sum", "none")),
         "ignore_index": IGNORE,
         "backend": own.choice(("dense", "tiled", "tiled", "auto")),
     }
-    return Call("", info_nce, {"call": arguments, **_mining(own)})
+    return Call("", info_nce, {"call": arguments, **mining_options(own)})
 
 
 def _loss(shared: Random, own: Random, size: int) -> Call:
     kind = shared.choice((PixelContrastLoss, RegionContrastLoss))
-    bank = _bank_options(shared, size) if shared.random() < 0.6 else {}
+    bank = bank_options(shared, size) if shared.random() < 0.6 else {}
     sources = ["batch"]
+    if kind is PixelContrastLoss and shared.random() < 0.2:
+        sources = ["image"]
     if bank and bank["region_slots"]:
         sources.append("regions")
     if bank and bank["pixel_slots"] and bank["pixels_per_image"] and kind is PixelContrastLoss:
         sources.append("pixels")
     gather = size > 1 and shared.random() < 0.8
     options = {
-        "temperature": _temperature(shared),
+        "temperature": temperature_in(shared),
         "base_temperature": shared.choice((None, None, 0.07, 1)),
         "ignore_index": IGNORE,
         "anchor_sampler": None,
         "negative_sampler": None,
         "bank": None,
         "contrast_with": tuple(shared.sample(sources, shared.randint(1, len(sources)))),
+        "projection": None,
         "denominator": shared.choice(("negatives", "all")),
         "normalize": shared.random() < 0.9,
         "reduction": shared.choice(("mean", "mean", "sum", "sum" if gather else "none")),
@@ -159,24 +168,27 @@ def _loss(shared: Random, own: Random, size: int) -> Call:
     }
     if shared.random() < 0.3:
         options["contrast_with"] = None
-    given = {"loss": options, **_mining(shared), **({"bank": bank} if bank else {})}
+    given = {"loss": options, **mining_options(shared), **({"bank": bank} if bank else {})}
+    if shared.random() < 0.4:
+        given["head"] = head_options(shared, size)
     if shared.random() < 0.8:
-        given["sampler"] = _sampler_options(shared, shared.choice(SAMPLERS))
+        given["sampler"] = sampler_options(shared, shared.choice(SAMPLERS))
     dtype, weighted, differentiated = (
         shared.choice(FLOATS),
         *(shared.random() < p for p in (0.3, 0.7)),
     )
     training = shared.random() < 0.8
     fills = _fills(own, shared.choice((0, 1, 3)) if bank else 0)
-    arguments, shape = _data(own, dtype, size)
+    # Points are not parts of an image.
+    arguments, shape = _data(own, dtype, size, 1 if "image" in sources else 0)
     if differentiated and not arguments["emb"].is_inference():
         arguments["emb"].requires_grad_()
     draw = _generator(own)
     logits = torch.randn(shape[0], CLASSES, *shape[1:], generator=draw)
-    classes = torch.randint(0, CLASSES, shape, generator=draw)
+    classes = torch.randint(0, CLASSES, shape, generator=draw).to(own.choice(LABELS))
     arguments |= {
-        "preds": own.choice((None, classes, logits)),
-        "weight": torch.rand(shape, generator=draw) if weighted else None,
+        "preds": own.choice((None, laid_out(own, _with_channel(own, classes)), logits)),
+        "weight": _with_channel(own, _weight(own, shape)) if weighted else None,
         "generator": own.choice((None, draw)),
         "return_anchors": shared.random() < 0.5,
     }
@@ -184,7 +196,7 @@ def _loss(shared: Random, own: Random, size: int) -> Call:
 
 
 def _bank(shared: Random, own: Random, size: int) -> Call:
-    given = {"bank": _bank_options(shared, size), "queue": {"queue": shared.choice(QUEUES)}}
+    given = {"bank": bank_options(shared, size), "queue": {"queue": shared.choice(QUEUES)}}
     dtype, fills = shared.choice(FLOATS), _fills(own, shared.choice((0, 1, 3)))
     arguments, _ = _data(own, dtype, size)
     arguments["generator"] = own.choice((None, _generator(own)))
@@ -201,32 +213,26 @@ def _sampler(shared: Random, own: Random, size: int) -> Call:
         "ignore_index": IGNORE,
         "generator": own.choice((None, _generator(own))),
     }
-    return Call("", kind, {"sampler": _sampler_options(own, kind), "call": arguments})
+    return Call("", kind, {"sampler": sampler_options(own, kind), "call": arguments})
 
 
 def _head(shared: Random, own: Random, size: int) -> Call:
-    options = {
-        "in_channels": DIM,
-        "dim": own.choice((1, 4)),
-        "hidden": None,
-        "kind": own.choice(("mlp", "linear")),
-    }
+    options = {**head_options(own, size), "dim": own.choice((1, 4))}
     features = _data(own, torch.float32, size)[0]["emb"].detach()
     return Call("", ProjectionHead, {"head": options, "call": {"features": features}})
 
 
-def _data(random: Random, dtype: torch.dtype, size: int) -> tuple[Arguments, tuple[int, ...]]:
+def _data(
+    random: Random, dtype: torch.dtype, size: int, least_dims: int = 0
+) -> tuple[Arguments, tuple[int, ...]]:
     """Draw an embedding and its labels, of any size and memory layout, and the labels' shape."""
-    spatial = tuple(random.choice((1, 2, 3, 5, 5)) for _ in range(random.choice((0, 1, 2, 2, 3))))
+    num_dims = max(least_dims, random.choice((0, 1, 2, 2, 3)))
+    spatial = tuple(random.choice((1, 2, 3, 5, 5)) for _ in range(num_dims))
     images = random.choice((0, 1, 2, 2, 3) if spatial else (0, 1, 7, 12))
     factor = random.choice((1, 2))
     shape = (images, *(length * factor for length in spatial))
-    labels = _labels(random, shape)
     kind = random.choice(("any", "any", "any", "any", "ignored", "one class"))
-    if kind == "ignored":
-        labels[:] = -1 if labels.dtype.is_signed else IGNORE
-    elif kind == "one class":
-        labels[labels < CLASSES] = random.randrange(CLASSES)
+    labels = _with_channel(random, _labels(random, shape, kind))
     emb = filled(random, (images, DIM, *spatial), dtype)
     change = disguised if size == 1 else laid_out
     return {"emb": change(random, emb), "labels": change(random, labels)}, shape
@@ -236,60 +242,38 @@ def _fills(random: Random, count: int) -> tuple[Arguments, ...]:
     return tuple(_data(random, random.choice(FLOATS), 2)[0] for _ in range(count))
 
 
-def _labels(random: Random, shape: tuple[int, ...]) -> Tensor:
-    """Draw labels; those to ignore are `IGNORE`, or −1 in a dtype that cannot hold it."""
-    draw = _generator(random)
+def _labels(
+    random: Random,
+    shape: tuple[int, ...],
+    kind: str = "any",
+    dtypes: Sequence[torch.dtype] = LABELS,
+) -> Tensor:
+    """Draw labels, in part ignored. For bool, every label but 0 becomes 1."""
+    draw, dtype = _generator(random), random.choice(dtypes)
     labels = torch.randint(0, CLASSES, shape, generator=draw)
-    labels[torch.rand(shape, generator=draw) < 0.15] = IGNORE
-    dtype = random.choice(INTEGERS)
-    if dtype == torch.int8:
-        labels[labels == IGNORE] = -1
-    return labels.to(dtype)
+    if kind == "one class":
+        labels[:] = random.randrange(CLASSES)
+    is_negative = dtype.is_signed and (dtype == torch.int8 or random.random() < 0.3)
+    ignored = torch.rand(shape, generator=draw) < (1 if kind == "ignored" else 0.15)
+    return labels.masked_fill(ignored, -1 if is_negative else IGNORE).to(dtype)
+
+
+def _weight(random: Random, shape: tuple[int, ...]) -> Tensor:
+    """Draw weights of any dtype: a part, all or none of them 0."""
+    draw = _generator(random)
+    weight = 3 * torch.rand(shape, generator=draw)
+    is_zero = torch.rand(shape, generator=draw) < random.choice((0, 0.4, 0.4, 1))
+    weight = weight.masked_fill(is_zero, 0).to(random.choice((*FLOATS, *LABELS)))
+    return laid_out(random, weight)
+
+
+def _with_channel(random: Random, pixel_map: Tensor) -> Tensor:
+    """Give some maps a channel dimension of one."""
+    return pixel_map[:, None] if random.random() < 0.2 else pixel_map
 
 
 def _generator(random: Random) -> torch.Generator:
     return torch.Generator().manual_seed(random.getrandbits(32))
-
-
-def _temperature(random: Random) -> float:
-    extreme = random.choice((0.005, 100.0))
-    return random.choice((0.07, 0.1, 0.1, 0.5, 0.5, 1.0, 1, extreme))
-
-
-def _mining(random: Random) -> dict[str, Arguments]:
-    """Draw the options of a `HardNegativeSampler`, in most cases none."""
-    options = {
-        "strategy": random.choice(("hardest", "semi-hard", "random")),
-        "ratio": random.choice((0.1, 0.5, 1, 1.0)),
-        "num_negatives": random.choice((None, 1, 3, EVERYTHING)),
-        "num_positives": random.choice((None, 1, 2, EVERYTHING)),
-    }
-    return {"mining": options} if random.random() < 0.3 else {}
-
-
-def _sampler_options(random: Random, kind: Any) -> Arguments:
-    options: Arguments = {
-        "max_anchors": random.choice((1, 3, 20, 20, 1024, 1024)),
-        "max_views": random.choice((1, 2, 100)),
-        "min_pixels": random.choice((1, 1, 2, 5)),
-    }
-    if kind is HardAnchorSampler:
-        options["hard_fraction"] = random.choice((0, 0.3, 0.5, 1.0))
-    return options
-
-
-def _bank_options(random: Random, size: int) -> Arguments:
-    return {
-        "num_classes": CLASSES,
-        "dim": DIM,
-        "pixel_slots": random.choice((0, 1, 4, 9)),
-        "region_slots": random.choice((0, 1, 5)),
-        "pixels_per_image": random.choice((0, 1, 2, 10, 100)),
-        "ignore_index": IGNORE,
-        "dtype": random.choice(FLOATS),
-        "sharded": size > 1 and random.random() < 0.5,
-        "process_group": None,
-    }
 
 
 QUEUES = ("pixels", "regions")

@@ -15,7 +15,10 @@ from pixcontrast import HardNegativeSampler
 from pixcontrast.functional import info_nce
 
 Equation = dict[str, Any]
-"""The arguments of `info_nce` by name, with `contrast` and `contrast_labels` as lists."""
+"""The arguments of `info_nce` by name, with `contrast` and `contrast_labels` as lists.
+
+With `images` (M,), the anchors are only contrasted with those of their own image.
+"""
 
 
 class Verdict(NamedTuple):
@@ -46,25 +49,29 @@ def rounded(equation: Equation) -> list[Tensor | None]:
 def pairs(equation: Equation) -> tuple[Tensor, Tensor, Tensor]:
     """Return (M, N) similarities in float64, and which pairs are positive and negative."""
     own, ignore = equation["anchor_labels"].to(torch.int64), equation["ignore_index"]
+    images = equation.get("images")
 
     def masked(vectors: Tensor, labels: Tensor) -> Tensor:
         return torch.where(is_valid(labels, ignore)[:, None], vectors, 0.0)
 
     anchors = equation["anchors"].double()
     entries, classes = [anchors[:0]], [own[:0]]
-    is_self = [torch.zeros(len(own), 0, dtype=torch.bool)]
+    excluded = [torch.zeros(len(own), 0, dtype=torch.bool)]
     for vectors, labels in zip(rounded(equation), equation["contrast_labels"], strict=True):
         columns = own if labels is None else labels.to(torch.int64)
         entries.append(masked(anchors if vectors is None else vectors, columns))
         classes.append(columns)
         of_anchors = vectors is None or labels is None
-        is_self.append(torch.eye(len(own), len(columns), dtype=torch.bool) & of_anchors)
+        excluded.append(torch.eye(len(own), len(columns), dtype=torch.bool) & of_anchors)
+        if of_anchors and images is not None:
+            excluded[-1] |= images[:, None] != images
     columns = torch.cat(classes)
     valid = is_valid(own, ignore)[:, None] & is_valid(columns, ignore)
+    valid &= ~torch.cat(excluded, dim=1)
     same = own[:, None] == columns
     products = masked(anchors, own) @ torch.cat(entries).T
     similarities = products / float(equation["temperature"])
-    return similarities, valid & same & ~torch.cat(is_self, dim=1), valid & ~same
+    return similarities, valid & same, valid & ~same
 
 
 def in_double(equation: Equation, draw: Tensor | None, **changes: Any) -> Tensor:
@@ -72,7 +79,22 @@ def in_double(equation: Equation, draw: Tensor | None, **changes: Any) -> Tensor
     doubled = {"anchors": equation["anchors"].double(), "contrast": rounded(equation)}
     generator = None if draw is None else copy_of(draw)
     options = {**equation, **doubled, **changes, "generator": generator, "backend": "dense"}
-    return info_nce(**options)
+    images, reduction = options.pop("images", None), options["reduction"]
+    if images is None:
+        loss: Tensor = info_nce(**options)
+        return loss
+    # One equation for each image, in which the anchors of the others are ignored.
+    labels, options["reduction"] = options["anchor_labels"], "none"
+    losses: Tensor = options["anchors"].sum(dim=1) * 0.0
+    for image in images.unique():
+        of_image = torch.where(images == image, labels, options["ignore_index"])
+        losses = losses + info_nce(**{**options, "anchor_labels": of_image})
+    if reduction == "none":
+        return losses
+    counted = pairs({**equation, **changes})[1].any(dim=1).double()
+    if options["weight"] is not None:
+        counted = counted * options["weight"]
+    return losses.sum() / (1.0 if reduction == "sum" else float(counted.sum()) or 1.0)
 
 
 def judge(
@@ -113,7 +135,7 @@ def judge(
         expect(not any(bool(g.isnan().any()) for g in gradients.values()), "the gradient is NaN")
     weight, mining = equation["weight"], equation["negative_sampler"]
     heaviest = 1.0 if weight is None or not weight.numel() else float(weight.double().max())
-    in_range = max(longest, wide) <= 1e6 and 1e-6 <= heaviest <= 1e6
+    in_range = max(longest, wide) <= 1e6 and (heaviest == 0 or 1e-6 <= heaviest <= 1e6)
     if not in_range or (mining is not None and draw is None):
         return Verdict()
 

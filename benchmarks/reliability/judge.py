@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.reliability.calls import Arguments, Call
+from benchmarks.reliability.calls import Call
 from benchmarks.reliability.equation import judge
 from benchmarks.reliability.losses import check_losses, check_sample
+from benchmarks.reliability.options import Arguments
 from benchmarks.reliability.perform import Answer, answer_of, plain
 from benchmarks.reliability.plain import WrongError, expect, is_readable, same_bits
+from benchmarks.reliability.step import LARGEST_FEATURE
 
 
 def defect_of(call: Call) -> tuple[str, str | None]:
@@ -65,8 +67,11 @@ def _check_info_nce(given: Arguments, answer: Answer) -> None:
     equation = {
         **given,
         "anchors": plain(anchors),
+        "anchor_labels": plain(labels),
         "contrast": [None if c is None else plain(c) for c in contrast],
-        "contrast_labels": [None] * len(contrast) if of_contrast is None else list(of_contrast),
+        "contrast_labels": [
+            None if own is None else plain(own) for own in of_contrast or [None] * len(contrast)
+        ],
         "weight": None if given["weight"] is None else plain(given["weight"]),
         "negative_sampler": given["negative_sampler"] or answer["mining"],
     }
@@ -79,7 +84,8 @@ def _check_embedding(call: Call, embedding: Tensor) -> None:
     expected = (features.shape[0], call.given["head"]["dim"], *features.shape[2:])
     expect(embedding.shape == expected, f"the embedding has the shape {tuple(embedding.shape)}")
     if is_readable(features):
-        moderate = bool((plain(features).double().abs() <= 1e30).all())  # False for NaN
+        most = LARGEST_FEATURE if call.given["head"]["norm"] == "layer" else 1e30
+        moderate = bool((plain(features).double().abs() <= most).all())  # False for NaN
         expect(not (moderate and bool(embedding.isnan().any())), "the embedding is NaN")
 
 

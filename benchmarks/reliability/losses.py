@@ -7,86 +7,34 @@ is the package's own textbook form.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.reliability.calls import EVERYTHING, Call
+from benchmarks.reliability.calls import Call
 from benchmarks.reliability.equation import Equation, Verdict, in_double, judge, pairs
-from benchmarks.reliability.perform import Answer, copy_of, plain
+from benchmarks.reliability.perform import Answer
 from benchmarks.reliability.plain import (
     directions,
     expect,
-    flat,
     pixels_of,
     regions_of,
     rounding_of,
     same_bits,
 )
-from pixcontrast import AnchorSample, RegionContrastLoss
+from benchmarks.reliability.step import Step
+from pixcontrast import AnchorSample
 
 MOST_OFF = 0.1
-"""Regions whose error is larger are not certain, and so is a loss against them."""
-
-
-class Step:
-    """The call of a loss on one rank, and its answer, as flat plain tensors.
-
-    Attributes:
-        options: the loss's, with all defaults filled in.
-        labels, preds: (B, P) at the resolution of the embedding; `preds` may be None.
-        weight: (K,) of the anchors, or None.
-        sample: the anchors' indices and labels.
-        vectors: (K, D) sampled pixels in float64; zeros for padding.
-        draw: state of the generator when a negative sampler draws; None if it is not comparable.
-    """
-
-    def __init__(self, call: Call, answer: Answer, ranks: int) -> None:
-        given, self.options = call.given["call"], answer["options"]
-        self.ignore = int(self.options["ignore_index"])
-        tau, base = (self.options[name] for name in ("temperature", "base_temperature"))
-        self.factor = float(tau) / float(base or tau)
-        self.emb = plain(given["emb"])
-        self.labels = flat(plain(given["labels"]), self.emb).to(torch.int64)
-        self.preds = None
-        if given["preds"] is not None:
-            preds = plain(given["preds"])
-            if preds.is_floating_point():
-                preds = preds.argmax(dim=1) if preds.numel() else preds[:, 0].to(torch.int64)
-            self.preds = flat(preds, self.emb)
-        self.loss, self.anchors, self.gradient = (
-            answer[name] for name in ("loss", "anchors", "gradient")
-        )
-        self.sample = AnchorSample(answer["indices"], answer["labels"])
-        self.weight = None
-        if given["weight"] is not None:
-            weight = flat(plain(given["weight"]), self.emb)
-            self.labels = self.labels.masked_fill(weight == 0, self.ignore)
-            self.weight = weight.flatten()[self.sample.indices]
-        self.is_anchor = self.sample.labels != self.ignore
-        vectors = pixels_of(self.emb).flatten(0, 1)[self.sample.indices]
-        self.vectors = torch.where(self.is_anchor[:, None], vectors, 0.0)
-        self.is_finite = bool(torch.isfinite(self.vectors).all())
-        self.bank: Mapping[str, Tensor] = answer["before"]
-        self.of_regions = issubclass(call.function, RegionContrastLoss)  # type: ignore[arg-type]
-        self.draw: Tensor | None = self._draw_again(answer["draw"])
-        mining = self.options["negative_sampler"]
-        # Ranks number pairs differently from one process: random selections are not compared.
-        if ranks > 1 and mining is not None and mining.strategy != "hardest":
-            numbers = (mining.num_negatives, mining.num_positives)
-            if not all(number in (None, EVERYTHING) for number in numbers):
-                self.draw = None
-
-    def _draw_again(self, state: Tensor) -> Tensor:
-        """Sample again from the same state; returns the state that is left."""
-        draw, labels = copy_of(state), torch.where(self.labels < 0, self.ignore, self.labels)
-        sampler = self.options["anchor_sampler"]
-        again = sampler(labels, self.preds, ignore_index=self.ignore, generator=draw)
-        same = same_bits(again._asdict(), self.sample._asdict())
-        expect(same, "from the same state another sample is drawn")
-        return draw.get_state()
+"""Regions and embeddings whose error is larger are not certain, nor is a loss against them."""
+STEEPEST = 1e35
+"""A component of a gradient by the anchors of unit length that is certainly a float32."""
+SMALLEST_FACTOR = 1e-30
+"""The product of a loss and a smaller factor may be below the range of float32."""
+EVERY_IMAGE = 1000
+"""More images than a batch has."""
 
 
 def check_losses(calls: Sequence[Call], answers: Sequence[Answer]) -> None:
@@ -98,13 +46,16 @@ def check_losses(calls: Sequence[Call], answers: Sequence[Answer]) -> None:
     steps = [Step(*one, ranks=len(calls)) for one in zip(calls, answers, strict=True)]
     for step in steps:
         _check_sampling(step)
-    if not all(step.is_finite for step in steps):
+        _check_bank(step, steps)
+    if not all(step.is_finite for step in steps) or steps[0].factor < SMALLEST_FACTOR:
         return
     for step in steps:
         # Without `normalize` similarities may overflow.
-        if step.options["normalize"]:
+        if step.normalize:
             expect(not bool(step.loss.isnan().any()), "the loss is NaN")
-            if step.gradient is not None and step.emb.dtype != torch.float16:
+            # Before the normalization, a steeper gradient may be infinite.
+            steep = max(len(step.anchors), 1) / float(step.options["temperature"])
+            if step.gradient is not None and step.emb.dtype != torch.float16 and steep < STEEPEST:
                 expect(not bool(step.gradient.isnan().any()), "the gradient is NaN")
     sharded = "shard" in steps[0].bank
     if steps[0].options["gather"]:
@@ -120,13 +71,15 @@ def check_losses(calls: Sequence[Call], answers: Sequence[Answer]) -> None:
 def _check_sampling(step: Step) -> None:
     """Check sample and anchors."""
     check_sample(step.options["anchor_sampler"], step.labels, step.ignore, step.sample)
-    if step.is_finite and not step.options["normalize"]:
+    if not step.is_finite or not step.off < MOST_OFF:
+        return
+    if not step.normalize:
         expect(torch.equal(step.anchors.double(), step.vectors), "the anchors are other pixels")
-    elif step.is_finite:
+    else:
         true, dtype = directions(step.vectors)[0], step.anchors.dtype
         info = torch.finfo(dtype)
         allowed = info.eps * true.abs() + (true.shape[1] + 8) * rounding_of(dtype)
-        allowed += info.smallest_normal
+        allowed += info.smallest_normal + 2 * step.off
         close = bool(((step.anchors.double() - true).abs() <= allowed).all())
         expect(close, "the anchors are not of unit length, or other pixels")
 
@@ -140,6 +93,24 @@ def check_sample(sampler: Any, labels: Tensor, ignore: int, sample: AnchorSample
     found = labels.flatten()[indices].to(torch.int64)
     same = torch.equal(found, sample.labels[taken].to(torch.int64)) and bool((found >= 0).all())
     expect(same, "a sampled pixel has another label")
+    most = int(found.bincount().max()) if len(found) else 0
+    expect(most <= (sampler.max_per_class or most), "a class has too many anchors")
+
+
+def _check_bank(step: Step, steps: Sequence[Step]) -> None:
+    """Check that only classes of this call are written, and none without an update.
+
+    Pixels that are ignored, or have a weight of 0, are not part of a call.
+    """
+    if not step.bank:
+        return
+    taken = [one.labels.flatten() if one.updates else one.labels.new_empty(0) for one in steps]
+    absent = ~torch.isin(torch.arange(len(step.bank["pixels"])), torch.cat(taken))
+    of_absent = (
+        {name: held[absent] for name, held in bank.items() if name != "shard"}
+        for bank in (step.bank, step.bank_after)
+    )
+    expect(same_bits(*of_absent), "the bank holds another class, or was updated")
 
 
 def _check_together(steps: Sequence[Step], sharded: bool) -> None:
@@ -184,6 +155,7 @@ def _equation_of(own: Sequence[Step], shards: Sequence[Step]) -> tuple[Equation,
     contrast: list[Tensor | None] = []
     labels: list[Tensor | None] = []
     off = 0.0
+    images = torch.cat([step.images + rank * EVERY_IMAGE for rank, step in enumerate(own)])
     for source in first.options["contrast_with"]:
         if source == "batch" and first.of_regions:
             for step in own:
@@ -191,7 +163,7 @@ def _equation_of(own: Sequence[Step], shards: Sequence[Step]) -> tuple[Equation,
                 contrast.append(means)
                 labels.append(of_means)
                 off = max(off, off_by)
-        elif source == "batch":
+        elif source in ("batch", "image"):
             contrast.append(None)
             labels.append(None)
         else:
@@ -211,6 +183,7 @@ def _equation_of(own: Sequence[Step], shards: Sequence[Step]) -> tuple[Equation,
         "contrast_labels": labels,
         "temperature": float(first.options["temperature"]),
         "weight": torch.cat(weights) if weights else None,
+        "images": images if "image" in first.options["contrast_with"] else None,
     }
     return equation, off
 
@@ -228,13 +201,16 @@ def _check_gradient(
     """
     if step.gradient is None or verdict.gradient is None or len(step.sample.indices) == 0:
         return
+    # In 16 bits the gradient of a head may be rounding alone.
+    if not step.off < MOST_OFF or (step.head is not None and step.emb.element_size() == 2):
+        return
     emb, vectors, taken = step.emb, step.vectors, step.is_anchor
     by_anchors = verdict.gradient[part] * factor
     info, dim = torch.finfo(emb.dtype), vectors.shape[1]
     # float64 from the start: the allowed error may be below the range of float32.
     allowed_norm = (verdict.allowed + more) * factor * math.sqrt(dim)
     error = torch.full((len(vectors), 1), allowed_norm, dtype=torch.float64)
-    if step.options["normalize"]:
+    if step.normalize:
         unit, usable = directions(vectors)
         taken = taken & usable
         # Two divisions, because the length itself may overflow float64.
@@ -246,6 +222,8 @@ def _check_gradient(
         error = (error + rounding * by_anchors.norm(dim=1, keepdim=True)) / relative / largest
         along = (by_anchors * unit).sum(dim=1, keepdim=True)
         by_anchors = (by_anchors - along * unit) / relative / largest
+    if step.head is not None:
+        by_anchors, error = _through_head(step, by_anchors, error + 4 * info.smallest_normal)
     expected = torch.zeros_like(pixels_of(emb)).flatten(0, 1)
     allowed = torch.zeros(len(expected), 1, dtype=torch.float64)
     indices = step.sample.indices[taken]
@@ -260,6 +238,22 @@ def _check_gradient(
     expect(close, f"the gradient of emb is off by {most:.2g} times the allowed error")
 
 
+def _through_head(step: Step, by_rows: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient by the features (K, C) from that by the output of the layers (K, D).
+
+    The allowed errors (K, 1) of the latter, and the rounding of the layers, become those of the
+    former.
+    """
+    assert step.head is not None
+    features = pixels_of(step.emb).flatten(0, 1)[step.sample.indices].requires_grad_()
+    columns = step.head(features).sum(dim=0)
+    slopes = [torch.autograd.grad(c, features, retain_graph=True)[0] for c in columns]
+    jacobian = torch.stack(slopes, dim=1)
+    steepest = jacobian.abs().sum(dim=(1, 2))[:, None]
+    allowed = steepest * (error + 4 * step.off * by_rows.norm(dim=1, keepdim=True))
+    return (by_rows[:, None] @ jacobian)[:, 0], allowed
+
+
 def _batch_regions(step: Step) -> tuple[Tensor, Tensor, float]:
     """Return the regions of a batch, their labels, and the allowed error.
 
@@ -268,14 +262,16 @@ def _batch_regions(step: Step) -> tuple[Tensor, Tensor, float]:
     """
     images, pixels = step.labels.shape
     slots = len(step.bank["pixels"]) if step.bank else min(pixels, 256)
-    means = torch.zeros(images, slots, step.emb.shape[1], dtype=torch.float64)
+    means = torch.zeros(images, slots, step.pixels.shape[2], dtype=torch.float64)
     of_means = torch.full((images, slots), -1)
     off, following = 0.0, [0] * images
-    for region in regions_of(step.emb, step.labels, step.ignore):
+    for region in regions_of(step.pixels, step.emb.dtype, step.labels, step.ignore):
         row = region.label if step.bank else following[region.image]
         following[region.image] += 1
         # Rounding to the dtype of the embedding adds half an eps for each component.
-        off = max(off, region.off + torch.finfo(step.emb.dtype).eps)
+        off = max(off, region.off + torch.finfo(step.emb.dtype).eps + 2 * step.off)
+        if region.size > step.regions_of:
+            off = math.inf  # a mean of pixels drawn at random
         if region.mean is not None and row < slots:
             means[region.image, row] = region.mean
             of_means[region.image, row] = region.label

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,8 +18,16 @@ import torch
 from torch import Tensor
 
 import pixcontrast
-from benchmarks.reliability.calls import Arguments, Call
-from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, RandomAnchorSampler
+from benchmarks.reliability.calls import Call
+from benchmarks.reliability.options import Arguments
+from benchmarks.reliability.values import FLOATS
+from pixcontrast import (
+    HardAnchorSampler,
+    HardNegativeSampler,
+    MemoryBank,
+    ProjectionHead,
+    RandomAnchorSampler,
+)
 
 Answer = dict[str, Any]
 """How a call ended, what is wrong with that or None, and the results by name."""
@@ -32,6 +41,10 @@ MOST_NUMBERS = 250
 PACKAGE = str(Path(pixcontrast.__file__).parent)
 NAMED = re.compile(r"[\w, ]+(\[\d+\])?: ")
 """The start of the package's error messages: the name of the argument."""
+RULES_OF_PYTORCH = (
+    "Inference tensors cannot be saved",  # the message names the fix
+    "Expected more than 1 value per channel when training",  # batch statistics of one row
+)
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory")
 LOSS_OPTIONS = (
     *("temperature", "base_temperature", "ignore_index", "anchor_sampler", "negative_sampler"),
@@ -43,8 +56,8 @@ def answer_of(call: Call, group: Any = None) -> Answer:
     """Make a call, on all ranks of a group together; `None` is the world, or this process.
 
     Returns:
-        `"ended"`, which is `"value"`, `"refused"`, `"no memory"` or `"raised"`; `"wrong"`, a
-        description of the defect or None; and the results of `perform`.
+        `"ended"`, which is `"value"`, `"refused"`, `"refused by PyTorch"`, `"no memory"` or
+        `"raised"`; `"wrong"`, a description of the defect or None; and the results of `perform`.
     """
     tensors = [tensor for _, tensor in named_tensors(call.given["call"])]
     before = [_seen(tensor) for tensor in tensors]
@@ -54,6 +67,8 @@ def answer_of(call: Call, group: Any = None) -> Answer:
             answer = {"ended": "value", "wrong": None, **perform(call, group)}
     except Exception as error:
         ended, wrong = _judge_error(error)
+        if ended == "refused" and not call.spoiled and not _has_unusual_tensor(call):
+            wrong = f"a suitable call is refused: {error}"
         answer = {"ended": ended, "wrong": wrong}
     for tensor, was in zip(tensors, before, strict=True):
         for field, value in _seen(tensor).items():
@@ -98,7 +113,10 @@ def perform(call: Call, group: Any) -> Answer:
 
     kind = HardAnchorSampler if "hard_fraction" in given.get("sampler", ()) else RandomAnchorSampler
     sampler = kind(**given["sampler"]) if "sampler" in given else None
-    parts = {"bank": bank, "negative_sampler": mining, "anchor_sampler": sampler}
+    head = _head(given["head"], arguments["emb"], call.training) if "head" in given else None
+    before_call = None if head is None else deepcopy(head).eval()
+    parts: Arguments = {"bank": bank, "negative_sampler": mining, "anchor_sampler": sampler}
+    parts["projection"] = head
     given["loss"] |= {name: p for name, p in parts.items() if given["loss"].get(name) is None}
     module = call.function(**given["loss"]).train(call.training)
     state, result = draw.get_state(), module(**arguments)
@@ -115,10 +133,17 @@ def perform(call: Call, group: Any) -> Answer:
         "indices": plain(sample.indices),
         "labels": plain(sample.labels),
         "options": {name: getattr(module, name) for name in LOSS_OPTIONS},
+        "head": before_call if module.projection is head else None,
         "before": before,
         "after": _state(bank),
         "draw": state,
     }
+
+
+def _head(options: Arguments, features: Any, training: bool) -> ProjectionHead:
+    dtype = features.dtype if isinstance(features, Tensor) else torch.float32
+    head = ProjectionHead(**options).train(training)
+    return head.to(dtype) if dtype in FLOATS else head
 
 
 def placed(call: Call, backend: str | None, device: str) -> Call | None:
@@ -220,12 +245,20 @@ def _judge_error(error: Exception) -> tuple[str, str | None]:
         return "refused", None
     if type(error) is RuntimeError and NO_MEMORY.search(message):
         return "no memory", None
-    if type(error) is RuntimeError and message.startswith("Inference tensors cannot be saved"):
-        return "refused", None  # a rule of PyTorch; its message names the fix
+    if message.startswith(RULES_OF_PYTORCH):
+        return "refused by PyTorch", None
     where = next((f for f in reversed(frames) if f.filename.startswith(PACKAGE)), frames[-1])
     place = f"{Path(where.filename).name}:{where.name}"
     first = next(iter(message.splitlines()), "")
     return "raised", f"{type(error).__name__} from {place}: {first[:200]}"
+
+
+def _has_unusual_tensor(call: Call) -> bool:
+    """Return whether a call is refused for a tensor that is not dense or has no values."""
+    return any(
+        tensor.device.type == "meta" or tensor.layout != torch.strided or tensor.is_nested
+        for _, tensor in named_tensors(call.given["call"])
+    )
 
 
 def _seen(tensor: Tensor) -> dict[str, Any]:
@@ -249,8 +282,11 @@ def _gradients(loss: Any, leaves: Arguments) -> dict[str, Tensor]:
 
 
 def _state(bank: MemoryBank | None) -> dict[str, Tensor]:
-    state = {} if bank is None else bank.state_dict()
-    return {name: plain(value).clone() for name, value in state.items()}
+    if bank is None:
+        return {}
+    buffers, saved = dict(bank.named_buffers()), bank.state_dict()
+    assert saved.keys() == (buffers.keys() if bank.persistent else set())
+    return {name: plain(value).clone() for name, value in buffers.items()}
 
 
 def _moved(value: Any, device: str) -> Any:

@@ -87,6 +87,7 @@ class Region(NamedTuple):
     Attributes:
         image, label: identify the region.
         mean: their mean direction (D,); None if they cancel out or none is usable.
+        size: number of its pixels.
         off: allowed error of a mean in float32 (float64 for float64). Infinite if rounding decides
             whether the region has a mean.
     """
@@ -94,26 +95,27 @@ class Region(NamedTuple):
     image: int
     label: int
     mean: Tensor | None
+    size: int
     off: float
 
 
-def regions_of(emb: Tensor, labels: Tensor, ignore: int) -> Iterator[Region]:
-    """Yield the regions of a batch by image and class; `labels` are (B, P)."""
-    unit, usable = directions(pixels_of(emb))
-    per_vector = (unit.shape[2] + 8) * rounding_of(emb.dtype)
+def regions_of(pixels: Tensor, dtype: torch.dtype, labels: Tensor, ignore: int) -> Iterator[Region]:
+    """Yield the regions of embeddings (B, P, D) of a dtype by image and class; labels (B, P)."""
+    unit, usable = directions(pixels)
+    per_vector = (unit.shape[2] + 8) * rounding_of(dtype)
     for image, own in enumerate(labels.to(torch.int64)):
         for label in own[is_valid(own, ignore)].unique().tolist():
             members = unit[image][(own == label) & usable[image]]
             count, total = len(members), members.sum(dim=0)
             length = float(total.norm())
             # Error (D + 8)·ε of each vector, and count·ε of each from their sum.
-            error = count * (per_vector + count * rounding_of(emb.dtype))
+            error = count * (per_vector + count * rounding_of(dtype))
             mean, off = None, 0.0
             if length > 1e-6 * count + error:
                 mean, off = total / length, 2 * error / length + per_vector
             elif length > 1e-6 * count - error:
                 off = torch.inf
-            yield Region(image, label, mean, off)
+            yield Region(image, label, mean, int((own == label).sum()), off)
 
 
 def rounding_of(dtype: torch.dtype) -> float:

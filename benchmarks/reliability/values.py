@@ -14,8 +14,12 @@ import torch
 from torch import Tensor, nn
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-OTHERS = (torch.bool, torch.complex64, torch.uint16, torch.uint32, torch.float8_e4m3fn)
+INTEGERS = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
+LABELS = (*INTEGERS, torch.bool)
+OTHERS = (torch.bool, torch.complex64, torch.float8_e4m3fn)
 DTYPES = FLOATS + INTEGERS + OTHERS
 SIZES = (0, 1, 1, 2, 3, 4, 5, 7)
 
@@ -23,7 +27,24 @@ Change = Callable[[Tensor], Tensor]
 
 
 class Subclass(Tensor):
-    """A subclass that changes nothing, as users define them."""
+    """A subclass whose operations return the subclass, as those of MONAI's MetaTensor."""
+
+
+class Unwrapping(Tensor):
+    """A subclass whose operations return plain tensors, as those of torchvision's tv_tensors."""
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if not all(issubclass(cls, kind) for kind in types):
+            return NotImplemented  # two subclasses in one operation: PyTorch raises a TypeError
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
 
 def number_in(random: Random) -> Any:
@@ -43,7 +64,7 @@ def thing_in(random: Random) -> Any:
     return random.choice(
         [
             *(None, "", "mean", "none", "negatives", "all", "batch", "pixels", b"mean", object()),
-            *((), [], {}, set(), ("batch",), ["pixels", "regions"], ("batch", "batch"), [None]),
+            *((), [], {}, set(), ("image",), ["pixels", "regions"], ("batch", "image"), [None]),
             *([[]], (None, None), [1.0], range(3), int, torch.float32, torch.int64, "cpu"),
             *(np.zeros((2, 3), np.float32), np.zeros(0), np.array("mean"), torch.Generator()),
             *(nn.Identity(), print, lambda *_, **__: None, slice(None), NotImplemented),
@@ -113,8 +134,9 @@ LAYOUTS: tuple[Change, ...] = (
     lambda t: t.transpose(0, -1).contiguous().transpose(0, -1) if t.ndim else t,
     lambda t: t[:1].expand(t.shape) if t.ndim and t.shape[0] else t,
     lambda t: t.as_subclass(Subclass),
+    lambda t: t.as_subclass(Unwrapping),
 )
-"""Other memory layouts and a subclass; one of the layouts repeats a value."""
+"""Other memory layouts and subclasses; one of the layouts repeats a value."""
 DISGUISES: tuple[Change, ...] = (
     lambda t: t,
     *LAYOUTS,

@@ -145,10 +145,10 @@ class ContrastLoss(LossOptions):
         The embeddings of all these pixels are freed on return, before the loss needs memory.
         """
         vectors, rows = batch.embed(indices, labels != IGNORED, drawn)
+        if self.bank is not None and self.projection is not None:
+            self.bank.check_fits(vectors, "the output of projection")
         new_entries = None
         if self.bank is not None and drawn is not None:
-            if self.projection is not None:
-                self.bank.check_fits(rows, "the output of projection")
             with torch.no_grad():
                 new_entries = self.bank._entry_maker.entries_of(rows, drawn)
         anchors = as_anchors(batch, indices, labels, vectors, normalize=self.normalize)

@@ -153,6 +153,10 @@ CASES = {
     "update of another width": (lambda: bank(dim=5).update(EMB, LABELS), ValueError, ["emb", "D = 5", "D = 4"]),
     "update of other labels": (lambda: bank().update(EMB, LABELS + 4), ValueError, ["labels", "num_classes = 3", "4"]),
     "update of integers": (lambda: bank().update(LABELS[:, None], LABELS), TypeError, ["emb", "int64"]),
+    "update of float labels": (lambda: bank().update(EMB, LABELS.float()), TypeError, ["labels", "labels.long()"]),
+    "update of one-hot": (lambda: bank().update(EMB, ONE_HOT), ValueError, ["labels", "labels.argmax(1)"]),
+    "update by arrays": (lambda: bank().update(EMB, LABELS.numpy()), TypeError, ["labels", "torch.as_tensor(labels)"]),
+    "update of a list": (lambda: bank().update([EMB], LABELS), TypeError, ["emb", "list of length 1", "a call for each"]),
     "update by a seed": (lambda: bank().update(EMB, LABELS, generator=1), TypeError, ["generator", "int"]),
     # questions to a bank
     "entries of no queue": (lambda: bank().entries("batch"), ValueError, ["queue", "'pixels'", "'batch'"]),
@@ -217,6 +221,8 @@ CASES = {
     "hidden of a linear head": (lambda: ProjectionHead(4, hidden=3, kind="linear"), ValueError, ["hidden", "None", "3"]),
     "features of another dtype": (lambda: ProjectionHead(4)(EMB.bfloat16()), TypeError, ["features", "float32", "bfloat16", "autocast"]),
     "features elsewhere": (lambda: ProjectionHead(4)(EMB.to(META)), ValueError, ["features", "cpu", "meta"]),
+    "features in a dict": (lambda: ProjectionHead(4)({"out": EMB}), TypeError, ["features", "dict of length 1", "features['out']"]),
+    "features in an array": (lambda: ProjectionHead(4)(EMB.numpy()), TypeError, ["features", "torch.as_tensor(features)"]),
     "features of other channels": (lambda: ProjectionHead(3)(EMB), ValueError, ["features", "(B, 3, *S)", "(2, 4, 6, 5)"]),
 }  # fmt: skip
 
@@ -230,6 +236,30 @@ def test_message(wrong, error, words):
     assert re.match(rf"{re.escape(words[0])}\b|{re.escape(words[0])}:", message), message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("spatial", [(), (7,), (6, 5), (3, 2, 5)], ids=str)
+@pytest.mark.parametrize("kind", [PixelContrastLoss, RegionContrastLoss])
+@pytest.mark.parametrize("training", [None, True, False], ids=["alone", "bank", "eval"])
+def test_the_fix_of_a_format_in_every_dimension(spatial, kind, training):
+    loss = kind() if training is None else kind(bank=bank()).train(training)
+    emb, labels = torch.randn(2, 4, *spatial), torch.zeros(2, *spatial, dtype=torch.int64)
+    one_hot = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
+    wrong = {
+        "labels.long()": (emb, labels.float()),
+        "labels.argmax(1)": (emb, one_hot),
+        "(the fix is labels.argmax(1))": (emb, one_hot.float()),
+        "torch.as_tensor(labels)": (emb, labels.numpy()),
+        "preds > 0.5": (emb, labels, labels.float()),
+        "preds['out']": (emb, labels, {"out": emb}),
+        "add up the losses": ([emb], labels),
+    }
+    if spatial:
+        wrong["emb.movedim(-1, 1)"] = (emb.movedim(1, -1), labels)
+    for words, arguments in wrong.items():
+        with pytest.raises((TypeError, ValueError), match=re.escape(words)) as caught:
+            loss(*arguments)
+        assert len(str(caught.value)) < 250  # without the contents
 
 
 def test_nothing_is_written_before_a_check_fails():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from pixcontrast import (
     HardAnchorSampler,
@@ -14,12 +15,15 @@ from pixcontrast import (
     RegionContrastLoss,
 )
 from pixcontrast._check import plain
+from pixcontrast.functional import info_nce
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 UNSIGNED = [torch.uint16, torch.uint32, torch.uint64]
 SPATIAL = [(), (9,), (5, 6), (3, 2, 4)]
 each_loss = pytest.mark.parametrize("kind", [PixelContrastLoss, RegionContrastLoss])
-each_bank = pytest.mark.parametrize("with_bank", [False, True], ids=["alone", "bank"])
+each_bank = pytest.mark.parametrize(
+    "with_bank", [False, True, "eval"], ids=["alone", "bank", "eval"]
+)
 
 
 class Wrapped(torch.Tensor):
@@ -48,7 +52,7 @@ class Case:
 
     def results(self, labels=None, preds=None, weight=None, emb=None):
         bank = MemoryBank(self.classes, 8, pixel_slots=9, region_slots=5)
-        loss = self.kind(bank=bank if self.with_bank else None)
+        loss = self.kind(bank=bank if self.with_bank else None).train(self.with_bank != "eval")
         emb = (self.emb if emb is None else emb).detach().clone().requires_grad_()
         options = {"weight": weight, "generator": torch.Generator().manual_seed(0)}
         value = loss(emb, self.labels if labels is None else labels, preds, **options)
@@ -80,6 +84,11 @@ def test_every_integer_dtype(kind, with_bank, dtype):
     same(found, expected)
 
 
+def test_labels_that_fit_both_ways_are_channels_first():
+    emb, labels = torch.randn(2, 6, 6, 6), torch.randint(0, 3, (2, 6, 6))
+    assert PixelContrastLoss()(emb, labels) > 0
+
+
 @pytest.mark.parametrize("dtype", UNSIGNED, ids=str)
 def test_the_largest_unsigned_numbers_are_ignored_or_refused(dtype):
     case = Case(PixelContrastLoss, with_bank=True)
@@ -106,8 +115,9 @@ def test_bool_is_class_0_and_1(kind, with_bank):
 @each_bank
 @pytest.mark.parametrize("subclass", [Wrapped, Unwrapped, torch.nn.Parameter])
 @pytest.mark.parametrize("arguments", [("labels",), ("emb",), ("labels", "preds", "weight", "emb")])
-def test_a_subclass_is_the_tensor_that_it_is(kind, with_bank, subclass, arguments):
-    case = Case(kind, with_bank)
+@pytest.mark.parametrize("spatial", [(), (5, 6), (3, 2, 4)], ids=str)
+def test_a_subclass_is_the_tensor_that_it_is(kind, with_bank, subclass, arguments, spatial):
+    case = Case(kind, with_bank, spatial)
     plain_ones = {"labels": case.labels, "preds": case.preds, "emb": case.emb}
     plain_ones["weight"] = case.weight.float()
     if subclass is torch.nn.Parameter:  # of floats alone
@@ -135,6 +145,16 @@ def test_subclasses_in_the_other_calls(subclass):
         flat = labels.flatten(1).as_subclass(subclass)
         sample = sampler(flat, flat, generator=torch.Generator().manual_seed(0))
         assert type(sample.indices) is type(sample.labels) is torch.Tensor
+    rows, names, weight = emb[0].flatten(1).T, labels[0].flatten(), torch.rand(30)
+    given = rows, names, [None, rows.flip(0)], [None, names.flip(0)], weight
+    changed = tree_map_only(torch.Tensor, lambda tensor: tensor.as_subclass(subclass), given)
+    same(*([info_nce(*each[:4], weight=each[4])] for each in (given, changed)))
+    projected = PixelContrastLoss(projection=head)
+    results = (
+        projected(*each, generator=torch.Generator().manual_seed(0))
+        for each in ((emb, labels), (emb.as_subclass(subclass), labels.as_subclass(subclass)))
+    )
+    same(*([result] for result in results))
 
 
 @pytest.mark.parametrize("subclass", [Wrapped, Unwrapped])
@@ -148,7 +168,9 @@ def test_what_implements_operators_itself_stays():
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     with FakeTensorMode():
-        assert type(plain(torch.ones(2))) is FakeTensor
+        fake = torch.ones(2)
+    assert type(fake) is FakeTensor
+    assert plain(fake) is fake
 
 
 @pytest.mark.parametrize("dtype", [*UNSIGNED, torch.bool], ids=str)
@@ -197,10 +219,11 @@ def test_weight_0_is_out(kind, with_bank, spatial):
     assert not any(tensor.any() for tensor in nothing)
 
 
-def test_an_ignored_class_has_empty_rings():
+@each_loss
+def test_an_ignored_class_has_empty_rings(kind):
     emb, labels = torch.randn(2, 8, 5, 6, requires_grad=True), torch.randint(0, 3, (2, 5, 6))
     bank = MemoryBank(3, 8, ignore_index=0)
-    PixelContrastLoss(bank=bank, ignore_index=0)(emb, labels).backward()
+    kind(bank=bank, ignore_index=0)(emb, labels).backward()
     assert (bank.pixel_count > 0).tolist() == [False, True, True]
     assert bank.region_count.tolist() == [0, 2, 2]
     vectors, marked = bank.entries("regions")

@@ -69,26 +69,30 @@ class Bank(RuleBasedStateMachine):
         present=st.sets(st.integers(0, 2)),
         bad=st.sampled_from([None, 0.0, float("nan"), float("inf")]),
         length=st.sampled_from([1e-20, 1.0, 1e20]),
-        label_dtype=st.sampled_from([torch.int64, torch.int32, torch.uint8]),
+        label_dtype=st.sampled_from([torch.int64, torch.int32, torch.uint8, torch.uint16]),
+        weighted=st.booleans(),
         how=st.sampled_from(["update", "loss", "eval", "no_grad"]),
         seed=st.integers(0, 1 << 20),
     )
-    def take_in(self, images, pixels, present, bad, length, label_dtype, how, seed):
+    def take_in(self, images, pixels, present, bad, length, label_dtype, weighted, how, seed):
         generator = torch.Generator().manual_seed(seed)
         emb = torch.randn(images, DIM, pixels, generator=generator) * length
         choices = torch.tensor([*sorted(c for c in present if c < self.classes), IGNORE])
         picked = torch.randint(0, len(choices), (images, pixels), generator=generator)
-        labels = choices[picked].to(label_dtype)
+        labels = choices[picked]
         if bad is not None and emb.numel():
             # Such pixels are no anchors: a loss takes embeddings as they are.
             emb[-1, :, -1] = bad
             if how != "update" and bad != 0.0:
                 labels[-1, -1] = IGNORE
         before = [buffer.clone() for buffer in self.bank.buffers()]
+        given = labels.to(label_dtype)
         if how == "update":
-            self.bank.update(emb, labels, generator=generator)
+            self.bank.update(emb, given, generator=generator)
         else:
-            self.call_the_loss(emb, labels, how, generator)
+            weight = torch.rand(images, pixels, generator=generator) < 0.6 if weighted else None
+            labels = labels if weight is None else labels.masked_fill(~weight, IGNORE)
+            self.call_the_loss(emb, given, weight, labels, how, generator)
         if how in ("eval", "no_grad"):
             for buffer, old in zip(self.bank.buffers(), before, strict=True):
                 assert torch.equal(buffer, old)
@@ -193,7 +197,8 @@ class Bank(RuleBasedStateMachine):
         new = list(self.held("pixels", label)[-min(total, ring.maxlen) :]) if total else []
         ring.extend(new)
         for own, count in reversed(chosen):  # the newest are of the last images
-            of_image, new = new[-count:] if count else [], new[: len(new) - count] if count else new
+            first = max(0, len(new) - count)
+            of_image, new = new[first:], new[:first]
             left = list(own)
             for vector in of_image:
                 distances = [float((vector.double() - one).abs().max()) for one in left]
@@ -201,7 +206,8 @@ class Bank(RuleBasedStateMachine):
                 assert distances[nearest] < rounding
                 del left[nearest]  # without replacement
 
-    def call_the_loss(self, emb, labels, how, generator):
+    def call_the_loss(self, emb, given, weight, labels, how, generator):
+        """Call the loss with labels and weights; `labels` are ignored where the weight is 0."""
         entries = [
             (torch.stack(list(ring)).double(), torch.full((len(ring),), label))
             for queue in self.loss.contrast_with
@@ -212,7 +218,8 @@ class Bank(RuleBasedStateMachine):
         emb.requires_grad_()
         self.loss.train(how != "eval")
         with torch.set_grad_enabled(how != "no_grad"):
-            loss, sample = self.loss(emb, labels, generator=generator, return_anchors=True)
+            options = {"weight": weight, "generator": generator, "return_anchors": True}
+            loss, sample = self.loss(emb, given, **options)
         flat = emb.detach().transpose(1, 2).flatten(0, 1).double()
         there = sample.labels != IGNORE
         anchors, anchor_labels = flat[sample.indices][there], sample.labels[there]

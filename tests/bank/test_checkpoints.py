@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pixcontrast
-from pixcontrast import MemoryBank, PixelContrastLoss
+from pixcontrast import MemoryBank, PixelContrastLoss, RegionContrastLoss
 
 
 def filled(**options):
@@ -153,11 +153,11 @@ def test_a_bank_on_the_meta_device_may_be_assigned_to():
 class Net(torch.nn.Module):
     """A model that holds a bank, as users save it."""
 
-    def __init__(self, **options):
+    def __init__(self, kind=PixelContrastLoss, **options):
         super().__init__()
         self.layer = torch.nn.Conv2d(3, 2, 1)
         options = {"pixel_slots": 4, "region_slots": 3, "pixels_per_image": 2, **options}
-        self.contrast = PixelContrastLoss(bank=MemoryBank(3, 2, **options))
+        self.contrast = kind(bank=MemoryBank(3, 2, **options))
 
     def step(self):
         emb = self.layer(torch.randn(2, 3, 6, 6))
@@ -174,8 +174,9 @@ def averaged(net, average):
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_an_average_over_the_state_is_no_bank(strict):
-    net = Net().step()
+@pytest.mark.parametrize("kind", [PixelContrastLoss, RegionContrastLoss])
+def test_an_average_over_the_state_is_no_bank(strict, kind):
+    net = Net(kind).step()
     average = copy.deepcopy(net).eval()
     for _ in range(3):
         averaged(net.step(), average)
@@ -205,6 +206,9 @@ def test_without_persistence_the_bank_is_in_no_state():
     fresh = Net(persistent=False)
     assert fresh.load_state_dict(average.state_dict()) == ([], [])
     assert not any(buffer.any() for buffer in fresh.contrast.bank.buffers())
+    # The entries of a bank of any options are unexpected keys, and no faults of this one.
+    found = fresh.load_state_dict(Net(pixel_slots=8).step().state_dict(), strict=False)
+    assert (found.missing_keys, len(found.unexpected_keys)) == ([], 6)
     assert {buffer.device.type for buffer in net.to("meta").contrast.bank.buffers()} == {"meta"}
     with pytest.raises(TypeError, match="persistent"):
         MemoryBank(3, 2, persistent=1)
@@ -224,6 +228,17 @@ def test_a_bank_of_other_options(options):
         assert torch.equal(target.layer.weight, saved["layer.weight"])
         for name, value in target.contrast.bank.state_dict().items():
             assert torch.equal(value, bank[name])
+
+
+def test_a_model_without_the_bank():
+    """For inference: `strict=False` leaves the bank's entries out."""
+    saved, target = Net().step().state_dict(), torch.nn.Module()
+    target.layer = torch.nn.Conv2d(3, 2, 1)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*contrast\.bank\.pixels"):
+        target.load_state_dict(saved)
+    found = target.load_state_dict(saved, strict=False)
+    assert (found.missing_keys, len(found.unexpected_keys)) == ([], 6)
+    assert torch.equal(target.layer.weight, saved["layer.weight"])
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])

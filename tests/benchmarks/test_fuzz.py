@@ -37,7 +37,8 @@ def judged(function, **given):
         "negative_sampler": None, "generator": None, "reduction": "mean", "ignore_index": 255,
         "backend": "tiled",
     }  # fmt: skip
-    return defect_of(Call("info_nce", function, {"call": {**arguments, **given}}))[1]
+    call = Call("info_nce", function, {"call": {**arguments, **given}}, spoiled=tuple(given))
+    return defect_of(call)[1]
 
 
 def test_the_judge_sees_what_is_wrong():
@@ -62,6 +63,7 @@ def test_the_judge_sees_what_is_wrong():
     assert "off by" in judged(lambda **given: info_nce(**given) * 1.0001)
     assert "shape" in judged(lambda **given: info_nce(**given)[None])
     assert judged(info_nce, temperature=0) is None
+    assert "is refused" in judged(lambda **given: info_nce(**{**given, "temperature": 0}))
 
 
 def test_the_judge_sees_a_wrong_gradient():

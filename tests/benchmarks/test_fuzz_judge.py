@@ -17,6 +17,7 @@ from pixcontrast import (
     RandomAnchorSampler,
     RegionContrastLoss,
 )
+from pixcontrast._loss import base
 from pixcontrast._loss.batch import Batch
 from pixcontrast.functional import info_nce
 
@@ -109,7 +110,7 @@ class AsItIs:
     """What changes nothing."""
 
 
-def judged_loss(kind, mixed_in=AsItIs, bank=False, *, call=None, **options):
+def judged_loss(kind, mixed_in=AsItIs, bank=False, *, call=None, head=None, **options):
     """The verdict on a loss of which a part is replaced by that of `mixed_in`."""
 
     class Broken(mixed_in, kind):
@@ -127,6 +128,7 @@ def judged_loss(kind, mixed_in=AsItIs, bank=False, *, call=None, **options):
         "loss": {"anchor_sampler": RandomAnchorSampler(max_anchors=20), **options},
         "call": {**arguments, **(call or {})},
         **({"bank": memory} if bank else {}),
+        **({"head": {"in_channels": 3, "dim": 3, **head}} if head else {}),
     }
     return defect_of(Call("loss", Broken, given, (fill,)))[1]
 
@@ -142,9 +144,17 @@ KINDS = pytest.mark.parametrize("kind", [PixelContrastLoss, RegionContrastLoss])
 WEIGHT = {"weight": torch.arange(1.0, 33.0).view(2, 4, 4)}
 
 
+HEADS = {
+    "no head": None,
+    "linear": {"kind": "linear", "norm": None},
+    "layer": {"kind": "mlp", "norm": "layer"},
+}
+
+
 @KINDS
 @pytest.mark.parametrize("bank", [False, True])
-def test_what_a_loss_gets_wrong(kind, bank):
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_what_a_loss_gets_wrong(kind, bank, head):
     class Forgets:
         def forward(self, *arguments, **given):
             return super().forward(*arguments, **{**given, "weight": None})
@@ -165,13 +175,46 @@ def test_what_a_loss_gets_wrong(kind, bank):
             return answer if given["return_anchors"] else 1.001 * answer
 
     for call in ({}, WEIGHT, {"return_anchors": False}):
-        assert judged_loss(kind, bank=bank, call=call) is None
-    assert "off by" in judged_loss(kind, Forgets, bank, call=WEIGHT)
-    assert "other pixels" in judged_loss(kind, Moves, bank)
+        assert judged_loss(kind, bank=bank, call=call, head=head) is None
+    assert "off by" in judged_loss(kind, Forgets, bank, call=WEIGHT, head=head)
+    assert "other pixels" in judged_loss(kind, Moves, bank, head=head)
     double = {"emb": torch.randn(2, 3, 4, 4, dtype=torch.float64).requires_grad_()}
-    assert judged_loss(kind, bank=bank, call=double) is None
-    assert "the gradient of emb" in judged_loss(kind, Slopes, bank, call=double)
-    assert "return_anchors" in judged_loss(kind, Alone, bank, call={"return_anchors": False})
+    assert judged_loss(kind, bank=bank, call=double, head=head) is None
+    assert "the gradient of emb" in judged_loss(kind, Slopes, bank, call=double, head=head)
+    alone = judged_loss(kind, Alone, bank, call={"return_anchors": False}, head=head)
+    assert "return_anchors" in alone
+
+
+def test_contrast_with_other_images():
+    class OfBatch:
+        def _contrast(self, *arguments):
+            with patch.object(base, "split_by_image", lambda problem, *_: [base.Part(problem)]):
+                return super()._contrast(*arguments)
+
+    options = {"contrast_with": ("image",)}
+    assert judged_loss(PixelContrastLoss, **options) is None
+    assert "off by" in judged_loss(PixelContrastLoss, OfBatch, **options)
+
+
+@KINDS
+def test_a_bank_that_takes_in_what_it_must_not(kind):
+    class Ignored:
+        """Pixels of weight 0 are stored as class 0."""
+
+        def _draw_for_bank(self, batch, *arguments):
+            batch = replace(batch, labels=batch.labels.clamp(min=0))
+            return super()._draw_for_bank(batch, *arguments)
+
+    class Always:
+        def _bank_to_update(self):
+            return self.bank
+
+    labels = torch.arange(64).view(1, 8, 8).expand(2, 8, 8) % 3
+    call = {"labels": labels, "weight": (labels > 0).float()}
+    assert judged_loss(kind, bank=True, call=call) is None
+    assert "the bank holds another class" in judged_loss(kind, Ignored, True, call=call)
+    assert judged_loss(kind, bank=True, update_bank=False) is None
+    assert "was updated" in judged_loss(kind, Always, True, update_bank=False)
 
 
 @pytest.mark.parametrize("bank", [False, True])
@@ -238,12 +281,17 @@ def test_a_wrong_sample():
             sample = super().__call__(*arguments, **options)
             return sample._replace(indices=torch.zeros_like(sample.indices))
 
+    class Uncapped(RandomAnchorSampler):
+        def __call__(self, *arguments, **options):
+            return RandomAnchorSampler(max_anchors=4)(*arguments, **options)
+
     def judged(kind):
-        given_to = {"sampler": {"max_anchors": 3}, "call": given}
+        given_to = {"sampler": {"max_anchors": 4, "max_per_class": 1}, "call": given}
         return defect_of(Call("sampler", kind, given_to))[1]
 
     assert judged(RandomAnchorSampler) is None
-    assert judged(Wrong) is not None
+    assert "a pixel twice" in judged(Wrong)
+    assert "too many anchors" in judged(Uncapped)
 
 
 def test_a_call_put_onto_another_backend():

@@ -62,6 +62,20 @@ def test_a_bank_of_all_ranks(pool: Pool, size: int, kind: str, sharded: bool) ->
         assert_alike(over_ranks(answers), expected, dtype)
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_own_image_and_a_bank_of_all_ranks(pool: Pool, size: int, sharded: bool) -> None:
+    """Ranks have different numbers of images, and images different numbers of anchors."""
+    options = {"contrast_with": ("image", "pixels", "regions"), "steps": 3}
+    bank = {"pixel_slots": 120, "region_slots": 120}
+    alone = jobs.loss_step(None, 0, "pixels", [6], torch.float64, bank=bank, **options)
+    if sharded:
+        bank = {name: slots // size for name, slots in bank.items()} | {"sharded": True}
+    arguments = (size, "pixels", SIZES[size], torch.float64)
+    answers = pool.run("jobs.loss_step", *arguments, bank=bank, **options)
+    assert_alike(over_ranks(answers), over_ranks([alone]), torch.float64)
+
+
 # Strategies that leave nothing to chance, or take all of what chance would draw from.
 MININGS = {
     "hardest": HardNegativeSampler(strategy="hardest", num_negatives=9, num_positives=4),

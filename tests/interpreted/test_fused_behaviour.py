@@ -1,5 +1,7 @@
 """How the fused form behaves: what it may be given, and what it must not do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from drawn import BOUND, cast, draw, each_denominator, errors
@@ -7,7 +9,7 @@ from problems import IGNORE, MININGS, loss_and_gradients, worst_error
 
 from pixcontrast import HardNegativeSampler, MemoryBank, PixelContrastLoss, RegionContrastLoss
 from pixcontrast._info_nce.fused import passes
-from pixcontrast._info_nce.operators import losses_operator
+from pixcontrast._info_nce.operators import entries_gradient_operator, losses_operator
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast.functional import info_nce
 
@@ -254,3 +256,7 @@ def test_opcheck(strategy):
         seed=torch.tensor(11) if strategy == "semi-hard" else None,
     )
     torch.library.opcheck(losses_operator, problem.arguments())
+    inputs = replace(problem, anchors=anchors.detach()).arguments()
+    _, _, _, *computed, _ = losses_operator(*inputs)
+    arguments = (torch.rand(20), [True, True], computed[:3], computed[3:], *inputs)
+    torch.library.opcheck(entries_gradient_operator, arguments)

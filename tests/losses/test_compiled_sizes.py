@@ -33,6 +33,8 @@ CASES = {
         {"negative_sampler": HardNegativeSampler(num_negatives=4, num_positives=2), "bank": {}},
     ),
     "regions, bank": (RegionContrastLoss, {"bank": {}}),
+    "regions": (RegionContrastLoss, {}),
+    "image": (PixelContrastLoss, {"contrast_with": ("image",), "backend": "dense"}),
 }
 
 
@@ -44,19 +46,24 @@ def _compiled_anew():
     torch._dynamo.reset()
 
 
-def run(case, compiler, dynamic, sizes=SIZES):
+def run(case, compiler, dynamic, sizes=SIZES, dims=2, training=True):
     form, options = CASES[case]
-    options = {**options, "backend": "tiled"}
+    options = {"backend": "tiled", **options}
     if "bank" in options:
         options["bank"] = MemoryBank(CLASSES, DIM, pixel_slots=9, region_slots=5, **options["bank"])
     projected = options.pop("projection", False)
     if projected:
         options["projection"] = ProjectionHead(CHANNELS, DIM)
-    loss = torch.compile(form(**options), fullgraph=True, backend=compiler, dynamic=dynamic)
+    loss = form(**options).train(training)
+    loss = torch.compile(loss, fullgraph=True, backend=compiler, dynamic=dynamic)
     for images, size in sizes:
-        shape = (images, CHANNELS if projected else DIM, size, size)
-        emb = torch.randn(shape, requires_grad=True)
-        value = loss(emb, torch.randint(CLASSES, (images, 2 * size, 2 * size)))
+        spatial, images = dims * (size,), images if dims else 9 * images
+        emb = torch.randn(images, CHANNELS if projected else DIM, *spatial, requires_grad=True)
+        labels = torch.randint(CLASSES, (images, *(2 * length for length in spatial)))
+        preds = weight = None
+        if not training:
+            preds, weight = torch.randn(images, CLASSES, *spatial), torch.rand(labels.shape)
+        value = loss(emb, labels, preds, weight=weight)
         value.backward()
         assert torch.isfinite(value)
         assert emb.grad.abs().max() > 0
@@ -64,10 +71,16 @@ def run(case, compiler, dynamic, sizes=SIZES):
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.long if "head" in case else ()) for case in CASES]
+    "case", [pytest.param(case, marks=pytest.mark.long if "bank" in case else ()) for case in CASES]
 )
 def test_sizes_that_change(case):
     run(case, "aot_eager", None)
+
+
+@pytest.mark.parametrize("case", ["pixels", "regions"])
+@pytest.mark.parametrize(("dims", "training"), [(0, True), (3, True), (2, False)])
+def test_points_volumes_and_evaluation(case, dims, training):
+    run(case, "eager", None, SIZES, dims, training)
 
 
 def test_sizes_that_change_with_symbolic_sizes_from_the_start():

@@ -8,8 +8,9 @@ import warnings
 import pytest
 import torch
 
-from pixcontrast import MemoryBank, PixelContrastLoss
+from pixcontrast import MemoryBank, PixelContrastLoss, ProjectionHead, RegionContrastLoss
 
+each_loss = pytest.mark.parametrize("kind", [PixelContrastLoss, RegionContrastLoss])
 EMB = torch.randn(2, 8, 6, 6)
 
 
@@ -30,11 +31,16 @@ def told(loss, calls, *arguments):
     return found
 
 
+@each_loss
 @pytest.mark.parametrize("with_bank", [False, True])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("mask", [mask_of(0, 255), mask_of(255, 255)], ids=["one class", "none"])
-def test_masks_of_0_and_255(with_bank, mask):
-    loss = PixelContrastLoss(bank=MemoryBank(2, 8) if with_bank else None)
-    ((number, words, filename),) = told(loss, 25, EMB, mask)
+@pytest.mark.parametrize("spatial", [(), (36,), (6, 6), (2, 3, 6)], ids=str)
+def test_masks_of_0_and_255(kind, with_bank, training, mask, spatial):
+    loss = kind(bank=MemoryBank(2, 8) if with_bank else None).train(training)
+    emb, mask = EMB.flatten(2), mask.flatten(1)
+    maps = (emb.unflatten(2, spatial), mask.unflatten(1, spatial)) if spatial else ()
+    ((number, words, filename),) = told(loss, 25, *(maps or (emb[0].T, mask[0])))
     assert number == 9
     assert "mask > 0" in words
     assert filename == __file__
@@ -47,28 +53,51 @@ def test_a_negative_ends_the_row():
         assert not told(loss, 1, EMB, mask_of(0, 1))
 
 
-@pytest.mark.parametrize("options", [{"denominator": "all"}, {"bank": True}])
-def test_no_warning_where_the_loss_is_not_constant(options):
-    if "bank" in options:
+@pytest.mark.parametrize(
+    ("stored", "mask", "options"),
+    [
+        (None, mask_of(0, 255), {"denominator": "all"}),
+        (1, mask_of(0, 255), {}),
+        (0, mask_of(0, 1), {"contrast_with": ("pixels",)}),
+        (1, mask_of(0, 1), {"contrast_with": ("pixels",)}),
+        (None, mask_of(0, 255)[:0], {}),
+    ],
+    ids=["supcon", "another class", "the lower class", "the higher class", "no image"],
+)
+def test_no_warning_where_the_loss_is_not_constant(stored, mask, options):
+    if stored is not None:
         bank = MemoryBank(2, 8, pixel_slots=40)
-        bank.update(EMB, mask_of(1, 1))
-        options = {"bank": bank, "update_bank": False}
-    assert not told(PixelContrastLoss(**options), 12, EMB, mask_of(0, 255))
+        bank.update(EMB, mask_of(stored, stored))
+        options = {"bank": bank, "update_bank": False, **options}
+    assert not told(PixelContrastLoss(**options), 12, EMB[: len(mask)], mask)
 
 
-def test_255_as_a_class():
-    loss = PixelContrastLoss()
+@each_loss
+@pytest.mark.parametrize("with_bank", [False, True])
+def test_255_as_a_class(kind, with_bank):
+    loss = kind(bank=MemoryBank(300, 8, pixel_slots=4, region_slots=4) if with_bank else None)
     logits = torch.randn(2, 300, 6, 6)
     ((number, words, filename),) = told(loss, 3, EMB, mask_of(254, 255), logits)
     assert number == 0
     assert "300 classes" in words
     assert filename == __file__
-    assert not told(PixelContrastLoss(ignore_index=-1), 3, EMB, mask_of(254, 255), logits)
-    assert not told(PixelContrastLoss(), 3, EMB, mask_of(254, 253), logits[:, :255])
+    assert told(kind(), 1, EMB, mask_of(254, 255), logits[:, :256])
+    assert not told(kind(ignore_index=-1), 3, EMB, mask_of(254, 255), logits)
+    assert not told(kind(), 3, EMB, mask_of(254, 253), logits[:, :255])
 
 
-def test_nothing_of_a_call_is_in_copies_and_pickles():
-    loss = PixelContrastLoss()
+def test_no_warning_from_a_compiled_loss():
+    loss = torch.compile(PixelContrastLoss(), backend="eager", fullgraph=True)
+    assert not told(loss, 2, EMB, mask_of(253, 254), torch.randn(2, 300, 6, 6))
+
+
+@each_loss
+@pytest.mark.parametrize("with_bank", [False, True])
+def test_nothing_of_a_call_is_in_copies_and_pickles(kind, with_bank):
+    loss = kind(
+        bank=MemoryBank(2, 4) if with_bank else None,
+        projection=ProjectionHead(8, 4) if with_bank else None,
+    )
     empty = len(pickle.dumps(loss))
     loss(EMB, mask_of(0, 1))
     assert len(pickle.dumps(loss)) == empty
@@ -82,7 +111,9 @@ def test_nothing_of_a_call_is_in_copies_and_pickles():
     assert int(loaded.stats.classes) == 2
 
 
-def test_to_moves_what_stats_are_made_of():
-    loss = PixelContrastLoss()
+@each_loss
+@pytest.mark.parametrize("with_bank", [False, True])
+def test_to_moves_what_stats_are_made_of(kind, with_bank):
+    loss = kind(bank=MemoryBank(2, 8) if with_bank else None)
     loss(EMB, mask_of(0, 1))
     assert {value.device.type for value in loss.to("meta").stats} == {"meta"}

@@ -305,8 +305,7 @@ def test_a_wrong_output_is_named(change, words):
 def test_wrong_options_are_named():
     with pytest.raises(TypeError, match="projection: expected a Module or None; got function"):
         PixelContrastLoss(projection=lambda rows: rows)
-    bank = MemoryBank(CLASSES, DIM + 1)
-    with pytest.raises(ValueError, match=f"D = {DIM + 1}, as the bank"):
-        PixelContrastLoss(projection=ProjectionHead(CHANNELS, DIM), bank=bank)(
-            *batch_of((6, 5), dtype=torch.float32)[:2]
-        )
+    for form, training in itertools.product([PixelContrastLoss, RegionContrastLoss], [True, False]):
+        loss = form(projection=ProjectionHead(CHANNELS, DIM), bank=MemoryBank(CLASSES, DIM + 1))
+        with pytest.raises(ValueError, match=f"projection: expected D = {DIM + 1}, as the bank"):
+            loss.train(training)(*batch_of((6, 5), dtype=torch.float32)[:2])
