@@ -6,7 +6,8 @@
 
 Forward and backward of every implementation are timed in turn within one run; on CUDA "replayed"
 is a CUDA graph. The floor is the two plain matrix products of the same problem. Rates count
-4·M·N·D flops against a bank and 6·M²·D against itself, whatever an implementation computes twice.
+4·M·N·D flops against a bank and 6·M²·D against itself, whatever an implementation computes twice;
+on CUDA `of_square` is the rate relative to that of a square product of 8,192 rows.
 On CUDA the loss and the gradient of each implementation are compared with the textbook formula in
 float64: `error` is the larger relative error. Memory is the peak of what one run needs beyond its
 inputs: on the CPU in a process of its own.
@@ -17,6 +18,7 @@ The record is written as figures become known, so that a process that is stopped
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -26,7 +28,7 @@ import torch
 
 from benchmarks._measure.arguments import add_device_options, add_run_options, command_parser
 from benchmarks._measure.command import REFUSED, has_device, matmul_precision, set_threads
-from benchmarks._measure.device import peak_memory, peak_or_none
+from benchmarks._measure.device import measured_peak, peak_memory
 from benchmarks._measure.session import Row, Session
 from benchmarks._measure.tables import table
 from benchmarks._measure.timers import CPU, NO_TIME, Run, attempt, measure
@@ -35,8 +37,8 @@ from benchmarks._ways.formulas import Losses, relative_error, truth_of
 from benchmarks._ways.problem import MODES, Case, Problem, choose_cases, parse_case_shape
 
 Phases = Sequence[Sequence[str]]
-COMPILE_SECONDS = 60.0
-"""What the ways that compile for long are expected to take at most, in one case."""
+COMPILE_SECONDS = 30.0
+"""What each of the ways that compile for long is expected to take at most, in one case."""
 MOST_SIMILARITIES = 100_000_000
 """On the CPU only the floor and the tiled form run above so many similarities: what holds them all
 takes gigabytes, and mining, which holds a part at a time, takes long."""
@@ -58,9 +60,9 @@ class _HotPath:
         self.options = options
         self.session = session
         self.device, self.on_gpu = session.device, session.as_on_gpu
-        self.means: dict[str, Any] = {}
+        self.means: dict[str, Any] = {"square": 8192}
         if options.rehearse:
-            self.means = {"backend": "tiled", "compiler": lambda function: function}
+            self.means = {"backend": "tiled", "compiler": lambda function: function, "square": 32}
         self.ways = options.ways or (ways.CUDA_WAYS if self.on_gpu else ways.CPU_WAYS)
         self.cases = choose_cases(options.shapes, options.modes, self.device.type, options.rehearse)
         self.rows: dict[Case, Row] = {}
@@ -79,9 +81,9 @@ class _HotPath:
             status = self._measure(case, quick, ways.PHASES if self.on_gpu else (ways.WAYS,), 0.0)
             if status != 0:
                 return status
-        for case in self.cases if compiled else ():
+        for way, case in itertools.product(compiled, self.cases):
             if self.rows[case]["note"] is None and self.session.has_time(COMPILE_SECONDS):
-                status = self._measure(case, self.ways, (ways.WAYS,), COMPILE_SECONDS)
+                status = self._measure(case, [*quick, way], (ways.WAYS,), COMPILE_SECONDS)
                 torch.compiler.reset()  # Each case is compiled for its own shapes.
                 if status != 0:
                     return status
@@ -135,7 +137,10 @@ class _HotPath:
                 references=references, deadline=self.session.deadline)  # fmt: skip
         timed = _timed(row)
         for name, one in timed.items():
-            one["tflops"] = ways.flops_of(name, case) / one["seconds"] / 1e12
+            flops = ways.flops_of(name, case, self.means["square"])
+            one["tflops"] = flops / one["seconds"] / 1e12
+        for one in timed.values() if "square" in timed else ():
+            one["of_square"] = one["tflops"] / timed["square"]["tflops"]
         self._save()
 
     def _check(self, case: Case, row: Row, runs: dict[str, Run], problem: Problem) -> None:
@@ -155,7 +160,8 @@ class _HotPath:
         if not self.options.memory:
             return None
         if self.on_gpu:
-            return peak_or_none(run, self.device)
+            found = attempt(partial(measured_peak, run, self.device), self.device)
+            return None if isinstance(found, str) else found
         return peak_memory(runs_to_weigh, case, name)
 
     def _save(self) -> None:

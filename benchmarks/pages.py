@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._tables.pairs import ablation_table, classes_table, readings_table
-from benchmarks._tables.scale import scale_table
 from benchmarks._tables.text import TextTable
 from benchmarks._training.protocol import TABLES
 from benchmarks._training.runs import load_runs
 from benchmarks.ablation import COMMITTED
 from benchmarks.price import price_table
+from benchmarks.ranks import ranks_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = tuple(ROOT / "docs" / name for name in ("experiments.md", "reading.md", "scale.md"))
@@ -58,7 +58,7 @@ KINDS: dict[str, Callable[[str], TextTable]] = {
     "reading": lambda name: readings_table(TABLES[name], load_runs(COMMITTED)),
     "classes": lambda name: classes_table(TABLES[name], load_runs(COMMITTED)),
     "price": lambda name: price_table(_record(name)["rows"]),
-    "scale": lambda name: scale_table(name, _record("ranks")),
+    "ranks": lambda name: ranks_table(_record(name)["losses"]),
 }
 
 

@@ -45,10 +45,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "the batch, by map": BATCH,
     "both banks, by map": BANKS,
 }
+# The number of anchors is that of the sampler without options.
+DEFAULTS: dict[str, Any] = dict(max_anchors=1024, max_views=100, bank=500, pixels_per_image=10)
 BASES = {
     "small": replace(SGD, **BANK),
-    "large": replace(LARGE, bank=500, pixels_per_image=10),
-    "wide": replace(LARGE, network="wide", batch_size=4, bank=500, pixels_per_image=10),
+    "large": replace(LARGE, **DEFAULTS),
+    "wide": replace(LARGE, **DEFAULTS, network="wide", batch_size=4),
 }
 NUM_CLASSES = 11
 CLASSES_OF_IMAGE = (6, 10)

@@ -17,6 +17,7 @@ from benchmarks._measure.command import write_record
 from benchmarks._measure.environment import look_at_machine
 from benchmarks._ranks.measurements import BASE, Row, measure
 from benchmarks._ranks.pool import Ranks
+from benchmarks._tables.text import TextTable
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,11 +38,25 @@ def main(arguments: list[str] | None = None) -> None:
         rows += [
             max(own, key=lambda row: float(row["extra_mb"])) for own in zip(*found, strict=True)
         ]
-        print(*rows[-len(found[0]) :], sep="\n")
+    print(ranks_table(rows).aligned())
     if options.out is not None:
         record = {"environment": environment, "base": asdict(BASE), "losses": rows}
         write_record(options.out / "ranks.json", record)
         print(f"{options.out / 'ranks.json'} written")
+
+
+def ranks_table(rows: list[Row]) -> TextTable:
+    """Tabulate the memory of each loss."""
+    cells = [
+        [
+            str(row["ranks"]),
+            "sharded" if row["sharded"] else "whole",
+            f"{row['slots']:,}",
+            f"{row['extra_mb']:.1f}",
+        ]
+        for row in rows
+    ]
+    return TextTable(("W", "bank", "slots a rank", "extra MB a rank"), cells)
 
 
 if __name__ == "__main__":

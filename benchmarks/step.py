@@ -1,8 +1,9 @@
-"""What a training step pays for the contrast, beside the authors' step.
+"""What a training step pays for the contrast, beside the authors' step, and where it goes.
 
     python -m benchmarks.step
     python -m benchmarks.step --shapes coco-stuff --cases bank --repeats 3
     python -m benchmarks.step --device cuda --out FOLDER --budget 60
+    python -m benchmarks.step --device cuda --out FOLDER --profile
 
 A step starts from what the network gives (unit embeddings, logits) and the labels, and ends with
 the gradient of the embeddings and the batch in the bank: labels resized, predictions, sampling,
@@ -12,7 +13,8 @@ entries of that step; "unmined" is the step without mining. Steps are timed in t
 On the CPU everything is float32, logits have the size of the embedding as the authors' code
 requires, and memory is measured in a process of its own. On CUDA our step runs under autocast to
 bfloat16, with a bfloat16 bank and logits of the size of the image; "replayed" is the same from a
-CUDA graph. The authors' step is in float32 as released, and under autocast.
+CUDA graph. The authors' step is in float32 as released. `--profile` measures no time: it counts
+waits of the host and launches, times each kernel, and measures memory.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ import torch
 
 from benchmarks._measure.arguments import add_device_options, add_run_options, command_parser
 from benchmarks._measure.command import REFUSED, has_device, set_threads
-from benchmarks._measure.device import peak_memory, peak_or_none
+from benchmarks._measure.device import peak_memory, profile_run
 from benchmarks._measure.session import Row, Session
 from benchmarks._measure.tables import table
-from benchmarks._measure.timers import CPU, NO_TIME, Run, measure
+from benchmarks._measure.timers import CPU, NO_TIME, Run, attempt, measure
 from benchmarks._ways.batches import SHAPES, STEP_SHAPES
 from benchmarks._ways.steps import CASES, StepCase
 
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     set_threads(options.threads)
     if not options.rehearse and not has_device(options.device):
         return REFUSED
-    session = Session(options, arguments is None, "step")
+    session = Session(options, arguments is None, "launches" if options.profile else "step")
     shapes = options.shapes or (("small",) if options.rehearse else STEP_SHAPES)
     cases = options.cases or CASES
     steps: list[Row] = []
@@ -66,6 +68,13 @@ def _measure(row: Row, options: argparse.Namespace, session: Session) -> None:
     torch.manual_seed(0)
     device, measured = session.device, row["measured"]
     case = StepCase(SHAPES[row["name"]], row["case"], device, as_on_gpu=session.as_on_gpu)
+    if options.profile:
+        for way in case.ways():
+            if way != "replayed" and session.has_time():
+                found = attempt(partial(profile_run, case.way(way), device), device)
+                measured[way] = {"status": found} if isinstance(found, str) else found
+                session.save()
+        return
     runs = {way: case.way(way) for way in case.ways()}
     ours = {way: run for way, run in runs.items() if not way.startswith("authors")}
     # On a GPU ours first: a process that is stopped later has them.
@@ -73,15 +82,10 @@ def _measure(row: Row, options: argparse.Namespace, session: Session) -> None:
         measure(chosen, options.repeats, device,
                 into=measured, references=REFERENCES, deadline=session.deadline)  # fmt: skip
         session.save()
-    if session.as_on_gpu:
-        timed = [way for way, one in measured.items() if "seconds" in one]
-        for way in timed if options.memory else ():
-            measured[way]["extra_mb"] = peak_or_none(runs[way], device)
-        return
     # The processes that measure memory have banks and queues of their own.
     ours.clear()
     runs.clear()
-    for way, one in measured.items():
+    for way, one in measured.items() if not session.as_on_gpu else ():
         given = (runs_to_weigh, row["name"], row["case"], way)
         one["extra_mb"] = peak_memory(*given) if options.memory else None
 
@@ -100,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     names = f"out of {', '.join(SHAPES)}"
     add("--shapes", nargs="+", choices=list(SHAPES), metavar="NAME", help=names)
     add("--cases", nargs="+", choices=CASES, metavar="CASE", help=f"out of {', '.join(CASES)}")
+    add("--profile", action="store_true", help="count launches and waits; measure no time")
     return parser
 
 

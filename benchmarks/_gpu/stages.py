@@ -22,7 +22,7 @@ FINISHING_SHARE, MOST_FINISHING_SECONDS = 0.2, 3.0
 """Of a stage's time, what it has after its own budget to end in order."""
 TERMINATION_SECONDS = 1.0
 """How long a process has to end after SIGTERM, and again after SIGKILL."""
-TAIL = 4000
+TAIL = 2000
 """Characters of the output of a stage that are printed."""
 MOST_LINES = 20
 

@@ -1,23 +1,24 @@
-"""The peak memory of a run, and CUDA graphs."""
+"""What a run does to its device: peak memory, waits of the host, launches; and CUDA graphs."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks._measure.timers import CPU, Run, attempt
+from benchmarks._measure.timers import CPU, Run
 
 WARM_RUNS = 3
 """Runs before a capture: kernels are compiled and libraries allocate their workspaces."""
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LISTED_KERNELS = 15
 
 
 def measured_peak(run: Run, device: torch.device = CPU) -> float:
@@ -39,12 +40,6 @@ def measured_peak(run: Run, device: torch.device = CPU) -> float:
     resident = _status("VmRSS")
     run()
     return (_status("VmHWM") - resident) / 1024
-
-
-def peak_or_none(run: Run, device: torch.device) -> float | None:
-    """Return `measured_peak`, or None where the run fails."""
-    found = attempt(partial(measured_peak, run, device), device)
-    return None if isinstance(found, str) else found
 
 
 def peak_memory(make_runs: Callable[..., tuple[Run, Run]], *arguments: Any) -> float | None:
@@ -115,3 +110,40 @@ def _capture(run: Run, device: torch.device, graph: torch.cuda.CUDAGraph) -> obj
     finally:
         # A capture that fails may leave its own stream as the current one.
         torch.cuda.set_stream(current)
+
+
+def profile_run(run: Run, device: torch.device) -> dict[str, Any]:
+    """Return `extra_mb` of a run, and on CUDA its `waits`, `launches` and slowest `kernels`."""
+    run()  # Libraries and caches are not part of the run's memory.
+    found: dict[str, Any] = {"extra_mb": measured_peak(run, device)}
+    if device.type == "cuda":
+        found |= {"waits": count_waits(run), **count_launches(run, device)}
+    return found
+
+
+def count_waits(run: Run) -> int:
+    """Return how often the host waits for the device, by PyTorch's synchronization warnings."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in seen)
+
+
+def count_launches(run: Run, device: torch.device) -> dict[str, Any]:
+    """Return the number of kernels, copies and fills of one run, and the slowest of them."""
+    torch.cuda.synchronize(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run()
+        torch.cuda.synchronize(device)
+    kernels = [
+        {"name": one.key[:120], "launches": one.count, "microseconds": one.self_device_time_total}
+        for one in profile.key_averages()
+        if one.device_type.name == "CUDA"
+    ]
+    kernels.sort(key=lambda kernel: -kernel["microseconds"])
+    launches = sum(kernel["launches"] for kernel in kernels)
+    return {"launches": launches, "kernels": kernels[:LISTED_KERNELS]}

@@ -14,6 +14,9 @@ FIGURES = {
     "to_step": ("x step", 1.0, 2),
     "to_loss": ("x loss", 1.0, 2),
     "tflops": ("TFLOP/s", 1.0, 2),
+    "of_square": ("of square", 1.0, 3),
+    "waits": ("waits", 1.0, 0),
+    "launches": ("launches", 1.0, 0),
     "extra_mb": ("extra MB", 1.0, 0),
     "error": ("error", 1.0, 7),
 }

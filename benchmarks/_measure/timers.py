@@ -96,7 +96,8 @@ def measure(
         device: where they run.
         into: former results, to which these are added also where the device is lost. A status does
             not replace figures.
-        references: names of runs; every result has a ratio `to_NAME`, None where that run failed.
+        references: names of runs; the results of these turns have ratios `to_NAME`, None where that
+            run failed.
         deadline: time of `now()` after which nothing is started but the first two turns.
         strict: raise what a run raises.
 
@@ -141,7 +142,7 @@ def measure(
                 measured[name] = {"status": status[name]}
         for reference in references:
             whole = measured.get(reference, {}).get("seconds")
-            for one in measured.values():
+            for one in (measured[name] for name in runs):
                 if "seconds" in one:
                     one[f"to_{reference}"] = one["seconds"] / whole if whole else None
     return measured

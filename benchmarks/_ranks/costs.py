@@ -24,8 +24,7 @@ class Step:
     """A step of `PixelContrastLoss` against batch and bank, on each of several ranks.
 
     W ranks have B images and K anchors each, including padding. Slots are those of a class on one
-    rank; `..._bytes` is the size of a number in an anchor, a stored vector or a partial sum;
-    `written` is the number of entries in the whole bank, None for a full one.
+    rank; `..._bytes` is the size of a number in an anchor, a stored vector or a partial sum.
     """
 
     ranks: int
@@ -41,7 +40,6 @@ class Step:
     anchor_bytes: int = 4
     bank_bytes: int = 4
     sum_bytes: int = 4
-    written: int | None = None
 
 
 class Message(NamedTuple):
@@ -57,24 +55,9 @@ def slots(step: Step) -> int:
     return step.num_classes * (step.pixel_slots + step.region_slots)
 
 
-def entries(step: Step) -> int:
-    """Count the bank's entries N that an anchor is contrasted with, on all ranks."""
-    if step.written is not None:
-        return step.written
-    return slots(step) * (step.ranks if step.sharded else 1)
-
-
 def bank_bytes(step: Step) -> int:
     """Compute the size of the bank's vectors."""
     return slots(step) * step.dim * step.bank_bytes
-
-
-def bank_flops(step: Step) -> int:
-    """Count the flops against the bank: two products, which include the anchors' gradient.
-
-    K anchors by N entries of a whole bank are as many as W·K anchors by N/W entries of a shard.
-    """
-    return 4 * step.anchors * entries(step) * step.dim
 
 
 def messages(step: Step) -> list[Message]:
@@ -116,11 +99,6 @@ def new_entries_bytes(step: Step) -> int:
     if step.pixel_slots:
         of_group += step.pixels_per_image * (step.dim * step.bank_bytes + FLAG_BYTES)
     return step.images * step.num_classes * of_group
-
-
-def received_bytes(step: Step) -> int:
-    """Compute the bytes that a rank receives from all others in a step."""
-    return (step.ranks - 1) * sum(message.parcel for message in messages(step))
 
 
 def _aligned(size: int) -> int:

@@ -80,12 +80,6 @@ def authors_loss(problem: Problem) -> Tensor:
     return authors_formula(problem.anchors, problem.contrast, positive, 1 - same, TEMPERATURE)
 
 
-def authors_loss_under_autocast(problem: Problem) -> Tensor:
-    """Return `authors_loss` under autocast to bfloat16."""
-    with torch.autocast(problem.anchors.device.type, torch.bfloat16):
-        return authors_loss(problem)
-
-
 def truth_of(problem: Problem) -> Losses:
     """Return loss and gradient by the textbook formula in float64, some anchors at a time."""
     exact = problem.to(torch.float64)

@@ -16,7 +16,6 @@ from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, Pixe
 BASE_TEMPERATURE, PIXELS_PER_IMAGE = AuthorsStep.base_temperature, AuthorsStep.pixels_per_image
 
 CASES = ("bank", "batch", "mining")
-WAYS = ("step", "replayed", "loss", "authors", "authors autocast", "unmined")
 
 
 class StepCase:
@@ -44,9 +43,7 @@ class StepCase:
     def ways(self) -> tuple[str, ...]:
         """Return what is compared. The authors' released code has no mining."""
         ours = ("step", *(("replayed",) * self.as_on_gpu), "loss")
-        if self.case == "mining":
-            return (*ours, "unmined")
-        return (*ours, "authors", *(("authors autocast",) * self.as_on_gpu))
+        return (*ours, "unmined" if self.case == "mining" else "authors")
 
     def way(self, name: str) -> Run:
         """Return one implementation, from the network's outputs to the embeddings' gradient."""
@@ -54,8 +51,6 @@ class StepCase:
             return replayed(self.way("step"), self.device)
         if name == "authors":
             return self._authors_step()
-        if name == "authors autocast":
-            return self._under_autocast(self._authors_step())
         if name == "loss":
             return self._as_trained(self._own_loss())
         criterion, batch = self.criterion(may_mine=name != "unmined"), self.batch
@@ -131,12 +126,10 @@ class StepCase:
 
     def _as_trained(self, run: Run) -> Run:
         """Return a run of ours as training runs it: under autocast on a GPU."""
-        return self._under_autocast(run) if self.as_on_gpu else run
 
-    def _under_autocast(self, run: Run) -> Run:
         def under_autocast() -> object:
             # A cached conversion must not outlive the capture of a CUDA graph.
             with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
                 return run()
 
-        return under_autocast
+        return under_autocast if self.as_on_gpu else run

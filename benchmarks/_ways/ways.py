@@ -12,27 +12,28 @@ from torch import Tensor
 from benchmarks._measure.device import replayed
 from benchmarks._measure.timers import Run
 from benchmarks._ways import formulas
+from benchmarks._ways.attention import FlexLoss
 from benchmarks._ways.problem import Case, Problem
 from pixcontrast import HardNegativeSampler
 
 PHASES = (
-    ("floor", "info_nce", "unit length"),
-    ("tiled", "mined", "dense", "authors", "authors autocast"),
+    ("square", "floor", "info_nce", "unit length"),
+    ("tiled", "mined", "dense", "authors"),
 )
 """On a GPU, ways by the order in which they are added to what is timed. "mined" is the tiled form
 with the default `HardNegativeSampler`."""
-COMPILED_WAYS = ("compiled",)
+COMPILED_WAYS = ("flex", "compiled")
 """The ways that compile for long."""
 WAYS = (*PHASES[0], *PHASES[1], *COMPILED_WAYS)
 CPU_WAYS = ("floor", "tiled", "mined", "compiled", "dense", "authors")
 CUDA_WAYS = tuple(name for name in WAYS if name != "mined")
-UNCHECKED = ("floor", "mined")
+UNCHECKED = ("square", "floor", "mined")
 """The ways that have another result than the loss, or none."""
 OURS = ("info_nce", "unit length", "tiled")
 REFERENCES = ("floor", "tiled", "info_nce")
 """Each result has a ratio to the time of these, where they are measured."""
 REPLAYED = ("info_nce", "unit length")
-DENSE_WAYS = ("dense", "compiled", "authors", "authors autocast")
+DENSE_WAYS = ("dense", "compiled", "authors")
 """The ways that hold M×N matrices."""
 MOST_ELEMENTS = 1 << 28
 """On a GPU, of the intermediate result of the floor; beyond it the products are made over some
@@ -50,17 +51,18 @@ def make_runs(
     names: Collection[str],
     *,
     backend: str = "triton",
+    square: int = 8192,
     compiler: Callable[[Any], Any] = compile_for_shape,
     replays: bool = False,
 ) -> dict[str, Run]:
     """Return the forward and backward of each way.
 
     `backend` is that of the fused ways; with `replays`, these are also replayed from a CUDA graph
-    as "NAME replayed".
+    as "NAME replayed". `square` is the number of rows of the large square product.
     """
     given = (problem.anchors, problem.anchor_labels, problem.entries, problem.entry_labels)
     # The authors hold anchors and queues in float32.
-    wide = problem.to(torch.float32) if {"authors", "authors autocast"} & set(names) else problem
+    wide = problem.to(torch.float32) if "authors" in names else problem
 
     def ours(backend: str, **options: Any) -> Run:
         options["backend"] = backend
@@ -70,6 +72,7 @@ def make_runs(
         return backward_of(lambda: partial(loss, drawn), drawn)
 
     runs: dict[str, Run] = {
+        "square": square_product(problem.anchors, square),
         "floor": floor_products(problem, MOST_ELEMENTS if replays else case.similarities),
         "info_nce": ours(backend),
         "unit length": ours(backend, unit_length=True),
@@ -77,13 +80,11 @@ def make_runs(
         "mined": ours("tiled", negative_sampler=HardNegativeSampler()),
         "dense": plain(formulas.textbook_loss),
         "authors": plain(formulas.authors_loss, wide),
-        "authors autocast": plain(formulas.authors_loss_under_autocast, wide),
+        "flex": backward_of(lambda: FlexLoss(problem, compiler), problem),
         "compiled": backward_of(
             lambda: partial(compiler(formulas.textbook_loss), problem), problem
         ),
     }
-    if case.mode != "bf16":
-        del runs["authors autocast"]
     chosen: dict[str, Run] = {}
     for name in [name for name in runs if name in names]:
         chosen[name] = runs[name]
@@ -134,6 +135,20 @@ def floor_products(problem: Problem, most_elements: int) -> Run:
     return run
 
 
-def flops_of(name: str, case: Case) -> int:
+def square_product(like: Tensor, size: int) -> Run:
+    """Return one large product. It is of random numbers: zeros take less power and run faster."""
+    operands: list[Tensor] = []
+
+    def run() -> None:
+        if not operands:
+            drawn = (torch.randn(size, size, device=like.device).to(like.dtype) for _ in range(2))
+            operands.extend((*drawn, like.new_empty(size, size)))
+        torch.mm(operands[0], operands[1], out=operands[2])
+
+    return run
+
+
+def flops_of(name: str, case: Case, square: int) -> int:
     """Return the flops of a run; the floor has two products whatever the loss needs."""
-    return 4 * case.similarities * case.dim if name == "floor" else case.useful_flops
+    bounds = {"floor": 4 * case.similarities * case.dim, "square": 2 * square**3}
+    return bounds.get(name, case.useful_flops)

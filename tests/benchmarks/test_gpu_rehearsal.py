@@ -14,7 +14,7 @@ from benchmarks import gpu
 from benchmarks.gpu import STAGES
 
 ROOT = Path(gpu.__file__).parents[1]
-REHEARSED = ("smoke", "headlines", "steps")
+REHEARSED = ("smoke", "headlines", "steps", "launches")
 """Commands of each kind, and what the record of the hot path goes through."""
 
 
@@ -42,7 +42,8 @@ def test_a_rehearsal_goes_through_stages_without_a_card(tmp_path):
     )  # fmt: skip
     assert ended.returncode == gpu.RIGHT, ended.stdout + ended.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "gpu.log", "hot_path_gpu.json", "smoke.json", "step_gpu.json", "summary.json",
+        "gpu.log", "hot_path_gpu.json", "launches_gpu.json", "smoke.json", "step_gpu.json",
+        "summary.json",
     ]  # fmt: skip
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["correct"] is True
@@ -57,7 +58,12 @@ def test_a_rehearsal_goes_through_stages_without_a_card(tmp_path):
     assert checks["failed"] == []
     record = json.loads((tmp_path / "out" / "hot_path_gpu.json").read_text())
     assert record["environment"]["date"] != summary["environment"]["date"]
-    assert all(row["measured"]["info_nce"]["seconds"] > 0 for row in record["rows"])
+    for way in ("info_nce", "square"):
+        assert all(row["measured"][way]["seconds"] > 0 for row in record["rows"])
+    # On the CPU, FlexAttention is built and then refused.
+    assert all("CPU" in row["measured"]["flex"]["status"] for row in record["rows"])
+    launches = json.loads((tmp_path / "out" / "launches_gpu.json").read_text())
+    assert all(row["measured"]["step"]["extra_mb"] >= 0 for row in launches["steps"])
     printed = ended.stdout
     assert "correct: yes" in printed
     assert "bf16, 40 x 304 x 16" in (tmp_path / "out" / "gpu.log").read_text()

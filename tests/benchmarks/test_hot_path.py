@@ -1,6 +1,7 @@
 """`benchmarks.hot_path`: cases, implementations, the check against the truth, and the record."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from benchmarks._measure import timers
 from benchmarks._measure.command import DEVICE_LOST, REFUSED
 from benchmarks._measure.device import measured_peak
 from benchmarks._measure.timers import DeviceLostError
-from benchmarks._ways import formulas
+from benchmarks._ways import attention, formulas
 from benchmarks._ways.problem import Case, Problem
 from benchmarks._ways.ways import (
     CUDA_WAYS,
@@ -18,16 +19,19 @@ from benchmarks._ways.ways import (
     floor_products,
     flops_of,
     make_runs,
+    square_product,
     way_of,
 )
 
 CPU = torch.device("cpu")
-MEANS = {"backend": "tiled", "compiler": lambda function: function}
+MEANS = {"backend": "tiled", "compiler": lambda function: function, "square": 32}
 REHEARSAL = ["--rehearse", "--repeats", "2"]
 SHAPES = ["--shapes", "40x304x16x4", "32xitselfx16x4"]
 BANK = ["--shapes", "40x304x16x4"]
 OURS = ["--ways", "info_nce", "unit length"]
 ON_CPU = ("floor", "tiled", "mined", "dense", "authors")  # compiling takes seconds
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
 def run_hot_path(folder, *options, ways=("--ways", "tiled"), shapes=SHAPES):
@@ -81,23 +85,23 @@ def test_hot_path_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
         assert row["flops"] == flops
         measured = row["measured"]
         assert row["correct"] is True
-        expected = set(CUDA_WAYS)
-        if row["mode"] != "bf16":
-            expected.remove("authors autocast")
-        assert {way_of(name) for name in measured} == expected
+        assert {way_of(name) for name in measured} == set(CUDA_WAYS)
         ours = measured["info_nce"]["seconds"]
+        square = 2 * 32**3 / measured["square"]["seconds"] / 1e12
         for name, one in measured.items():
-            if name == "floor":
+            if name in ("square", "floor"):
                 continue
-            if "replayed" in name:
-                assert "CUDA graph" in one["status"]
+            if name == "flex" or "replayed" in name:
+                assert "CPU" in one["status"] or "CUDA graph" in one["status"]
                 continue
             assert one["samples"] == 2
             assert one["extra_mb"] >= 0
-            assert one["to_info_nce"] == pytest.approx(one["seconds"] / ours)
+            if name != "compiled":  # It was timed beside an earlier run of ours.
+                assert one["to_info_nce"] == pytest.approx(one["seconds"] / ours)
             assert ("error" in one) == (way_of(name) not in UNCHECKED)
             assert one.get("correct", True) is True
             assert one["tflops"] == pytest.approx(flops / one["seconds"] / 1e12)
+            assert one["of_square"] == pytest.approx(one["tflops"] / square)
     printed = capsys.readouterr().out
     assert "bf16, 40 x 304 x 16" in printed
     assert "float32, 32 x itself x 16" in printed
@@ -113,7 +117,7 @@ def test_all_implementations_make_the_same_loss_and_gradient(entries):
                              backend="dense")  # fmt: skip
     (gradient,) = torch.autograd.grad(loss, leaf.anchors)
     for name, run in runs.items():
-        if way_of(name) in UNCHECKED or "replayed" in name:
+        if way_of(name) in UNCHECKED or name == "flex" or "replayed" in name:
             continue
         found = run()
         torch.testing.assert_close(found[0].double(), loss.detach(), rtol=1e-5, atol=0)
@@ -136,6 +140,50 @@ def test_the_truth_is_the_textbook_formula_in_float64(entries, rows_at_a_time, m
     assert formulas.relative_error((truth[0] * torch.nan, truth[1]), truth) == float("inf")
 
 
+@pytest.mark.parametrize("entries", [2 * 640, None])
+def test_flex_attention_makes_the_loss_and_the_gradient(entries, monkeypatch):
+    # Its uncompiled form can differentiate on the CPU, but is not offered there.
+    flex = pytest.importorskip("torch.nn.attention.flex_attention")
+    if not hasattr(flex, "AuxRequest"):
+        pytest.skip("needs PyTorch 2.9")
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    problem = Problem.draw(Case("float32", 300, entries, 16, 4), CPU)
+    loss = attention.FlexLoss(problem, lambda function: function)
+    assert loss.heads > 1
+    # Anchors in the order of their labels leave blocks that need no test of each element.
+    assert loss.mask.full_kv_num_blocks.sum() > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler, which traces the uncompiled form too
+        value = loss()
+        (gradient,) = torch.autograd.grad(value, problem.anchors)
+    truth = formulas.truth_of(problem)
+    assert formulas.relative_error((value.detach(), gradient), truth) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("anchors", "entries", "processors", "expected"),
+    [
+        (1024, 190_000, 132, 16),  # 8 blocks of rows: 128 programs of 132
+        (4096, 190_000, 132, 4),  # 32 blocks of rows: the same
+        (1024, 1024, 132, 8),  # no head is shorter than a block
+        (40, 100, 132, 1),
+    ],
+)
+def test_heads_fill_the_processors(anchors, entries, processors, expected):
+    assert attention.num_heads(anchors, entries, processors) == expected
+
+
+def test_the_square_is_one_product_in_the_dtype_of_the_problem(monkeypatch):
+    seen, mm = [], torch.mm
+    run = square_product(torch.empty(3, 4, dtype=torch.bfloat16), 32)
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: seen.append((a, b)) or mm(a, b, out=out))
+    run()
+    ((left, right),) = seen
+    assert left.dtype == right.dtype == torch.bfloat16
+    assert 2 * left.numel() * right.shape[1] == flops_of("square", Case("bf16", 6, 50, 4), 32)
+    assert min(left.float().std(), right.float().std()) > 0.5
+
+
 def test_the_floor_is_the_two_products_of_the_problem(monkeypatch):
     case = Case("float32", 6, 50, 4)
     problem = Problem.draw(case, CPU)
@@ -145,7 +193,7 @@ def test_the_floor_is_the_two_products_of_the_problem(monkeypatch):
         torch, "mm", lambda a, b, out: seen.append(2 * a.numel() * b.shape[1]) or mm(a, b, out=out)
     )
     run()
-    assert sum(seen) == flops_of("floor", case) == 4 * 6 * 50 * 4
+    assert sum(seen) == flops_of("floor", case, 32) == 4 * 6 * 50 * 4
     assert len(seen) == 6
 
 

@@ -2,11 +2,15 @@
 
 import json
 import math
+import warnings
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from benchmarks import step
+from benchmarks._measure import device
 from benchmarks._measure.command import DEVICE_LOST, REFUSED
 from benchmarks._measure.device import measured_peak
 from benchmarks._measure.timers import DeviceLostError
@@ -52,18 +56,87 @@ def test_step_in_a_rehearsal_of_a_gpu(tmp_path, capsys):
         ("small", case, None) for case in ("bank", "batch", "mining")
     ]
     for row in rows:
-        others = {"unmined"} if row["case"] == "mining" else {"authors", "authors autocast"}
-        assert set(row["measured"]) == {"step", "replayed", "loss"} | others
+        other = "unmined" if row["case"] == "mining" else "authors"
+        assert set(row["measured"]) == {"step", "replayed", "loss", other}
         seconds = row["measured"]["step"]["seconds"]
         for way, one in row["measured"].items():
             if way == "replayed":
                 assert one == NO_GRAPH
             else:
                 assert one["to_step"] == pytest.approx(one["seconds"] / seconds)
-                assert one["extra_mb"] >= 0
     printed = capsys.readouterr().out
     assert "small, mining" in printed
     assert "a CUDA graph needs a CUDA device" in printed
+
+
+def test_a_profile_measures_no_time(tmp_path, monkeypatch):
+    seen = {"waits": 0, "launches": 80, "kernels": []}
+    profile_run = step.profile_run
+
+    def profile(run, device):
+        return profile_run(run, device) | seen
+
+    monkeypatch.setattr(step, "profile_run", profile)
+    status, record = run(tmp_path, *REHEARSAL, "--profile", name="launches_gpu.json")
+    assert status == 0
+    for row in record["steps"]:
+        assert row["note"] is None
+        assert list(row["measured"])[:2] == ["step", "loss"]
+        for one in row["measured"].values():
+            assert one == {"extra_mb": one["extra_mb"], **seen}
+            assert one["extra_mb"] >= 0
+
+
+def test_a_profile_that_fails_costs_only_itself(tmp_path, monkeypatch):
+    def fail(self):
+        raise ValueError("wrong")
+
+    monkeypatch.setattr(StepCase, "_authors_step", lambda self: lambda: fail(self))
+    _, record = run(tmp_path, *REHEARSAL, "--profile", name="launches_gpu.json")
+    measured = record["steps"][0]["measured"]
+    assert measured["authors"] == {"status": "failed: ValueError: wrong"}
+    assert set(measured["step"]) == {"extra_mb"}
+
+
+def test_waits_are_counted_by_the_warnings(monkeypatch):
+    """With the warnings and the device played by the test."""
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def run_with_two_waits():
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation", UserWarning, stacklevel=1)
+        warnings.warn("of something else", UserWarning, stacklevel=1)
+
+    assert device.count_waits(run_with_two_waits) == 2
+    assert modes == ["warn", "default"]
+
+
+def test_kernels_are_listed_by_their_time(monkeypatch):
+    """With the profiler and the device played by the test."""
+
+    class Kernel(NamedTuple):
+        key: str
+        count: int
+        self_device_time_total: float
+        device_type: torch.autograd.DeviceType
+
+    card, host = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    seen = [Kernel("a", 2, 6.0, card), Kernel("b", 1, 9.0, card), Kernel("launch", 3, 0.0, host)]
+
+    class Profile:
+        def key_averages(self):
+            return seen
+
+    monkeypatch.setattr(torch.profiler, "profile", lambda **_: nullcontext(Profile()))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert device.count_launches(lambda: None, torch.device("cuda")) == {
+        "launches": 3,
+        "kernels": [
+            {"name": "b", "launches": 1, "microseconds": 9.0},
+            {"name": "a", "launches": 2, "microseconds": 6.0},
+        ],
+    }
 
 
 def test_ours_is_recorded_before_the_authors_step_runs(tmp_path, monkeypatch):

@@ -85,6 +85,13 @@ def test_a_status_does_not_replace_figures():
     assert measured["new"]["seconds"] >= 0
 
 
+def test_a_ratio_is_to_a_run_of_the_same_turns():
+    measured = {"former": {"seconds": 1.0, "to_reference": 3.0}}
+    measure({"reference": lambda: None}, 2, into=measured, references=["reference"])
+    assert measured["former"] == {"seconds": 1.0, "to_reference": 3.0}
+    assert measured["reference"]["to_reference"] == 1.0
+
+
 def test_samples_on_cuda_are_as_long_as_the_run_is_short(played_card):
     runs = {"fast": lambda: 0.001, "slow": lambda: 0.5}
     found = measure(runs, 5, CUDA)

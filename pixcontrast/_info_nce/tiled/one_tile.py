@@ -239,7 +239,7 @@ def _mask(
     """
     # Similarities are within a quarter of the largest number, so the sum is finite.
     lowest = -0.75 * torch.finfo(logits.dtype).max
-    positive = (problem.labels[:, None] == labels).to(logits.dtype)
+    positive = torch.eq(problem.labels[:, None], labels, out=torch.empty_like(logits))
     leaves_out_positives = problem.denominator == "negatives"
     torch.add(logits, positive, alpha=lowest if leaves_out_positives else 0.0, out=out)
     for part in parts:
