@@ -214,7 +214,9 @@ def _take_positives(blocks: RowBlocks, block: slice, logits: Tensor) -> _Positiv
         hardness = torch.cat([logits[rows, one] for one in ranges], dim=1).neg_()
         for one in ranges:
             logits[rows, one] = -torch.inf
-        indices = torch.cat([torch.arange(one.start, one.stop) for one in ranges])
+        indices = torch.cat(
+            [torch.arange(one.start, one.stop, device=logits.device) for one in ranges]
+        )
         num_columns = indices.new_full((len(hardness), 1), len(indices))
         side = TopK(hardness, num_columns - num_own, blocks.keys(anchors, indices))
         thresholds = find_threshold(sampler, side, sampler.num_positives, hardness)

@@ -21,7 +21,7 @@ from pixcontrast._info_nce.first_derivative import is_eager, once, refuse_transf
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import Losses
 from pixcontrast._info_nce.tiled.class_order import reads_are_free
-from pixcontrast._info_nce.tiled.similarities import Similarities
+from pixcontrast._info_nce.tiled.similarities import Similarities, max_norm
 from pixcontrast._tensors import without_autocast
 
 # Largest number of anchors and of entries that are not ignored, 16 MB of similarities in float32.
@@ -120,7 +120,7 @@ class _OneTile(torch.autograd.Function):
                 operand = problem.operand(tensor.entries)
             parts.append(_Columns(slice(*bounds), operand, tensor.is_anchors))
 
-        logits = _similarities(problem, rows, parts, len(labels))
+        logits, bounded = _similarities(problem, rows, parts, len(labels))
         gathered = None
         if logits.numel() > MAX_UNGATHERED:
             gathered = _gather(problem.labels, labels, parts)
@@ -131,8 +131,7 @@ class _OneTile(torch.autograd.Function):
             indices, positive = gathered
             of_positives = logits.gather(1, indices)
             inside, _ = _mask(problem, logits, logits, labels, parts)
-        likelihood = inside.softmax(dim=1)
-        lse = inside.amax(dim=1) - likelihood.amax(dim=1).log_()
+        likelihood, lse = _softmax(inside, bounded=bounded)
         means, strength = positives_of(of_positives, positive, lse, problem.denominator)
         losses, has_positive, weight = losses_and_weight(lse, means, problem.denominator)
 
@@ -213,18 +212,27 @@ def _save_for_backward(
 
 def _similarities(
     problem: Problem, rows: Tensor, parts: list[_Columns], num_columns: int
-) -> Tensor:
-    # The Frobenius norm bounds every norm, closely enough to tell what cannot overflow.
-    row_norm = float(torch.linalg.vector_norm(rows))
-    norms = [
-        row_norm if part.is_anchors else float(torch.linalg.vector_norm(part.operand))
-        for part in parts
-    ]
+) -> tuple[Tensor, bool]:
+    """Return the similarities (M, N), and whether exp needs no maximum to be subtracted."""
+    row_norm = max_norm(rows)
+    norms = [row_norm if part.is_anchors else max_norm(part.operand) for part in parts]
     similarities = Similarities(problem, row_norm, norms)
     logits = rows.new_empty(len(rows), num_columns)
     for index, part in enumerate(parts):
         similarities.write(logits[:, part.range], rows, part.operand, index)
-    return logits
+    return logits, similarities.bounded
+
+
+def _softmax(inside: Tensor, *, bounded: bool) -> tuple[Tensor, Tensor]:
+    """Return exp(s − Z) (M, N) and Z (M,). `inside`, which is overwritten, is from `_mask`."""
+    if bounded:
+        likelihood = inside.exp_()
+        sums = likelihood.sum(dim=1)
+        # An empty denominator has no exponential above 0.
+        inverse = sums.clamp(min=torch.finfo(sums.dtype).tiny).reciprocal_()
+        return likelihood.mul_(inverse[:, None]), sums.log_()
+    likelihood = inside.softmax(dim=1)
+    return likelihood, inside.amax(dim=1) - likelihood.amax(dim=1).log_()
 
 
 def _mask(

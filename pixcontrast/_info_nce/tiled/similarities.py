@@ -69,8 +69,8 @@ class Similarities:
         norms = [0.0] * len(problem.is_anchors)
         for index, order in contrast.items():
             tiles = split(slice(0, len(order)), TILE_COLUMNS)
-            norms[index] = max((_max_norm(order.operands(tile)) for tile in tiles), default=0.0)
-        return cls(problem, _max_norm(rows), norms)
+            norms[index] = max((max_norm(order.operands(tile)) for tile in tiles), default=0.0)
+        return cls(problem, max_norm(rows), norms)
 
     def write(self, logits: Tensor, rows: Tensor, entries: Tensor, index: int) -> None:
         """Overwrite `logits` (R, T) by the similarities of rows with entries of a tensor."""
@@ -125,7 +125,7 @@ def attend(rows: Tensor, entries: Tensor, scale: float) -> Iterator[tuple[Tensor
             yield from zip(lse.squeeze(1), means.squeeze(1), strict=True)
 
 
-def _max_norm(vectors: Tensor) -> float:
+def max_norm(vectors: Tensor) -> float:
     """Return the largest norm of (n, D) vectors; infinity if the host would have to wait for it."""
     if not reads_are_free(vectors.device):
         return float("inf")
