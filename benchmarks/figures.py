@@ -82,7 +82,7 @@ def train() -> tuple[list[Tensor], Tensor]:
 
 def save_sphere(path: Path, embedded: list[Tensor], labels: Tensor, titles: list[str]) -> None:
     """Draw each set of points (n, 3) on an equal-area map."""
-    figure = Figure(figsize=(4.0 * len(embedded), 2.9), layout="constrained")
+    figure = Figure(figsize=(3.0 * len(embedded), 2.4), layout="constrained")
     axes = figure.subplots(1, len(embedded), subplot_kw={"projection": "mollweide"})
     for axis, points, title in zip(axes, embedded, titles, strict=True):
         longitude = torch.atan2(points[:, 1], points[:, 0]).numpy()
@@ -90,13 +90,15 @@ def save_sphere(path: Path, embedded: list[Tensor], labels: Tensor, titles: list
         for digit in range(CLASSES):
             own = (labels == digit).numpy()
             color = colormaps["tab10"](digit)
-            axis.scatter(longitude[own], latitude[own], s=7, color=color, label=str(digit))
+            axis.scatter(longitude[own], latitude[own], s=4, color=color, label=str(digit))
         axis.set_title(title, fontsize=9)
         axis.set(xticklabels=[], yticklabels=[])
         axis.grid(alpha=0.3)
     legend = axes[0].get_legend_handles_labels()
-    figure.legend(*legend, loc="outside lower center", ncols=10, fontsize=8)
-    figure.savefig(path, dpi=100)
+    figure.legend(
+        *legend, loc="outside lower center", ncols=10, fontsize=9, markerscale=2, columnspacing=1
+    )
+    figure.savefig(path, dpi=160)
 
 
 if __name__ == "__main__":

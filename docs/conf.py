@@ -71,12 +71,12 @@ def _list_recipes(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def recipes_listed(folder: Path) -> str:
-    """Return a heading and the full text of each script in `folder`."""
+    """Return a heading from the docstring and the full text of each script in `folder`."""
     parts = []
     for path in sorted(folder.glob("*.py")):
         if path.stem.startswith("_"):
             continue
-        title = path.stem.replace("_", " ").capitalize()
+        title = path.read_text(encoding="utf-8").removeprefix('"""').partition(":")[0]
         script = f"```{{literalinclude}} recipes/{path.name}\n:language: python\n```"
         parts.append(f"## {title}\n\n`docs/recipes/{path.name}`\n\n{script}\n")
     return "\n".join(parts)
