@@ -120,7 +120,7 @@ def dtypes_of(device: torch.device) -> list[torch.dtype]:
 
 
 class Agreement(NamedTuple):
-    """Relative errors of a loss and of its gradient; infinite if not finite, or if it failed."""
+    """Relative errors of a loss and its gradient: infinity for a failure or a non-finite result."""
 
     loss_error: float
     gradient_error: float
@@ -129,7 +129,7 @@ class Agreement(NamedTuple):
 
 
 def compare_with_reference(form: Form, device: torch.device, dtype: torch.dtype) -> Agreement:
-    """Run the small problem with a backend and with the reference. A failure is no exception."""
+    """Compare a backend with the reference on one problem. A failure is returned, not raised."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -41,7 +41,7 @@ def expect(
     fix: str = "",
     error: type[Exception] = ValueError,
 ) -> None:
-    """Raise an error that shows the value `got`, and in a TypeError also its type, unless `ok`."""
+    """Raise an error unless `ok`. It shows the value `got`, a TypeError also the type."""
     if not ok:
         refuse(name, expected, kind_of(got) if error is TypeError else shown(got), fix, error)
 
@@ -49,13 +49,13 @@ def expect(
 def refuse(
     name: str, expected: str, got: object, fix: str = "", error: type[Exception] = ValueError
 ) -> NoReturn:
-    """Raise an error. Unlike in `expect`, `got` describes what the caller passed, or is a shape."""
+    """Raise an error. Unlike in `expect`, `got` is a shape or a description of the argument."""
     got = shown(got) if isinstance(got, torch.Size) else got
     raise error(f"{name}: expected {expected}; got {got}" + (f" ({fix})" if fix else ""))
 
 
 def kind_of(value: object) -> str:
-    """Return the type of a value, and its size if it is a collection, or else its value."""
+    """Describe a value by its type, and its shape or length, or else its value."""
     name, shape = type(value).__name__, getattr(value, "shape", None)
     if isinstance(value, Tensor):
         return "a tensor"

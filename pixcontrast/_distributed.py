@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 from pixcontrast._check import kind_of, refuse
 from pixcontrast._tensors import at_least_float32
 
-# A view of bytes as another dtype must start at a multiple of the element size.
+# Bytes can be viewed as another dtype only from a multiple of its element size.
 _ALIGNMENT = 8
 # Every message of `agree` has the same size, so that ranks in different calls can be detected.
 _MAX_INTEGERS = 3
@@ -140,7 +140,7 @@ def gather_with_gradient(ranks: Ranks, vectors: Tensor, *others: Tensor) -> tupl
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather. Backward returns each rank its own gradient, summed in rank order."""
+    """All-gather. In the backward, each rank sums the gradients of its vectors in rank order."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, ranks: Ranks, *others: Tensor) -> tuple[Tensor, ...]:
@@ -169,7 +169,7 @@ def pad(tensor: Tensor, length: int, value: float | int = 0, *, dim: int = 0) ->
 
 
 def _pack(tensors: Sequence[Tensor], num_rank_dims: int) -> Tensor:
-    """Concatenate tensors as bytes: (bytes,), or (W, bytes) with `num_rank_dims` = 1."""
+    """Concatenate tensors as bytes: (bytes,), or (W, bytes) if `num_rank_dims` is 1."""
     ordered = (tensors[index].detach().contiguous() for index in _packing_order(tensors))
     rows = [tensor.flatten(num_rank_dims).view(torch.uint8) for tensor in ordered]
     packed = torch.cat(rows, dim=-1)
@@ -231,9 +231,9 @@ def _host_group(ranks: Ranks) -> Any:
 def _new_gloo_group(ranks: Ranks) -> Any:
     """Create a gloo group of the same ranks, with the same timeout.
 
-    `distributed.new_group` must be called by every rank of the world, or at least requires that
-    these ranks have created the same number of groups before. Only the group name is sure to be
-    the same on these ranks, so the store prefix is made from it.
+    `distributed.new_group` is not used: it must be called by every rank of the world, or these
+    ranks must have created the same number of groups before. The prefix of the store is the group
+    name, which is the same on all of these ranks.
     """
     c10d: Any = distributed.distributed_c10d
     store = c10d.PrefixStore(f"pixcontrast/{ranks.name}", c10d._get_default_store())

@@ -13,8 +13,8 @@ IGNORED = -1
 """The label of every ignored pixel and contrast entry inside the package."""
 
 SMALLEST = 1e-30
-"""A vector whose components are all at most this large counts as zero: the gradient of its unit
-vector would overflow float32."""
+"""A vector without a component above this counts as zero, because the gradient of its unit vector
+would overflow float32."""
 
 # If the sum of squares of a vector is larger than this and finite, its float32 square root is
 # accurate, and the largest component is larger than `SMALLEST`.

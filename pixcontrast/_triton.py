@@ -1,8 +1,8 @@
 """Which backend runs a call, and why the fused kernels cannot run if they cannot.
 
-There are two kinds of reasons. A limit: the kernels do not support these anchors or this device.
-`"auto"` then uses the tiled form silently. A fault: they do, but Triton is missing or broken.
-`"auto"` then uses the tiled form and warns once. `backend="triton"` raises for both.
+There are two kinds of reasons. A limit: the kernels do not support these anchors or this device;
+`"auto"` then uses the tiled form silently. A fault: the kernels support them, but Triton is missing
+or broken; `"auto"` then uses the tiled form and warns once. `backend="triton"` raises for both.
 """
 
 from __future__ import annotations
@@ -173,15 +173,15 @@ def launch_failure(index: int | None) -> str | None:
 
 
 def _launch_probe(index: int) -> None:
-    # Its argument is no tensor, so the caller's grad mode, fake tensors and transforms are
-    # irrelevant. Not 1, which Triton would compile as a constant.
+    # The argument is not a tensor, so the caller's grad mode, fake tensors and transforms do not
+    # matter. It is not 1, which Triton would compile as a constant.
     with torch.cuda.device(index):
         probe_kernel()[(1,)](2)
 
 
 @functools.cache
 def probe_kernel() -> Any:
-    """Return a kernel of one line. Only that it compiles and launches matters."""
+    """Return a kernel of one line, to test whether Triton can compile and launch it."""
     return importlib.import_module("triton").jit(_add_one)
 
 

@@ -22,11 +22,11 @@ class MemoryBank(BankBuffers):
     The memory of Wang et al., ICCV 2021, section 3.2. From each image and class present, the bank
     stores one region, the unit-length mean of the unit-length embeddings of that class in that
     image (of all, or of `pixels_per_region` at random), and min(`pixels_per_image`, available)
-    random pixels, without replacement. The rings are
-    first in, first out: images are written in batch order; a write across the end of a ring wraps;
-    a write larger than the ring keeps the newest entries. Only written slots count. Class 0 is a
-    class like any other. Pixels whose embedding is not finite, or zero (no component above 1e-30),
-    are not stored and do not count in a region.
+    random pixels, without replacement. The rings are first in, first out: images are written in
+    batch order; a write across the end of a ring wraps; a write larger than the ring keeps the
+    newest entries. Only written slots count. Class 0 is a class like any other. Pixels whose
+    embedding is not finite, or zero (no component above 1e-30), are not stored and do not count in
+    a region.
 
     Under `torch.distributed`, each rank stores the entries of all ranks, in rank order, so that
     the banks of all ranks are bit-identical. Every rank must call the update, also with an empty
@@ -200,8 +200,8 @@ class MemoryBank(BankBuffers):
 
         Raises:
             ValueError, TypeError: if an argument is invalid. The message names it. Labels of
-                num_classes or more raise on the CPU. On other devices, where reading labels would
-                be a wait, such pixels are ignored.
+                num_classes or more raise on the CPU. On other devices such pixels are ignored,
+                because the host would have to wait to read labels.
             RuntimeError: during a backward pass, for example from a checkpointed region.
         """
         self.guard.check_outside_backward()

@@ -95,8 +95,8 @@ class ProjectionHead(nn.Module):
             )
         pixels = features if features.ndim == 2 else features.flatten(2)
         if pixels.numel() == 0:  # a convolution does not accept maps without a pixel
-            # The layers are called nevertheless: under DistributedDataParallel the parameters need
-            # a gradient on every rank, and synchronized batch statistics need every rank's call.
+            # Call the layers nevertheless: under DistributedDataParallel the parameters need a
+            # gradient on every rank, and synchronized batch statistics need a call on every rank.
             pixels = pixels.movedim(1, -1).flatten(0, -2)
         embedding = unit_length(self.layers(pixels))
         return embedding.view(features.shape[0], self.dim, *features.shape[2:])

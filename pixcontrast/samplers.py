@@ -42,7 +42,7 @@ class AnchorSampler(Protocol):
 
 
 class _GroupSampler:
-    """What the samplers share: checks, and how many pixels of which groups become anchors."""
+    """Base class of the samplers. A subclass defines which pixels are hard, and how many it takes."""
 
     max_anchors: int
     max_views: int
@@ -158,7 +158,7 @@ class HardAnchorSampler(_GroupSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # A tensor cannot be multiplied by every real number of Python, for example a Fraction.
+        # Convert to float: a tensor cannot be multiplied by a Fraction.
         hard_fraction = check.check_fraction("hard_fraction", self.hard_fraction)
         object.__setattr__(self, "hard_fraction", hard_fraction)
 
@@ -219,8 +219,8 @@ def _take_pixels(
 ) -> tuple[Tensor, Tensor]:
     """Take the first `taken_hard` hard and `taken - taken_hard` easy pixels of each group.
 
-    Shapes must not depend on the counts, so compute for each of K anchors which pixel it is.
-    Return the indices (K,), 0 for padding, and which anchors are padding.
+    Shapes must not depend on the counts, so compute the pixel of each of K anchors. Return the
+    indices (K,), 0 for padding, and which anchors are padding.
     """
     stop = taken.cumsum(0)
     anchor = torch.arange(num_anchors, device=taken.device)
@@ -281,7 +281,7 @@ class HardNegativeSampler:
 
     def __post_init__(self) -> None:
         check.check_choice("strategy", self.strategy, ("hardest", "semi-hard", "random"))
-        # A tensor cannot be multiplied by every number type of Python, for example Fraction.
+        # Convert to float: a tensor cannot be multiplied by a Fraction.
         ratio = check.check_fraction("ratio", self.ratio, above_zero=True)
         object.__setattr__(self, "ratio", ratio)
         for name in ("num_negatives", "num_positives"):

@@ -18,9 +18,9 @@ from pixcontrast._tensors import IGNORED, at_least_float32, unit_length
 
 
 class DrawnPixels(NamedTuple):
-    """Pixels drawn from each image and class, in random order. Both queues use the first of them.
+    """At most E pixels of each image and class, in random order. Each queue uses the first of them.
 
-    Where a pixel does not exist, its index is that of any pixel.
+    The index of a pixel that does not exist is arbitrary.
     """
 
     indices: Tensor  # int64 flat index in [0, B·P), (B·C·E,)
@@ -41,7 +41,7 @@ class NewEntries(NamedTuple):
 
 @dataclass(frozen=True)
 class EntryMaker:
-    """Makes the new entries of a bank, in no-grad mode. Without a queue, its number is 0."""
+    """Makes the new entries of a bank, in no-grad mode. The number of a missing queue is 0."""
 
     classes: int  # number of classes C
     pixels: int  # largest number of pixels of each image and class that are stored
@@ -56,7 +56,7 @@ class EntryMaker:
     ) -> DrawnPixels:
         """Draw the pixels that both queues need, at random and without replacement.
 
-        The embeddings of `feature_map` (B, C, *S) are those of `embed`, or the features themselves.
+        `embed` computes the embeddings of `feature_map` (B, C, *S); None: they are the features.
         Marked labels (B, P) are below `self.classes`.
         """
         feature_map = feature_map.detach()
@@ -81,7 +81,7 @@ class EntryMaker:
         start = pixels.start_of(torch.arange(num_groups + 1, device=labels.device))
         index = torch.arange(num_drawn, device=labels.device)
         valid = index < start.diff()[:, None]
-        # Missing pixels all read the same pixel, which stays in the cache. It is not used.
+        # Missing pixels all have the same index, so that reading them is fast.
         positions = (start[:-1, None] + index).masked_fill(~valid, 0)
         indices = pixels.order[positions.flatten()]
         valid = valid.view(num_images, self.classes, num_drawn)
@@ -98,7 +98,7 @@ class EntryMaker:
         unit = unit.view(*valid.shape, rows.shape[1])
         new_pixels = new_regions = None
         if self.pixels:
-            # Not a view, which would keep the pixels of the regions in memory until the update.
+            # Copy: a view would keep the pixels of the regions in memory until the update.
             kept = unit[:, :, : self.pixels].contiguous()
             new_pixels = (kept, valid[:, :, : self.pixels])
         if drawn.regions is not None:

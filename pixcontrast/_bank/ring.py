@@ -1,6 +1,6 @@
 """Ring buffers, one for each class, written by a fixed sequence of operations of fixed shapes.
 
-A write has two steps: first everything is computed, then everything is changed.
+A write has two steps: `prepare_write` computes all values, and `write_all` changes the buffers.
 
 A ring can be spread over W shards with the same number of slots. Position p of the whole ring,
 counted from 0, is slot p // W of shard p mod W. Each shard is written separately, from the entries
@@ -20,11 +20,11 @@ BUFFERS = {
     "pixels": ("pixels", "pixel_count", "pixel_next"),
     "regions": ("regions", "region_count", "region_next"),
 }
-"""Names of a bank's buffers for the `Rings` of each queue."""
+"""Names of the buffers of each queue, in the order of the fields of `Rings`."""
 
 
 class Shard(NamedTuple):
-    """Which shard of a ring: index `rank` of `size`."""
+    """Index `rank` of a shard, out of `size` shards of a ring."""
 
     rank: int
     size: int
@@ -38,16 +38,16 @@ class Rings(NamedTuple):
 
     vectors: Tensor  # stored embeddings, (C, slots, D)
     counts: Tensor  # int64 number of valid slots, (C,)
-    next_positions: Tensor  # int64 position of the whole ring that is written next, (C,)
+    next_positions: Tensor  # int64 position in the whole ring that is written next, (C,)
 
 
 class RingWrite(NamedTuple):
     """A prepared write to the rows and the counters of one queue."""
 
     rows: Tensor  # view of the rings, (C·slots, D)
-    indices: Tensor  # (n,); those that occur twice get the same values
+    indices: Tensor  # (n,); equal indices have equal values
     values: Tensor  # (n, D)
-    previous: Tensor  # (n, D)
+    previous: Tensor  # (n, D), the rows before the write
     counters: tuple[Tensor, Tensor]  # (C,)
     new_counters: tuple[Tensor, Tensor]
 
@@ -55,8 +55,8 @@ class RingWrite(NamedTuple):
 def prepare_write(rings: Rings, vectors: Tensor, valid: Tensor, shard: Shard = WHOLE) -> RingWrite:
     """Prepare to append new entries to the ring of each class, images in batch order.
 
-    `valid` (B, C, E) tells which of the new entries (B, C, E, D) count. B, E and the number of
-    slots are at least 1. `shard` tells which slots of the whole ring `rings` has.
+    `vectors` (B, C, E, D) are the new entries and `valid` (B, C, E) is their mask. B, E and the
+    number of slots are at least 1. `rings` has the slots of one `shard` of the whole ring.
     """
     num_classes, slots, dim = rings.vectors.shape
     device = rings.vectors.device
@@ -125,8 +125,8 @@ def _rows_to_write(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return indices, new values and previous values, with shapes independent of `written`.
 
-    The indices that are written are distinct. Every entry that is not written repeats the first
-    entry that is, so that writes to one row agree. If no entry is written, the previous value is
+    The indices of written entries are distinct. Every other entry is replaced by the first written
+    entry, so that equal indices have equal values. If no entry is written, the previous value is
     written back.
     """
     first = written.to(torch.int64).argmax()[None]

@@ -1,4 +1,4 @@
-"""The state of a bank as a Module: its own buffers, validated checkpoints, and who updates it."""
+"""The state of a bank as a Module: buffers, validation of checkpoints, and checks of updates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pixcontrast import _check as check
 from pixcontrast._bank.ring import BUFFERS, QUEUES, WHOLE, Rings, Shard, slots_below
 
 UNIT_TOLERANCE = 2**-7
-"""Tolerance of a length. Rounding a unit vector to bfloat16 changes it by at most 2^-9."""
+"""Tolerance of unit length. Rounding to bfloat16 changes a length by at most 2^-9."""
 
 
 class BankBuffers(nn.Module):
@@ -61,7 +61,7 @@ class BankBuffers(nn.Module):
 
     @contextmanager
     def _registered(self) -> Iterator[None]:
-        """Register them as ordinary buffers inside the context, as PyTorch's own code expects."""
+        """Register the buffers as ordinary buffers inside the context, for code of PyTorch."""
         for name in self._own:
             self._buffers[name] = self.__dict__.pop(name)
         try:
@@ -100,7 +100,7 @@ class BankBuffers(nn.Module):
 
 
 def _is_strict() -> bool:
-    """Return the `strict` of the `load_state_dict` that is running, which PyTorch does not pass."""
+    """Return the `strict` of the running `load_state_dict`, which PyTorch does not pass on."""
     frame = sys._getframe()
     while frame.f_back is not None:
         if frame.f_code is nn.Module.load_state_dict.__code__:
@@ -119,7 +119,7 @@ def faults_of_state(
     saved = {name: state[prefix + name] for name in (*buffers, "shard") if prefix + name in state}
     if not saved.keys() & buffers.keys():
         return []
-    faults = (  # each of these relies on those before it
+    faults = (  # each check assumes that those before it have passed
         _faults_of_shard(saved, shard)
         or [fault for item in buffers.items() for fault in _faults(saved, *item)]
         or [fault for names in BUFFERS.values() for fault in _faults_of_rings(saved, names, shard)]

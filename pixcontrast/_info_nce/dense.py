@@ -1,6 +1,6 @@
-"""The equation as the textbook formula: all similarities at once, differentiated by autograd.
+"""The dense form: the textbook formula, differentiated by autograd, in O(M·N) memory.
 
-This is the reference for the other forms. Its memory is O(M·N).
+It is the reference for the other forms.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
         )
 
     num_positives = positive.sum(dim=1)
-    inv_num_positives = positive / num_positives.clamp(min=1)[:, None].to(logits.dtype)
+    mean_weights = positive / num_positives.clamp(min=1)[:, None].to(logits.dtype)
     if problem.denominator == "negatives":
         # softplus(Z − s)
         terms = -F.logsigmoid(logits - _logsumexp(logits, negative)[:, None])
-        losses = (inv_num_positives * terms).sum(dim=1)
+        losses = (mean_weights * terms).sum(dim=1)
         losses = torch.where(negative.any(dim=1), losses, 0.0)
     else:
-        losses = _logsumexp(logits, positive | negative) - (inv_num_positives * logits).sum(dim=1)
+        losses = _logsumexp(logits, positive | negative) - (mean_weights * logits).sum(dim=1)
         # Not below 0 by rounding; the derivative stays that of the formula.
         losses = losses + (losses.clamp(min=0.0) - losses).detach()
     has_positive = num_positives > 0
@@ -60,8 +60,8 @@ def _product(anchors: Tensor, entries: Tensor) -> Tensor:
 
 
 def _entries(problem: Problem, tensor: ContrastTensor, anchors: Tensor) -> Tensor:
-    # Anchors in both roles are one operand. Their gradients are added in the dtype that
-    # accumulates, where two that overflow a 16-bit dtype are finite and do not give inf − inf.
+    # Anchors in both roles are one operand, so autograd adds both gradients in the wider dtype. In
+    # a 16-bit dtype both may overflow, and inf − inf is NaN.
     if tensor.is_anchors:
         return anchors
     return _zero_ignored(_operand(problem, tensor.entries), tensor.labels)
@@ -78,7 +78,7 @@ def _operand(problem: Problem, vectors: Tensor) -> Tensor:
 def _logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
     """Return the log-sum-exp over the masked entries of each row, and 0 for a row without any.
 
-    The 0 keeps NaN out of the derivative of rows whose loss is then replaced by 0.
+    With −∞ instead of 0, the derivative of such a row would be NaN.
     """
     rows = torch.where(mask, logits, -torch.inf)
     stand_in = torch.where(mask.any(dim=1), -torch.inf, 0.0).to(logits.dtype)[:, None]

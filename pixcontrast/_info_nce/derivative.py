@@ -6,7 +6,8 @@ With σ the logistic function and w_i = 1/|P_i| Σ_p σ(Z_i − s_ip):
                               ∂L_i/∂s_ip = −σ(Z_i − s_ip) / |P_i|
     denominator="all"         ∂L_i/∂s_ij = exp(s_ij − Z_i) − [j ∈ P_i] / |P_i|
 
-All forms but `dense`, which is differentiated by autograd, share these functions.
+All forms share these functions, except `dense`, which is differentiated by autograd, and the
+kernels.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def derivative_(
     statistics: AnchorStatistics,
     denominator: Denominator,
 ) -> Tensor:
-    """Overwrite the similarities (R, T) of a tile by ∂L/∂s. Masks None: all are negatives."""
+    """Overwrite the similarities (R, T) of a tile by ∂L/∂s. `masks=None`: all are negatives."""
     lse, weight, inv_num_positives = statistics
     positive_part = None
     if masks is not None:
@@ -87,7 +88,10 @@ def lse_of(logits: Tensor, masks: Masks, denominator: Denominator) -> Tensor:
 def positives_of(
     logits: Tensor, positive: Tensor, lse: Tensor, denominator: Denominator
 ) -> tuple[PositivesPartial, Tensor]:
-    """Return the means over the positives (R, T), and the weights (R, T) of the mean of k."""
+    """Return the means over the positives (R, T), and f·σ(Z − s) or f (R, T) of `positive_terms`.
+
+    The factor f is 1/|P_i| for a positive, else 0.
+    """
     num_positives = positive.sum(dim=1)
     # Divide each term, because the sum of many finite terms could overflow.
     factor = positive / num_positives.clamp(min=1)[:, None].to(logits.dtype)
@@ -104,8 +108,7 @@ def losses_and_weight(
     has_positive = num_positives > 0
     if denominator == "negatives":
         return losses, has_positive, weight
-    # Z is −∞ for an anchor without any entry.
-    # Not below 0 by rounding: Z is at least the mean.
+    # Z is −∞ for an anchor without an entry. Z is at least the mean, so clamp rounding errors.
     losses = torch.where(has_positive, lse - losses, 0.0).clamp(min=0.0)
     return losses, has_positive, has_positive.to(losses.dtype)
 
@@ -113,7 +116,10 @@ def losses_and_weight(
 def complete(
     problem: Problem, denominator: DenominatorPartial, positives: PositivesPartial
 ) -> ForwardResult:
-    """Compute the result from partial results over all contrast entries, which are overwritten."""
+    """Compute the losses and the anchors' gradient from the results of both passes.
+
+    These cover all contrast entries and are overwritten.
+    """
     lse, negative_mean = denominator
     losses, has_positive, weight = losses_and_weight(lse, positives, problem.denominator)
     gradient = None

@@ -1,4 +1,4 @@
-"""From a problem to the loss: dispatch to the form that computes it, and reduce the losses."""
+"""Dispatch a problem to the form that computes it, and reduce its losses to the returned loss."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ def reduced_loss(
 
 
 def _losses(problem: Problem) -> Losses:
+    """Compute the losses. `operators.py` selects between the tiled, fused and sharded forms."""
     if problem.form == "tiled" and (losses := one_tile_losses(problem)) is not None:
         return losses
     if problem.form != "dense":

@@ -1,9 +1,9 @@
-"""The tiled and the fused form with autograd: a function in eager mode, else PyTorch operators.
+"""Run the tiled, fused or sharded form with autograd.
 
-Operators are opaque to torch.compile: inside, sizes may depend on values. They take and return
-tensors and plain values, the arguments of a `Problem`. In eager mode their wrappers would take
-longer than the kernels of a small problem, so an autograd function calls the same code. The forward
-computes the anchors' gradient, so both are differentiable once.
+Compiled and traced code calls PyTorch operators, which are opaque to torch.compile, so that sizes
+inside may depend on values. Their arguments are those of a `Problem`. In eager mode the wrappers of
+an operator would take longer than the kernels of a small problem, so an autograd function calls the
+same code. The forward computes the anchors' gradient, so both are differentiable once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixcontrast._info_nce.first_derivative import is_eager, once, refuse_transforms
+from pixcontrast._info_nce.once_differentiable import (
+    is_eager,
+    once_differentiable,
+    refuse_transforms,
+)
 from pixcontrast._info_nce.problem import NUM_TENSOR_FIELDS, SCHEMA, Problem
 from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, Losses
 from pixcontrast._info_nce.sharded import sharded_forward
@@ -29,7 +33,7 @@ _NUM_OUTPUTS = 3 + _NUM_STATISTICS + len(Thresholds._fields) + 1
 
 
 def compute_losses(problem: Problem) -> Losses:
-    """Run the fused form, or the tiled form; both are differentiable once."""
+    """Run the tiled, fused or sharded form of a problem, which is differentiable once."""
     refuse_transforms(problem)
     if is_eager(problem):
         tensors = problem.anchors, *problem.entries
@@ -41,7 +45,7 @@ def compute_losses(problem: Problem) -> Losses:
 
 
 class _EagerLosses(torch.autograd.Function):
-    """The operators without their wrappers, from a problem, its anchors and its entries."""
+    """The operators without their wrappers, for a problem, its anchors and its entries."""
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -93,7 +97,7 @@ def _forward(problem: Problem) -> tuple[Tensor, ...]:
 
 
 def _as_tensors(result: ForwardResult, thresholds: Thresholds | None) -> tuple[Tensor, ...]:
-    """Replace None by tensors without elements. An operator must not return a tensor twice."""
+    """Replace None by tensors without elements. An operator must return distinct tensors."""
     losses, has_positive, gradient, statistics = result
     if gradient is None:
         gradient = losses.new_empty(0)
@@ -194,11 +198,11 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
     is_anchors, *other_options = ctx.options
     return (
         by_anchors,
-        *(None, None),
+        *(None, None),  # labels and seed
         by_entries,
         len(by_entries) * [None],
         *(ctx.num_shards * [None], ctx.num_shards * [None]),
-        # PyTorch takes an empty list of flags for a list of tensors.
+        # PyTorch interprets an empty list of flags as a list of tensors.
         None if is_anchors else [],
         *len(other_options) * [None],
     )
@@ -215,8 +219,8 @@ def _save(ctx: Any, problem: Problem, outputs: tuple[Tensor, ...]) -> None:
     needs_gradient = [entries.requires_grad for entries in problem.entries]
     others = iter(needs_gradient)
     ctx.wanted = [problem.want_gradient if own else next(others) for own in problem.is_anchors]
-    # Entries without a gradient are not saved: an update of a bank in place would then break the
-    # graph. With a negative sampler every label is saved, because ids count all entries.
+    # Entries without a gradient are not saved, because autograd raises if a saved bank is updated
+    # in place. With a negative sampler every label is saved, because ids count all entries.
     no_entries = problem.anchors.new_empty(0, problem.anchors.shape[1])
     entries = [e if n else no_entries for e, n in zip(problem.entries, needs_gradient, strict=True)]
     entry_labels = [
@@ -248,8 +252,8 @@ def _gradients(
             statistics, thresholds = computed[:_NUM_STATISTICS], computed[_NUM_STATISTICS:]
             from_entries = entries_gradient(problem, upstream, ctx.wanted, statistics, thresholds)
         if problem.want_gradient:
-            # Both roles of an anchor are added before the conversion to its dtype: scaled and
-            # converted early, a row would be mostly subnormal in float16.
+            # Add the gradients of both roles of an anchor before the conversion to its dtype. In
+            # float16 most components of each would be subnormal.
             by_anchors = gradient * upstream[:, None]
     by_entries: list[Tensor | None] = []
     remaining = iter(from_entries)
@@ -261,8 +265,8 @@ def _gradients(
             by_anchors = by_anchors + by_tensor
     sources = (upstream, anchors, *entries)
     return (
-        once(_cast(by_anchors, anchors), sources),
-        [once(by_entry, sources) for by_entry in by_entries],
+        once_differentiable(_cast(by_anchors, anchors), sources),
+        [once_differentiable(by_entry, sources) for by_entry in by_entries],
     )
 
 

@@ -1,4 +1,4 @@
-"""One checked call of `info_nce`, as every form of the equation and the operators take it."""
+"""One checked call of `info_nce`: the argument of every form of the equation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pixcontrast.samplers import HardNegativeSampler
 Denominator = Literal["negatives", "all"]
 
 LOG2_E = 1.4426950408889634
-"""Converts exponents from base e to base 2, the base of the exponential in hardware."""
+"""Factor that converts exponents from base e to base 2, which the hardware computes."""
 
 
 class ContrastTensor(NamedTuple):

@@ -1,4 +1,4 @@
-"""Select the k-th largest of many numbers digit by digit, from counts alone.
+"""Find the k-th largest of many numbers digit by digit, from counts alone.
 
 Numbers are mapped to integers of the same order. Each round finds the next 4 bits of the k-th
 largest integer from the counts of the candidates that reach each possible value. Counts are exact
@@ -52,13 +52,14 @@ def radix_select(count_digits: CountDigits, k: Tensor, dtype: torch.dtype) -> Te
 
 
 class CountedCandidates:
-    """Candidates that only a count reaches, over tiles or ranks; see `thresholds.Candidates`."""
+    """Candidates that can be counted but not gathered; see `thresholds.Candidates`."""
 
     def kth_integer(self, k: Tensor | int, min_hardness: Tensor | None, *, by_key: bool) -> Tensor:
-        """Return (R, 1) the k-th largest of the candidates with at least `min_hardness` (R, 1).
+        """Return the k-th largest integer of the candidates of each anchor, (R, 1).
 
-        They are compared by their hardness as an ordered integer or, `by_key`, by their inverted
-        key. The result is the least integer for an anchor with fewer candidates.
+        The integer of a candidate is its hardness as an ordered integer or, with `by_key`, its
+        inverted key. Only candidates of at least `min_hardness` (R, 1) are considered. An anchor
+        with fewer candidates gets the minimum of the dtype.
         """
         raise NotImplementedError
 

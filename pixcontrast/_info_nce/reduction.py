@@ -1,4 +1,4 @@
-"""From the loss of each anchor to the returned loss, the same for every backend."""
+"""Reduce the losses of the anchors to the returned loss, in the same way for every backend."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def reduce_losses(
     else:
         weight = torch.where(has_positive, weight.detach().clamp(min=0), 0)
         if reduction == "mean" and weight.numel():
-            # The mean does not depend on the scale of the weights, and the sum of weights near 1
-            # neither overflows nor vanishes. Use the wider of the two dtypes, because each rank
-            # divides by a number of its own.
+            # The mean does not depend on the scale of the weights. Scale the largest to 1, so that
+            # their sum neither overflows nor underflows. Each rank has a scale of its own, so use
+            # the wider of the two dtypes to keep rounding errors small.
             weight = weight.to(torch.promote_types(weight.dtype, losses.dtype))
             largest = weight.amax()
             weight = weight / torch.where(largest > 0, largest, 1)
@@ -63,7 +63,7 @@ def reduce_losses(
 
 
 def _average_total(total: Tensor, largest: Tensor, ranks: Ranks) -> Tensor:
-    """Return the mean over ranks of their total weights, in units of this rank's largest weight."""
+    """Return the mean over ranks of their total weights, divided by this rank's largest weight."""
     own = torch.stack([total, largest]).to(widest_float(total.device))
     (of_all,) = gather(ranks, [own])
     totals, scales = of_all.unbind(dim=1)

@@ -1,4 +1,4 @@
-"""What a form of the equation returns, and partial results that merge to it.
+"""The result of a form of the equation, and partial results that merge to it.
 
 The loss of a positive needs Z over every contrast entry, so there are two passes. Each pass may run
 over subsets of the entries: tiles, contrast tensors, or the shard of each rank. The partial results
@@ -18,7 +18,10 @@ from pixcontrast._info_nce.problem import Problem
 
 
 class AnchorStatistics(NamedTuple):
-    """What ∂L/∂s needs to know of an anchor's complete row of similarities, (R, 1) each.
+    """Statistics of the complete rows of similarities of R anchors, from which ∂L/∂s is computed.
+
+    Each has shape (R, 1).
+
 
     Attributes:
         lse: Z_i, the log-sum-exp over the denominator; −∞ if the denominator is empty.
@@ -42,9 +45,9 @@ class ForwardResult(NamedTuple):
         losses: (M,) loss of each anchor; 0 without a positive.
         has_positive: (M,) bool.
         anchor_gradient: (M, D) ∂L_i/∂a_i with the contrast entries held fixed, or None if no
-            gradient is requested. The fused form leaves out the anchors' gradient through
-            themselves.
-        statistics: what the gradient of the entries needs.
+            gradient is requested. In the fused form, anchors as contrast entries do not contribute
+            to it; the backward adds their part.
+        statistics: input of the gradient of the entries.
     """
 
     losses: Tensor
@@ -54,9 +57,9 @@ class ForwardResult(NamedTuple):
 
 
 class DenominatorPartial(NamedTuple):
-    """Z (M,), −∞ for an anchor without an entry, and o = Σ exp(s − Z)·k (M, D) over a subset.
+    """Z (M,) and o = Σ exp(s − Z)·k (M, D) over a subset of the entries.
 
-    o is None if no gradient is requested.
+    Z is −∞ for an anchor without an entry in the subset; o is None if no gradient is requested.
     """
 
     lse: Tensor
@@ -64,7 +67,7 @@ class DenominatorPartial(NamedTuple):
 
 
 class PositivesPartial(NamedTuple):
-    """Their number (M,) and means over a subset of the positives; 0 without a positive in it.
+    """Number of positives in a subset of the entries, and means over them; 0 without a positive.
 
     For `"negatives"` the means of softplus(Z − s), σ(Z − s) and σ(Z − s)·k; for `"all"` the means
     of s and k, and 0 for `weight`. `positive_grad` (M, D) is None if no gradient is requested.
@@ -77,7 +80,7 @@ class PositivesPartial(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What a form computes: losses (M,) and has_positive (M,), as in `ForwardResult`.
+    """The losses (M,) and has_positive (M,) of `ForwardResult`.
 
     `num_shard_entries` is the number of entries in the shards of all ranks, () int64.
     """
@@ -124,7 +127,7 @@ class OnlineSoftmax:
 
     If all similarities are so small that exp can neither overflow nor underflow (`bounded`), the
     reference is 0, which saves two passes over every tile. Otherwise it is the running maximum.
-    There is one row (m, D) for each anchor; only shape, dtype and device of the rows are used.
+    `rows` (m, D) has one row for each anchor; only its shape, dtype and device are used.
     """
 
     def __init__(self, rows: Tensor, *, bounded: bool, weighted: bool) -> None:
@@ -136,7 +139,7 @@ class OnlineSoftmax:
     def add_tile(self, block: slice, logits: Tensor, entries: Tensor) -> None:
         """Add a tile of similarities (R, T), which is overwritten; −∞ leaves an entry out."""
         if not self._bounded:
-            self._raise_reference(block, logits.amax(dim=1))
+            self._increase_reference(block, logits.amax(dim=1))
             logits.sub_(finite(self._reference[block])[:, None])
         likelihoods = logits.exp_()
         # A product with ones reads the tile faster than sum does.
@@ -145,19 +148,19 @@ class OnlineSoftmax:
             self._weighted[block].addmm_(likelihoods, entries)
 
     def add_partial(self, block: slice, lse: Tensor, mean: Tensor) -> None:
-        """Add Z (R,) and o (R, D) over further entries for the anchors `block`."""
+        """Add Z (R,) and o (R, D) of the anchors `block` over further entries."""
         if not self._bounded:
-            self._raise_reference(block, lse)
+            self._increase_reference(block, lse)
             lse = lse - finite(self._reference[block])
         total = lse.exp()
         self._total[block] += total
         if self._weighted is not None:
             self._weighted[block].addcmul_(mean, total[:, None])
 
-    def _raise_reference(self, block: slice, maximum: Tensor) -> None:
-        raised = torch.maximum(self._reference[block], maximum)
-        scale = torch.exp(self._reference[block] - finite(raised))
-        self._reference[block] = raised
+    def _increase_reference(self, block: slice, maximum: Tensor) -> None:
+        reference = torch.maximum(self._reference[block], maximum)
+        scale = torch.exp(self._reference[block] - finite(reference))
+        self._reference[block] = reference
         self._total[block] *= scale
         if self._weighted is not None:
             self._weighted[block] *= scale[:, None]

@@ -1,15 +1,15 @@
 """The equation over entries that are distributed over ranks and never leave their rank.
 
 Every rank receives the anchors of all ranks and computes Z and o of its own shard for them. These
-partial results are sent to the owners of the anchors and merged in rank order. The same is done for
-the positives, with the merged Z. The entries of a rank's batch give one more partial result, for
-its own anchors. The size of a message does not depend on the number of entries.
+partial results are sent to the ranks of the anchors and merged in rank order. The same is done for
+the positives, with the merged Z. For its own anchors, each rank adds a partial result of the
+entries of its batch. The size of a message does not depend on the number of entries.
 
 With a negative sampler, the ranks find the thresholds together. A threshold is the k-th largest
 hardness, or the k-th smallest random key, of an anchor's candidates on all ranks. Radix selection
 needs only counts: each rank counts its own candidates, and the counts are added up. The result is
-exact, ties included. A message holds 16 numbers an anchor; the similarities are computed again for
-each of them.
+exact, also with ties. A message has 16 numbers for each anchor, and the similarities are computed
+again for each message.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
         none = None if problem.negative_sampler is None else allocate_thresholds(problem)
         return result, none, problem.labels.sum()
     anchors, labels = gather(ranks, [problem.anchors, problem.labels])
-    # Negative ids, which differ from those of every other rank.
+    # The ids of the shard are negative and differ from those of every other rank.
     num_ids = sum(own_labels.numel() for own_labels in problem.shard_labels)
     all_anchors = replace(
         problem,
@@ -148,7 +148,7 @@ class MinedPasses:
         return PositivesPartial(num_positives, losses, weight, positive_grad)
 
     def selected(self) -> Iterator[tuple[slice | Tensor, MaskedRows, Masks]]:
-        """Yield a few anchors at a time: their indices, similarities and selected candidates."""
+        """Yield indices, similarities and selected candidates of a few anchors at a time."""
         for part in self._blocks.masked():
             indices = self._blocks.anchors.indices(part.rows)
             yield indices, part, part.select(self.thresholds.of(indices))
@@ -187,8 +187,8 @@ def find_rank_thresholds(
 ) -> Thresholds:
     """Return the thresholds of the anchors of all ranks, (W·M, 1) each, the same on every rank.
 
-    `of_shard` has the anchors of all ranks against this rank's shard, `own` this rank's anchors
-    against the entries of its batch; `problem` is that of `own`.
+    `of_shard` has the anchors of all ranks against the shard of this rank. `own` has the anchors of
+    this rank against the entries of its batch, and `problem` is its problem.
     """
     assert problem.negative_sampler is not None
     shape = ranks.size * problem.labels.numel(), 1
@@ -228,7 +228,7 @@ class _RankCandidates(CountedCandidates):
     def _count_digits(
         self, prefix: Tensor, shift: int, min_hardness: Tensor | None, *, by_key: bool
     ) -> Tensor:
-        """Count the candidates of all anchors that this rank has."""
+        """Count the candidates that this rank has, for the anchors of all ranks."""
         rows = _anchors_of(self._ranks, len(self._like) // self._ranks.size)
         options = {"positive": self._positive, "by_key": by_key}
         own_hardness = None if min_hardness is None else min_hardness[rows]
@@ -243,7 +243,7 @@ def _anchors_of(ranks: Ranks, num_anchors: int) -> slice:
 
 
 def _send_to_owners(ranks: Ranks, partial: Partial) -> list[Partial]:
-    """Send partial results of all anchors to the anchors' ranks; return those of own anchors."""
+    """Send the partial results of each anchor to its rank; return those of this rank's anchors."""
     columns = [column for column in partial if column is not None]
     by_owner = [column.view(ranks.size, -1, *column.shape[1:]) for column in columns]
     received = exchange(ranks, by_owner)

@@ -1,11 +1,11 @@
-"""The selection rule of a negative sampler, and the random keys that it draws by.
+"""The selection rule of a negative sampler, and its random keys.
 
 The rule needs three quantities of the candidates, the positives or the negatives of an anchor:
 their number, their k-th largest hardness, and the k-th smallest random key among those that are
 hard enough. `Candidates` provides them; each form of the equation has an implementation of its own.
 
-A random key is a function of the seed and the ids of an anchor and an entry alone: the forward and
-the backward see the same random choice whatever their tiles are, and nothing is stored.
+A random key is a function of the seed and the ids of an anchor and an entry. Forward and backward
+compute the same keys for any tiles, and no key is stored.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pixcontrast._tensors import widest_float
 from pixcontrast.samplers import HardNegativeSampler
 
 LARGEST_KEY = (1 << 31) - 1
-# Keys that are mixed at a time. About twenty passes read them, so they should stay in the cache.
+# Keys that are computed at a time. About twenty passes read them, so they should fit the cache.
 _MIXED_SIZE = 1 << 18
 
 
 class Thresholds(NamedTuple):
-    """The thresholds that a contrast entry must meet to be selected, (R, 1) for R anchors.
+    """The thresholds that a candidate must meet to be selected, (R, 1) for R anchors.
 
     A negative is selected if its similarity is at least `negative_logit` and its key is at most
     `negative_key`; a positive if its similarity is at most `positive_logit` and its key is at most
-    `positive_key`. The backward saves them in place of a mask.
+    `positive_key`. They are saved for the backward in place of a mask.
     """
 
     negative_logit: Tensor
@@ -56,7 +56,7 @@ class Candidates(Protocol):
     def kth_hardness(self, k: Tensor) -> Tensor:
         """Return the k-th largest hardness, (R, 1), for k (R, 1) int64.
 
-        For an anchor with fewer candidates, return any number that all of them reach.
+        For an anchor with fewer candidates, return any number that is not above their hardness.
         """
 
     def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
@@ -72,7 +72,7 @@ def find_threshold(
     """Return the least hardness and the largest key of the candidates to select, (R, 1) each.
 
     `count` is the number to select for each anchor; None: all. `like` has R rows and the dtype and
-    device of the similarities. Without an element there is no candidate.
+    device of the similarities. If it has no element, there is no candidate.
     """
     min_hardness = like.new_full((like.shape[0], 1), -torch.inf)
     max_key = torch.full_like(min_hardness, LARGEST_KEY, dtype=torch.int32)
@@ -122,9 +122,9 @@ def apply_thresholds(
 
 
 class RowCandidates:
-    """Candidates of complete rows, each given with its hardness, mask and key, (R, N).
+    """Candidates in complete rows: hardness, mask of the candidates, and keys, (R, N) each.
 
-    The host must know `max_k`, an upper bound of the k of `kth_hardness`, at most N.
+    `max_k` is an upper bound of the k of `kth_hardness`, at most N, that the host knows.
     """
 
     def __init__(self, hardness: Tensor, mask: Tensor, keys: Tensor | None, max_k: int) -> None:
@@ -169,7 +169,7 @@ def thresholds_of_rows(
 def select_from_rows(
     sampler: HardNegativeSampler, logits: Tensor, masks: Masks, seed: Tensor | None
 ) -> Masks:
-    """Return the candidates that are selected from the complete similarities (M, N)."""
+    """Return the selected candidates of the complete similarities (M, N)."""
     anchor_ids, entry_ids = (torch.arange(size, device=logits.device) for size in logits.shape)
     keys = None if seed is None else PairKeys.of(seed, anchor_ids, entry_ids).all()
     thresholds = thresholds_of_rows(sampler, logits, masks, keys)

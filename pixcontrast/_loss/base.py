@@ -87,7 +87,7 @@ class ContrastLoss(LossOptions):
         weight: Tensor | None,
         generator: torch.Generator | None,
     ) -> Batch:
-        """Check the arguments, bring them to the size of the features, and mark ignored labels."""
+        """Check the arguments, resize them to the features, and mark ignored labels."""
         if self.bank is not None and getattr(self, "_is_replica", False):
             raise RuntimeError(
                 f"{type(self).__name__}: expected one call for the whole batch, which the bank "
@@ -140,9 +140,9 @@ class ContrastLoss(LossOptions):
     def _embed(
         self, batch: Batch, indices: Tensor, labels: Tensor, drawn: DrawnPixels | None
     ) -> tuple[Anchors, NewEntries | None]:
-        """Embed the sampled pixels and those that the bank takes in.
+        """Embed the sampled pixels and those that the bank stores.
 
-        The embeddings of all these pixels are freed on return, before the loss needs memory.
+        Embeddings that are no longer needed are freed on return, before the loss needs memory.
         """
         vectors, rows = batch.embed(indices, labels != IGNORED, drawn)
         if self.bank is not None and self.projection is not None:
@@ -155,7 +155,7 @@ class ContrastLoss(LossOptions):
         return anchors, new_entries
 
     def _contrasts_drawn_regions(self) -> bool:
-        """Whether `"batch"` consists of the regions that a bank draws pixels for."""
+        """Whether `"batch"` consists of regions of pixels that are drawn for the bank."""
         return False
 
     def _batch_entries(self, batch: Batch, new_entries: NewEntries | None) -> Labelled | None:

@@ -56,7 +56,7 @@ class Batch:
             indices = torch.cat([anchors, drawn.indices])
             valid = torch.cat([valid, drawn.valid.flatten()])
         if self.projection is not None:
-            # Padding would count in batch statistics: repeat valid pixels instead.
+            # Padding would count in batch statistics, so replace it by repeated valid pixels.
             indices = _replace_invalid(indices, valid, self.labels.numel())
         rows = take_pixels(self.features, indices[:num_anchors])
         others = rows[:0].detach()
@@ -69,7 +69,7 @@ class Batch:
         return embeddings[:num_anchors], embeddings[num_anchors:].detach()
 
     def embed_chunk(self) -> Embed | None:
-        """Return the function that embeds a part (b, C, p) of the features; None: the identity."""
+        """Return the function that embeds a chunk (b, C, p) of the features; None: the identity."""
         projection = self.projection
         if projection is None:
             return None
@@ -115,7 +115,7 @@ def as_anchors(
     batch: Batch, indices: Tensor, labels: Tensor, vectors: Tensor, *, normalize: bool
 ) -> Anchors:
     """Combine the sampled pixels (K,), their marked labels and their embeddings (K, D)."""
-    # Padding has index 0. Replace that pixel by zeros: its embedding must not matter.
+    # The embedding of padding is that of some pixel and may be NaN. Replace it by zeros.
     vectors = torch.where((labels != IGNORED)[:, None], vectors, 0.0)
     return Anchors(
         unit_length(vectors) if normalize else vectors,

@@ -43,7 +43,7 @@ class JointCall:
     def exchange_sizes(
         cls, ranks: Ranks, call: str, anchors: Tensor, num_entries: int, num_images: int
     ) -> JointCall:
-        """Exchange the sizes of all ranks and take the largest.
+        """Exchange the sizes of all ranks, and use the largest.
 
         Args:
             ranks (Ranks): the ranks.

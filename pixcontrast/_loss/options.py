@@ -123,7 +123,7 @@ class LossOptions(nn.Module):
     def _shared_options(self) -> str:
         """Return the options that must be the same on every rank.
 
-        The sampler is not among them: the default representation of an object is its address.
+        The anchor sampler is left out, because the default `repr` of an object has its address.
         """
         names = (
             *("temperature", "base_temperature", "ignore_index", "negative_sampler"),

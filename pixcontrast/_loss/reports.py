@@ -1,4 +1,4 @@
-"""What a loss reports of its calls: statistics, when they are requested, and warnings."""
+"""Statistics of the calls of a loss, computed on request, and its warnings."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def count_groups(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _groups_of(images: Tensor, labels: Tensor, num_images: int, num_classes: int) -> Tensor:
-    """Return which groups (B, C) have a pixel. Labels outside [0, C) are counted in column C."""
+    """Return which groups (B, C) have a pixel. Labels outside [0, C) are left out."""
     counts = (labels >= 0) & (labels < num_classes)
     groups = images * (num_classes + 1) + torch.where(counts, labels, num_classes)
     found = labels.new_zeros(num_images * (num_classes + 1), dtype=torch.bool)
@@ -123,7 +123,7 @@ class LabelWarnings:
         self._calls_without_negative = 0
 
     def see_logits(self, preds: Tensor | None, ignore_index: int) -> None:
-        """Warn if class 255 exists and has the default `ignore_index`."""
+        """Warn if 255 is both a class and the default `ignore_index`."""
         if torch.compiler.is_compiling() or preds is None or not preds.is_floating_point():
             return
         if ignore_index == DEFAULT_IGNORE_INDEX and preds.shape[1] > DEFAULT_IGNORE_INDEX:
@@ -157,7 +157,7 @@ class LabelWarnings:
 
 
 def _any_negative(anchors: Tensor, contrast: Sequence[Tensor | None]) -> bool:
-    """Return whether two labels differ, of which one is an anchor's."""
+    """Return whether an anchor and a contrast entry have different labels."""
     valid = anchors[anchors != IGNORED]
     if valid.numel() == 0:
         return False

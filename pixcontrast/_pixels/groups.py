@@ -1,8 +1,8 @@
-"""Groups, the pixels of one class in one image: random draws from them, and their means, regions.
+"""Draw pixels from groups, the pixels of one class in one image, and compute regions, their means.
 
-For the means no normalized copy of the map is made. The factor that scales a pixel to unit length
-is written into the one-hot map of the labels, and the sums are the product of that with the
-unchanged map. Where Triton runs, a kernel reads the map once; otherwise it is read in chunks.
+For the means the map is not normalized. Instead, the one-hot map of the labels is multiplied by the
+factors that scale the pixels to unit length, and the sums are its product with the map. Where
+Triton runs, a kernel reads the map once; otherwise it is read in chunks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MAX_LABEL = (1 << _LABEL_BITS) - 1
 
 DRAW_BITS = 31
 
-# Components per chunk. On the CPU, 4 MB of float32, which stay in the cache. On other devices,
-# enough for few launches, and few compared with the map.
+# Components per chunk. On the CPU a chunk of 4 MB in float32 stays in the cache. On other devices
+# larger chunks need fewer launches.
 _CPU_CHUNK = 1 << 20
 _DEVICE_CHUNK = 1 << 24
 
@@ -40,15 +40,15 @@ class SortedPixels(NamedTuple):
     random_bits: int
 
     def start_of(self, groups: Tensor) -> Tensor:
-        """Return the first position of each group. An empty group has that of the next one."""
+        """Return the first position of each group; for an empty group, that of the next group."""
         return torch.searchsorted(self.keys, groups << self.random_bits)
 
 
 def sort_pixels(groups: Tensor, num_groups: int, draw: Tensor) -> SortedPixels:
     """Sort n pixels by group and shuffle them within each group.
 
-    The groups (n,) are int64, at most 2 ** 61 of them; `num_groups` marks ignored pixels. `draw`
-    (n,) is random int64 in [0, 2 ** `DRAW_BITS`).
+    `groups` (n,) is the int64 group of each pixel, or `num_groups` (at most 2 ** 61) for ignored
+    pixels. `draw` (n,) is random int64 in [0, 2 ** `DRAW_BITS`).
     """
     random_bits = min(DRAW_BITS, 62 - num_groups.bit_length())
     draw = draw >> (DRAW_BITS - random_bits)
@@ -57,7 +57,7 @@ def sort_pixels(groups: Tensor, num_groups: int, draw: Tensor) -> SortedPixels:
 
 
 class DrawnGroups(NamedTuple):
-    """At most A groups. A group is the pixels of one class in one image. Other groups have size 0.
+    """A groups, some of which may not exist: these have size 0.
 
     Within a group, pixels marked `first` precede the others. Both parts are in random order.
     """
@@ -77,10 +77,10 @@ def draw_groups(
 ) -> DrawnGroups:
     """Return all groups of at least `min_pixels` pixels, or a random A of them.
 
-    A = min(max_groups, n). Apart from the sort, only a few passes over the n = B·P pixels are made:
-    all other facts about a group are found by binary search in the sorted keys. Labels (B, P) are
-    int64 up to `MAX_LABEL`, or `IGNORED`. The mask `first` (B, P) marks the pixels that come first
-    in their group; None marks no pixel.
+    A = min(max_groups, n), with n = B·P pixels. Positions and sizes of groups are found by binary
+    search in the sorted keys, because a pass over all pixels takes longer. Labels (B, P) are int64
+    up to `MAX_LABEL`, or `IGNORED`. The mask `first` (B, P) marks the pixels that come first in
+    their group; None marks no pixel.
     """
     num_images, device = labels.shape[0], labels.device
     num_groups = num_images << _LABEL_BITS
@@ -109,9 +109,9 @@ def draw_groups(
 def share_of_class(
     groups: DrawnGroups, labels: Tensor, max_per_class: int, generator: torch.Generator | None
 ) -> Tensor:
-    """Return the largest number of pixels of each group (A,), if those of a class share a number.
+    """Return the share of each group (A,) of `max_per_class`, the limit of pixels of one class.
 
-    Each group gets an equal share; the remainder goes to a random choice of the groups of a class.
+    The groups of a class get equal shares. The remainder goes to a random choice of them.
     """
     label = labels.flatten()[groups.order[groups.start]]
     label = label.masked_fill(groups.size == 0, IGNORED)
@@ -137,7 +137,7 @@ def source(generator: torch.Generator | None) -> dict[str, Any]:
 
 
 def _starts(group: Tensor, num_groups: int, min_pixels: int) -> Tensor:
-    """Return where a group of at least `min_pixels` pixels starts; `group` (n,) is ascending."""
+    """Return where groups of at least `min_pixels` pixels start; `group` (n,) is ascending."""
     num_candidates = max(group.shape[0] - min_pixels + 1, 0)
     starts = torch.zeros(group.shape, dtype=torch.bool, device=group.device)
     starts[:num_candidates] = group[:num_candidates] == group[min_pixels - 1 :]
@@ -161,8 +161,8 @@ def region_means(
 ) -> Regions:
     """Compute the unit-length mean of the unit-length embeddings of each slot in each image.
 
-    The result is deterministic: sums are matrix products, never a scatter of floating point
-    numbers. Pixels that are not usable do not count. `slots` (B, P) is the int64 slot of each pixel
+    The result is deterministic, because sums are matrix products and not scatters. Pixels whose
+    embedding is zero or not finite do not count. `slots` (B, P) is the int64 slot of each pixel
     of `emb_map` (B, D, *S), below `num_slots`, or `IGNORED`. With `embed`, `emb_map` is a feature
     map, and its embedding is computed a chunk at a time.
     """
@@ -176,9 +176,10 @@ def region_means(
 
 
 def mean_directions(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the directions of sums (B, R, D) of unit vectors, and whether they have one.
+    """Scale sums (B, R, D) of unit vectors to unit length, and return which have a direction.
 
-    `count` (B, R) is the number of vectors. If they cancel out, their sum is rounding error.
+    `count` (B, R) is the number of vectors. If they cancel out, the sum is rounding error and has
+    no direction.
     """
     return unit_length(sums, dim=2), torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
 
@@ -201,7 +202,7 @@ def sums_in_chunks(
         slot = slots[images, pixels]
         members = factor.new_zeros(factor.shape[0], num_slots, factor.shape[1])
         members.scatter_(1, slot.clamp(min=0)[:, None], (factor * (slot != IGNORED))[:, None])
-        # Use an in-place product: autocast would round the operands of others to 16 bits.
+        # Autocast does not affect in-place products. It would round the operands to 16 bits.
         sums[images].baddbmm_(members, vectors.transpose(1, 2))
     return sums, usable
 
@@ -236,8 +237,8 @@ def usable_pixels(emb_map: Tensor) -> Tensor:
 def classes_by_image(labels: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
     """Assign the classes of each image to slots, if the number of classes is unknown.
 
-    An image with more than R = `num_slots` classes uses its R lowest labels. Return the slot of
-    each pixel (B, P) and the label of each slot (B, R), or `IGNORED`.
+    If an image has more than R = `num_slots` classes, only its R lowest labels get slots. Return
+    the slot of each pixel (B, P) and the label of each slot (B, R), both `IGNORED` without one.
     """
     ascending, order = labels.sort(dim=1)
     is_new = ascending != IGNORED

@@ -1,4 +1,4 @@
-"""Maps of a call: their checks, labels and predictions at the embedding's size, taking pixels."""
+"""Check the maps of a call, resize labels and predictions, and take pixels of a feature map."""
 
 from __future__ import annotations
 
@@ -159,10 +159,10 @@ def take_pixels(emb_map: Tensor, indices: Tensor) -> Tensor:
 
 
 def _run_late(node: Any) -> None:
-    """Let autograd run other nodes first: the gradients of other losses need memory of their own.
+    """Let autograd run this node after others that are ready, to reduce peak memory.
 
-    Autograd runs nodes that are ready in descending order of this number, which is not part of its
-    public API. The map of zeros is then allocated when the buffers of the other losses are freed.
+    The node allocates a map of zeros. When it runs last, the buffers of other losses are freed.
+    Autograd runs nodes in descending order of this number, which is not part of its public API.
     """
     if hasattr(node, "_set_sequence_nr"):
         node._set_sequence_nr(0)
@@ -186,7 +186,7 @@ class TakePixels(torch.autograd.Function):
         emb_map, indices = inputs
         ctx.save_for_backward(indices)
         ctx.shape = emb_map.shape
-        # Dense strides in the order of the map's, such as channels_last.
+        # Dense strides in the memory format of the map, for example channels_last.
         ctx.strides = torch.empty_like(emb_map, device="meta").stride()
 
     @staticmethod

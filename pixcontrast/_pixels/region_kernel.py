@@ -13,7 +13,7 @@ TILE_SIZE = 1 << 13
 MAX_SPLITS = 64
 NUM_WARPS = 8
 NUM_STAGES = 1
-"""Programs on one multiprocessor hide each other's loads. With more stages, fewer would fit."""
+"""With more stages, fewer programs would fit on a multiprocessor. They hide each other's loads."""
 
 
 def sum_regions(
@@ -76,7 +76,7 @@ def region_kernel(
 ):
     """Program (r, k, b) sums region block r of image b over split k of the pixels.
 
-    The sum of unit vectors is a product with the one-hot map of the labels. Each number is split
+    The sum of unit vectors is a product with the one-hot map of the labels. Each component is split
     into two parts, because a TF32 operand has only 11 bits.
     """
     image = tl.program_id(2)
@@ -107,7 +107,7 @@ def region_kernel(
         unit = vectors * factor[None, :]
         slot = tl.load(slots + first_pixel + pixels, mask=inside, other=-1)
         members = (regions[:, None] == slot[None, :]).to(tl.float32)
-        # `upper` is the number without its last 13 bits; `unit - upper` is those bits.
+        # `upper` is `unit` without its last 13 bits, and `unit - upper` is the remainder.
         upper = (unit.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
         total = tl.dot(members, tl.trans(upper), acc=total, input_precision="tf32")
         total = tl.dot(members, tl.trans(unit - upper), acc=total, input_precision="tf32")

@@ -1,7 +1,7 @@
-"""The tiles of each kernel: fixed for each card, kind of product and D, so that no run searches.
+"""The tiles of each kernel, fixed for each GPU, kind of product and D. There is no autotuning.
 
 The limit is shared memory: 227 KB a program on Hopper and data-centre Blackwell, 163 KB on A100,
-99 KB on consumer cards. `tests/info_nce/test_ahead_of_time.py` compiles every row and checks that
+99 KB on consumer GPUs. `tests/info_nce/test_ahead_of_time.py` compiles every row and checks that
 it fits and that 16-bit and TF32 products do not spill registers; `tests/info_nce/test_spills.py`
 does so for every variant that a loss launches on Hopper.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Configuration(NamedTuple):
-    """The tile of a kernel: a program keeps `rows` and streams `columns`."""
+    """The tile of a kernel: a program keeps a block of rows and streams blocks of columns."""
 
     rows: int
     columns: int
@@ -29,7 +29,7 @@ class Configurations(NamedTuple):
         denominator: rows are anchors, columns are entries.
         positives: the same.
         entries: rows are entries, columns are anchors.
-        mined: of every pass under mining; rows are anchors, columns are entries.
+        mined: used by every pass under mining; rows are anchors, columns are entries.
     """
 
     denominator: Configuration
@@ -44,7 +44,7 @@ DIMS = (64, 128, 256, 512)
 LARGEST_DIM = DIMS[-1]
 
 # By compute capability (ten times major and minor), kind of product and largest D. "mixed" is
-# 16-bit products with entries in float32, such as a float32 bank under autocast. No card has a
+# 16-bit products with entries in float32, such as a float32 bank under autocast. No GPU has a
 # matrix unit for full float32 ("ieee").
 _ROWS = {
     (0, "ieee", 64): C(K(64, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2)),
@@ -106,7 +106,7 @@ _ROWS = {
     (120, "tf32", 64): C(K(128, 64, 8, 1), K(64, 32, 8, 3), K(64, 32, 4, 2), K(32, 32, 4, 1)),
     (120, "tf32", 256): C(K(32, 32, 4, 2), K(32, 16, 8, 2), K(16, 16, 8, 1), K(16, 32, 4, 1)),
 }
-# Where a card has no row of its own, it takes that of another card; 0 stands for all cards.
+# A GPU without a row of its own uses that of another; 0 stands for all GPUs.
 _LIKE = {80: 0, 86: 0, 89: 86, 90: 0, 100: 0, 120: 86}
 
 
@@ -118,7 +118,7 @@ TABLE = {
     card: {kind: {dim: _row(card, kind, dim) for dim in DIMS} for kind in KINDS} for card in _LIKE
 }
 
-# Of the interpreter: small, so that small problems have many tiles.
+# Tiles of the interpreter: small, so that small problems have many of them.
 INTERPRETED = C(K(32, 32, 1, 1), K(16, 16, 1, 1), K(16, 32, 1, 1), K(32, 64, 1, 1))
 
 _tried: list[Configurations] = []
@@ -126,7 +126,7 @@ _tried: list[Configurations] = []
 
 @contextmanager
 def using(configurations: Configurations) -> Iterator[None]:
-    """Give every call in the context these tiles, for tests of other rows than a card's own."""
+    """Use these tiles in every call inside the context, for tests of other rows of the table."""
     _tried.append(configurations)
     try:
         yield
@@ -135,7 +135,7 @@ def using(configurations: Configurations) -> Iterator[None]:
 
 
 def configurations_for(capability: int, kind: str, dim: int) -> Configurations:
-    """Return the row of a card, or of the nearest older card of its generation."""
+    """Return the row of a GPU, or of the nearest older GPU of its generation."""
     if _tried:
         return _tried[-1]
     known = [card for card in TABLE if card <= capability and card // 10 == capability // 10]
@@ -144,8 +144,8 @@ def configurations_for(capability: int, kind: str, dim: int) -> Configurations:
 
 
 def for_mining(configurations: Configurations) -> Configurations:
-    """Give every pass one shape of product, so that all compute the same bits of a similarity."""
+    """Return tiles that are the same for every pass, so that similarities are bit-identical."""
     shape = configurations.mined
-    # The streamed tile is large in the swapped pass, and there is room for one of it.
+    # In the pass with swapped rows and columns the streamed tile is large and fits only once.
     swapped = Configuration(shape.columns, shape.rows, shape.warps, 1)
     return Configurations(shape, shape, swapped, shape)

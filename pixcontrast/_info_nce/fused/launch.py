@@ -1,4 +1,4 @@
-"""How kernels are launched: their common arguments, and the splits of the contrast entries."""
+"""Launch kernels: their common arguments, and the splits of the contrast entries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, product_p
 from pixcontrast._info_nce.problem import LOG2_E
 
 MIN_BLOCKS = 4
-"""Fewest blocks of entries that are worth a program."""
+"""Smallest number of blocks of entries of one program."""
 MAX_SPLITS = 64
 SPLIT_COST = 5.0
-"""Cost of a split, in blocks of entries that a program could visit meanwhile.
+"""Cost of a split, as the number of blocks of entries that a program visits in the same time.
 
 A split writes and reads a partial result of 8·M·D bytes; a block of 64 entries takes 256·M·D
 floating-point operations. At 3 TB/s and 60% of 800 TFLOP/s the former takes as long as 5 of the
@@ -31,7 +31,7 @@ def on_device(device: torch.device) -> AbstractContextManager[object]:
 
 
 class Settings(NamedTuple):
-    """How a kernel computes similarities. Fields in capitals are compiled in.
+    """How a kernel computes similarities. Fields in capitals are compile-time constants.
 
     Similarities are multiplied by `scale`, log2(e) / τ, and saturate at `limit` unless `BOUNDED`.
     `WEIGHTED` partial results hold a part of the gradient.
@@ -62,7 +62,7 @@ def launch(
     weighted: bool = False,
     **arguments: Any,
 ) -> None:
-    """Launch a kernel with those of its arguments that are given here, found by their names."""
+    """Launch a kernel. Arguments are found by name in the layout, the tensor and `arguments`."""
     problem = layout.problem
     dim = problem.anchors.shape[1]
     constants = (
@@ -96,15 +96,15 @@ def launch(
 
 
 def padded_dim(dim: int) -> int:
-    """Return D rounded up to a power of two that a matrix unit takes."""
+    """Return D rounded up to a power of two that a matrix unit supports."""
     return max(16, int(triton.next_power_of_2(dim)))
 
 
 class Splits(NamedTuple):
     """The range of partial results that the programs of a contrast tensor write.
 
-    Those that are `weighted` hold a part of the gradient. The backward computes that of the anchors
-    against themselves, in both roles at once.
+    `weighted`: whether they include a part of the gradient. For the anchors against themselves they
+    do not, because the backward computes that gradient.
     """
 
     tensor: SurveyedTensor
@@ -138,9 +138,9 @@ def has_both_roles(layout: Layout, tensor: SurveyedTensor) -> bool:
 def num_splits_for(num_processors: int, row_blocks: int, num_blocks: int) -> int:
     """Return the number of splits of `num_blocks` blocks of entries that takes the least time.
 
-    The time of a pass is that of its waves of programs, plus `SPLIT_COST` for each split. On 132
-    processors 1,024 anchors in 8 row blocks against 190,000 entries take 33 splits, which are two
-    full waves, and 4,096 anchors take 4.
+    The time of a pass is that of its waves of programs, plus `SPLIT_COST` for each split. Example:
+    on 132 processors, 1,024 anchors in 8 row blocks against 190,000 entries take 33 splits, two
+    full waves; 4,096 anchors take 4 splits.
     """
 
     def cost(num_splits: int) -> float:
@@ -155,7 +155,7 @@ def num_splits_for(num_processors: int, row_blocks: int, num_blocks: int) -> int
 def launch_splits(
     kernel: Any, layout: Layout, configuration: Configuration, plan: list[Splits], **arguments: Any
 ) -> None:
-    """Launch a kernel over every contrast tensor. Each writes a range of the partial results."""
+    """Launch a kernel once for each contrast tensor. Each launch writes its range of results."""
     row_blocks = triton.cdiv(len(layout), configuration.rows)
     for tensor, weighted, first_split, num_splits in plan:
         launch(

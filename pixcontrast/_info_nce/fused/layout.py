@@ -31,15 +31,15 @@ INTERPRETED_PROCESSORS = 6
 
 
 class Vectors(NamedTuple):
-    """Anchors or entries (n, D) as kernels take them, with their strides, compiled in for anchors.
+    """Anchors or entries (n, D) as arguments of a kernel. Strides of anchors are constants.
 
     Attributes:
         classes: (n,) int32, see `classes_kernel`.
-        key_bits: (n,) int32, their part of the random keys, zeros without a seed; None without
-            mining.
+        key_bits: (n,) int32, their part of the random keys (`thresholds.PairKeys`); zeros without a
+            seed, None without mining.
         num_valid: () int32, the number of valid anchors, which come first; None for entries.
-        largest: where components saturate, the largest number of a narrower dtype of products: inf
-            would become NaN in a product with 0. None if that dtype is not narrower.
+        largest: largest number of the dtype of products, at which components saturate because
+            inf · 0 is NaN. None if that dtype is not narrower than that of the vectors.
     """
 
     vectors: Tensor
@@ -55,8 +55,8 @@ class Vectors(NamedTuple):
 class SurveyedTensor:
     """A contrast tensor, the sorted anchors if `is_anchors`, and the survey of its blocks.
 
-    `survey` is (10, blocks + 1) int32, see `kernels/blocks.py`. The backward has only its first
-    rows.
+    `survey` is (10, blocks + 1) int32, see `kernels/blocks.py`. In the backward only its first
+    rows are written.
     """
 
     entries: Vectors
@@ -73,7 +73,7 @@ class SurveyedTensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """One call of `info_nce` as the kernels take it, and the tiles of each kernel.
+    """One call of `info_nce` as arguments of the kernels, and the tiles of each kernel.
 
     Attributes:
         anchors: the M anchors as contiguous operands, sorted by label; ignored ones are last and
@@ -94,7 +94,7 @@ class Layout:
 
     @property
     def bounded(self) -> bool:
-        """Whether exp2 of every similarity is known to be in the range of every dtype in use."""
+        """Whether exp2 of every similarity is known to be in the range of the dtypes."""
         problem = self.problem
         # The length of a unit vector that is rounded to 16 bits exceeds 1 by up to 1/256.
         largest = 1.02 * problem.inverse_temperature
@@ -126,7 +126,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
     ascending, order = problem.labels.masked_fill(~valid, last).sort(stable=True)
     anchor_labels = ascending.masked_fill(ascending == last, IGNORED)
     values = problem.saturate(problem.anchors.detach()[order]).to(problem.product_dtype)
-    # A matrix unit multiplies ignored anchors too, and 0 · NaN is NaN.
+    # Ignored anchors may contain NaN and are multiplied too: 0 · NaN is NaN.
     values = torch.where((anchor_labels != IGNORED)[:, None], values, 0.0).contiguous()
 
     def survey(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +181,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
 
 
 def product_precision(dtype: torch.dtype) -> str:
-    """Return Triton's precision of float32 products, as PyTorch is set; unused for 16 bits."""
+    """Return Triton's float32 precision for PyTorch's setting; not used for 16-bit products."""
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return "ieee"
     return "tf32"
@@ -201,7 +201,7 @@ def _configurations(problem: Problem) -> Configurations:
 
 @cache
 def _card(device: torch.device) -> tuple[int, int]:
-    """Return ten times the compute capability of a device, and its number of multiprocessors."""
+    """Return the compute capability of a device times ten, and its number of multiprocessors."""
     major, minor = torch.cuda.get_device_capability(device)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     return 10 * major + minor, processors

@@ -1,12 +1,12 @@
 """The fused form: Triton kernels that never write a similarity to memory.
 
-The passes are those of the tiled form with other tiles. `denominator_pass` computes partial results
+The passes are those of the tiled form. `denominator_pass` computes partial results
 of Z and o, `positives_pass` visits the positives, and `merge` combines both into the losses and the
-gradient of the anchors. The backward computes the gradient of the entries, and that of the anchors
-against themselves in both of their roles.
+gradient of the anchors. The backward computes the gradient of the entries. If the anchors are
+contrast entries too, it computes the gradient of both of their roles against each other.
 
-A partial result is a tensor (S, M) or (W, M, D) of the numbers or vectors of S splits. The W ≤ S
-splits whose gradient the forward computes come first.
+The contrast entries are divided into S splits. Partial results are tensors (S, M) of numbers and
+(W, M, D) of vectors: the W ≤ S splits for which the forward computes the gradient come first.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ from pixcontrast._info_nce.results import (
 )
 from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds
 
-# Of the kernels that merge partial results: anchors, and components of the gradient.
+# Tiles of the kernels that merge partial results, in anchors and components of the gradient.
 LSE_TILE, MERGED_TILE = Configuration(128, 1, 4, 3), Configuration(16, 64, 4, 3)
 
 
 class DenominatorSums(NamedTuple):
     """Partial results of Z and o: maxima, Σ exp2(s − maximum) and Σ exp2(s − maximum)·k.
 
-    The maxima are not written and taken as 0 if similarities are bounded. `lse` is the Z (M,) that
-    they merge to. All are to the base 2.
+    If similarities are bounded, the maxima are 0 and not written. `lse` is the merged Z (M,). All
+    are to the base 2.
     """
 
     maxima: Tensor
@@ -64,7 +64,7 @@ class DenominatorSums(NamedTuple):
 
 
 class PositiveSums(NamedTuple):
-    """Partial results over the positives: their number, and sums of losses, weights and vectors."""
+    """Partial results over the positives: counts, and sums of losses, weights and vectors."""
 
     counts: Tensor
     losses: Tensor
@@ -75,8 +75,8 @@ class PositiveSums(NamedTuple):
 def fused_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None]:
     """Compute the losses and, if requested, the gradient of the anchors.
 
-    The gradient of the anchors through themselves as entries is left to the backward. Z in the
-    statistics, and the thresholds of mining (None without), are to the base 2.
+    The backward computes the gradient of the anchors against themselves. Z in the statistics and
+    the thresholds (None without a negative sampler) are to the base 2.
     """
     result = allocate_forward(problem)
     thresholds = None if problem.negative_sampler is None else allocate_thresholds(problem)
@@ -173,7 +173,7 @@ def fused_entries_gradient(
 ) -> list[Tensor | None]:
     """Compute Σ_i g_i ∂L_i/∂k_j for each requested contrast tensor, None for the others.
 
-    For the anchors themselves, the result includes g_i ∂L_i/∂a_i through them.
+    For the anchors as contrast tensor, the result includes g_i ∂L_i/∂a_i against themselves.
     """
     if problem.labels.numel() == 0:
         return allocate_entries_gradient(problem, wanted)
@@ -221,8 +221,8 @@ def entries_gradient_pass(
 class FusedPasses:
     """The passes over a subset of the contrast entries, see `results.Passes`.
 
-    Several ranks merge their results, so operations over (M, D) take the place of `merge`. The
-    backward computes the gradient of the anchors through themselves, as always in this form.
+    Other ranks merge these results too, so PyTorch operations replace `merge`. The backward
+    computes the gradient of the anchors against themselves, as in `fused_forward`.
     """
 
     def __init__(self, problem: Problem) -> None:

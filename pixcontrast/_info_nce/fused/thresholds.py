@@ -1,4 +1,4 @@
-"""The thresholds of mining by kernels, with a number of launches that does not depend on values."""
+"""Find the thresholds of mining by kernels. The number of launches does not depend on values."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Vectors sorted by class, without copying them, so that most tiles need no mask.
 
-On the CPU, reading a value costs nothing: ignored vectors are left out, and the ranges of the
-classes are known. On any other device reading a value makes the host wait. There the vectors keep
-their order, and every question is answered so that it holds for any labels.
+On the CPU, the host can read labels without waiting: ignored vectors are left out, and the ranges
+of the classes are known. On other devices the vectors keep their order, and the methods return what
+holds for any labels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._tensors import IGNORED
 
-# Ignored anchors that keep their place need a label that no entry has, not even an ignored one.
+# Where ignored anchors are not left out, their label must differ from that of ignored entries.
 IGNORED_ANCHOR = IGNORED - 1
 _ANY_LABEL = (IGNORED_ANCHOR, torch.iinfo(torch.int64).max)
 
@@ -98,7 +98,7 @@ class ClassOrder:
         return torch.arange(len(self), device=self.labels.device)
 
     def ids(self) -> Tensor:
-        """Return the ids of which random keys are a function, (m,) int64."""
+        """Return the ids from which random keys are computed, (m,) int64."""
         return self.all_indices() + self._first_id
 
     def may_share_class(self, tile: slice, other: ClassOrder, other_tile: slice) -> bool:
@@ -147,7 +147,7 @@ class ClassOrder:
 
     def _sort(self) -> None:
         ignored = self.labels == IGNORED
-        # A full bank is sorted: its indices need no memory.
+        # A full bank is sorted already and needs no indices.
         if bool(ignored.any()) or not _ascends(self.labels):
             order = ignored.logical_not_().nonzero().squeeze(1)
             self.labels = self.labels[order]
@@ -155,11 +155,11 @@ class ClassOrder:
                 self.labels, permutation = self.labels.sort(stable=True)
                 order = order[permutation]
             self._order = order
-            # Vectors with the same number of gaps before them are adjacent in memory.
+            # Number of gaps before each vector. Vectors with equal numbers are adjacent in memory.
             gaps = (order.diff() != 1).to(torch.int64)
             self._gaps = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
         if len(self) > 0:
-            # A bool for each vector: a bank has many.
+            # Compare labels as bool, not int64: a bank has many entries.
             changes = self.labels[1:] != self.labels[:-1]
             self._starts = [0, *(changes.nonzero().squeeze(1) + 1).tolist()]
             self._stops = [*self._starts[1:], len(self)]
@@ -167,7 +167,7 @@ class ClassOrder:
 
 
 def masks_of(anchors: ClassOrder, block: slice, entries: ClassOrder, columns: slice) -> Masks:
-    """Return which of some entries are positives and negatives of a block of anchors."""
+    """Return the masks of the entries `columns` for the anchors `block`."""
     labels = entries.labels[columns]
     positive = anchors.labels[block][:, None] == labels[None, :]
     negative = positive.logical_not()

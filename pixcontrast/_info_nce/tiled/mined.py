@@ -1,12 +1,13 @@
-"""The tiled form with a negative sampler: what is selected, its loss and its gradients.
+"""The tiled form with a negative sampler: selection, loss and gradients.
 
-The selection is saved as thresholds. With them, the backward repeats any part of the selection
-without the rest: a bank may have changed since the forward.
+The selection is saved as thresholds. From these, the backward repeats it for the contrast tensors
+that need a gradient. It does not read the others: a bank may have changed since the forward.
 
-On the CPU, anchors and entries are sorted by class, so the positives of an anchor are a few column
-ranges. They are copied out, and the remaining columns are negatives. Partial sorts select from each
-side; every later step works on the selected candidates alone. The thresholds are those of
-`thresholds.RowCandidates`. Elsewhere, masks of complete rows tell the sides apart.
+On the CPU (`gathered_block`), anchors and entries are sorted by class, so the positives of an
+anchor are a few column ranges. They are copied, and the remaining columns are negatives. Partial
+sorts select from both, and later steps read the selected candidates alone. The thresholds are those
+of `thresholds.RowCandidates`. On other devices (`masked_rows`), masks of complete rows mark
+positives and negatives.
 """
 
 from __future__ import annotations
@@ -38,24 +39,24 @@ from pixcontrast._info_nce.thresholds import (
 from pixcontrast._info_nce.tiled.class_order import reads_are_free
 from pixcontrast._info_nce.tiled.row_blocks import MaskedRows, RowBlocks
 
-# The partial sort has room for this many candidates that tie at a threshold.
+# A partial sort keeps this many more than k candidates, in case they tie with the k-th.
 MAX_TIES = 8
-# Columns are preselected in groups of this size, if more than twice k groups exist.
+# `_topk` preselects groups of this many columns, if there are at least 2·k groups.
 GROUP = 8
 
 
 class TooManyTiesError(Exception):
-    """More candidates tie at a threshold than the partial sort has room for."""
+    """More candidates tie at a threshold than a partial sort keeps."""
 
 
 class TopK:
-    """Candidates of R anchors, of which `find_threshold` leaves the selected ones.
+    """Candidates of R anchors, which `find_threshold` reduces to the selected ones.
 
     Attributes:
-        hardness (Tensor): (R, N), −∞ for columns that are no candidates; then (R, k), of each
-            selected candidate, −∞ where there is none.
-        columns (Tensor, optional): (R, k), column of each selected candidate; None: all columns, in
-            order.
+        hardness (Tensor): (R, N), −∞ for columns that are not candidates. After a selection (R, k),
+            −∞ for padding.
+        columns (Tensor, optional): (R, k), column of each selected candidate. None before a
+            selection.
     """
 
     def __init__(self, hardness: Tensor, available: Tensor, keys: PairKeys | None) -> None:
@@ -68,16 +69,16 @@ class TopK:
         return self._available
 
     def kth_hardness(self, k: Tensor) -> Tensor:
-        """Select the k hardest, and what ties with the last of them.
+        """Select the k hardest candidates, and those that tie with the last of them.
 
         Raises:
-            TooManyTiesError: if more tie than there is room for.
+            TooManyTiesError: if more tie than the partial sort keeps.
         """
         k = torch.minimum(k, self._available).clamp(min=1)
         num_columns = self.hardness.shape[1]
         values, columns = _topk(self.hardness, min(int(k.max()) + MAX_TIES, num_columns))
         num_extra = values.shape[1] - k
-        # The values are in no order; only the smallest few are sorted.
+        # The values are not sorted; sort only the smallest few.
         ascending = values.topk(int(num_extra.max()) + 1, largest=False).values
         least = ascending.gather(1, num_extra)
         if values.shape[1] < num_columns and bool((ascending[:, :1] >= least).any()):
@@ -86,7 +87,7 @@ class TopK:
         return least
 
     def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
-        """Select the k smallest keys of what `kth_hardness` has selected, or of all candidates."""
+        """Select the k smallest keys of the candidates that are left."""
         assert self._keys is not None  # every strategy with keys has drawn a seed
         keys = self._keys.all() if self.columns is None else self._keys.at(self.columns)
         keys.masked_fill_(self.hardness == -torch.inf, LARGEST_KEY)
@@ -113,7 +114,7 @@ def mined_forward(problem: Problem) -> tuple[ForwardResult, Thresholds]:
 def _results(
     blocks: RowBlocks, block: slice, logits: Tensor
 ) -> Iterator[tuple[slice, tuple[ForwardResult, Thresholds]]]:
-    """Yield the results of a row block at once if it can be gathered, else of a few rows each."""
+    """Yield the results of a whole row block, or of a few rows at a time where masks are needed."""
     if reads_are_free(logits.device):
         try:
             yield block, gathered_block(blocks, block, logits)
@@ -138,8 +139,8 @@ def masked_rows(blocks: RowBlocks, part: MaskedRows) -> tuple[ForwardResult, Thr
     positives, _ = positives_of(part.logits, masks.positive, lse, denominator)
     result = complete(problem, DenominatorPartial(lse, None), positives)
     if problem.want_gradient:
-        change = derivative_(part.logits, masks, result.statistics, denominator)
-        gradient = blocks.weighted_sum(change).mul_(problem.inverse_temperature)
+        grad_logits = derivative_(part.logits, masks, result.statistics, denominator)
+        gradient = blocks.weighted_sum(grad_logits).mul_(problem.inverse_temperature)
         result = result._replace(anchor_gradient=gradient)
     return result, thresholds
 
@@ -150,8 +151,8 @@ def gathered_block(
     """Return the result and the thresholds of a row block, whose similarities are overwritten.
 
     Raises:
-        TooManyTiesError: if more similarities tie at a threshold than partial sorts have room for.
-            All that tie are selected, which `masked_rows` can do.
+        TooManyTiesError: if more similarities tie at a threshold than partial sorts keep.
+            `masked_rows` has no such limit.
     """
     problem, denominator = blocks.problem, blocks.problem.denominator
     positives = _take_positives(blocks, block, logits)
@@ -171,23 +172,26 @@ def gathered_block(
     result = complete(problem, DenominatorPartial(lse, None), means)
     if not problem.want_gradient:
         return result, thresholds
-    change = derivative_(similarities, masks, result.statistics, denominator)
-    pushed = derivative_(negatives.hardness, None, result.statistics, denominator)
+    grad_positives = derivative_(similarities, masks, result.statistics, denominator)
+    grad_negatives = derivative_(negatives.hardness, None, result.statistics, denominator)
     if negatives.columns is not None and blocks.entries_are_operands():
         columns = torch.cat([negatives.columns, positives.columns], dim=1)
-        gradient = blocks.weighted_sum_of(columns, torch.cat([pushed, change], dim=1))
+        gradient = blocks.weighted_sum_of(
+            columns, torch.cat([grad_negatives, grad_positives], dim=1)
+        )
     else:
         if negatives.columns is not None:
-            logits.zero_().scatter_(1, negatives.columns, pushed)
-        gradient = blocks.weighted_sum(logits.scatter_add_(1, positives.columns, change))
+            logits.zero_().scatter_(1, negatives.columns, grad_negatives)
+        gradient = blocks.weighted_sum(logits.scatter_add_(1, positives.columns, grad_positives))
     gradient.mul_(problem.inverse_temperature)
     return result._replace(anchor_gradient=gradient), thresholds
 
 
 class _Positives(NamedTuple):
-    """The selected positives of R anchors: hardness (−∞ where there is none) and column, (R, K).
+    """The selected positives of R anchors, their thresholds, and the size of the anchors' classes.
 
-    With their thresholds, and the number of columns of the anchor's class, itself included, (R, 1).
+    `hardness`, −∞ for padding, and `columns` are (R, K); the others are (R, 1). `num_same_class` is
+    the number of columns of the anchor's class, the anchor itself included.
     """
 
     hardness: Tensor
@@ -198,7 +202,7 @@ class _Positives(NamedTuple):
 
 
 def _take_positives(blocks: RowBlocks, block: slice, logits: Tensor) -> _Positives:
-    """Select positives, one class of anchors at a time, and replace the columns of it by −∞."""
+    """Select positives, one class at a time. Overwrite the similarities of the class by −∞."""
     sampler = blocks.sampler
     of_classes = []
     for anchors in blocks.anchors.classes_in(block):
@@ -218,10 +222,12 @@ def _take_positives(blocks: RowBlocks, block: slice, logits: Tensor) -> _Positiv
             [torch.arange(one.start, one.stop, device=logits.device) for one in ranges]
         )
         num_columns = indices.new_full((len(hardness), 1), len(indices))
-        side = TopK(hardness, num_columns - num_own, blocks.keys(anchors, indices))
-        thresholds = find_threshold(sampler, side, sampler.num_positives, hardness)
-        chosen = indices.expand_as(hardness) if side.columns is None else indices[side.columns]
-        of_classes.append(_Positives(side.hardness, chosen, *thresholds, num_columns))
+        candidates = TopK(hardness, num_columns - num_own, blocks.keys(anchors, indices))
+        thresholds = find_threshold(sampler, candidates, sampler.num_positives, hardness)
+        chosen = indices.expand_as(hardness)
+        if candidates.columns is not None:
+            chosen = indices[candidates.columns]
+        of_classes.append(_Positives(candidates.hardness, chosen, *thresholds, num_columns))
 
     num_kept = max(positives.hardness.shape[1] for positives in of_classes)
     padded = [
@@ -239,7 +245,7 @@ def _pad(values: Tensor, num_columns: int, value: float) -> Tensor:
 
 
 def _topk(values: Tensor, k: int, *, largest: bool = True) -> tuple[Tensor, Tensor]:
-    """Return the k largest, or smallest, values of each row and their columns, in no order.
+    """Return the k largest, or smallest, values of each row and their columns, not sorted.
 
     For small k, groups of columns are preselected by their largest, or smallest, value.
     """
@@ -266,7 +272,7 @@ def mined_entries_gradient(
     upstream: Tensor,
     wanted: list[bool],
 ) -> list[Tensor | None]:
-    """Compute the gradient as `tiled_entries_gradient` does, of the selected entries."""
+    """Compute the gradient of the selected entries, as `tiled_entries_gradient` does."""
     results = allocate_entries_gradient(problem, wanted)
     blocks = RowBlocks(problem, wanted)
     for block in blocks.blocks():
@@ -279,8 +285,8 @@ def mined_entries_gradient(
             logits = blocks.rows.new_empty(block.stop - block.start, len(order))
             blocks.write(logits, block, index)
             masks = blocks.mask(block, logits, index).select(thresholds.of(indices))
-            change = derivative_(logits, masks, statistics.of(indices), problem.denominator)
-            change.mul_(scale)
+            grad_logits = derivative_(logits, masks, statistics.of(indices), problem.denominator)
+            grad_logits.mul_(scale)
             for tile in blocks.tiles(index):
-                result[order.indices(tile)] += change[:, tile].T @ blocks.rows[block]
+                result[order.indices(tile)] += grad_logits[:, tile].T @ blocks.rows[block]
     return results

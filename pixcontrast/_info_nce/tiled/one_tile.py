@@ -1,9 +1,9 @@
-"""A problem whose similarities fit into one tile, on the CPU: no sorted tiles, no operator.
+"""The tiled form of a small problem on the CPU, whose similarities fit into one tile.
 
-The masks, the similarities and their exponentials are computed once. Positives are gathered, since
-most anchors have few. The tile of ∂L/∂s is kept for the backward, where each role of a vector costs
-one matrix product. In eager mode an operator of `torch.library` takes longer than the loss of a
-hundred anchors, so this form is an autograd function; torch.compile takes the operators.
+The masks, the similarities and their exponentials are computed once. Positives are gathered,
+because most anchors have few. The tile of ∂L/∂s is saved for the backward, where each role of a
+vector costs one matrix product. This form is an autograd function for eager mode; compiled code
+uses `operators.py`.
 """
 
 from __future__ import annotations
@@ -17,30 +17,34 @@ import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.derivative import losses_and_weight, positives_of
-from pixcontrast._info_nce.first_derivative import is_eager, once, refuse_transforms
+from pixcontrast._info_nce.once_differentiable import (
+    is_eager,
+    once_differentiable,
+    refuse_transforms,
+)
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import Losses
 from pixcontrast._info_nce.tiled.class_order import reads_are_free
 from pixcontrast._info_nce.tiled.similarities import Similarities, max_norm
 from pixcontrast._tensors import without_autocast
 
-# Largest number of anchors and of entries that are not ignored, 16 MB of similarities in float32.
-# Above, sorted tiles are faster, and sum long rows with a smaller rounding error.
+# Largest number of valid anchors, and of valid entries: 16 MB of similarities in float32. For
+# larger problems sorted tiles are faster, and sum long rows with a smaller rounding error.
 MAX_LENGTH = 2048
-# Up to this number of similarities, the terms of all cost less than to gather the positives; above,
-# they do if an anchor may have more positives than this fraction of the entries.
+# With more similarities than this, it is faster to gather the positives than to compute their terms
+# for every entry, unless an anchor has more positives than `MAX_GATHERED` of the entries.
 MAX_UNGATHERED = 1 << 17
 MAX_GATHERED = 1 / 3
-# Up to this number of similarities, their sum with their transpose, which reads columns, costs less
-# than a second matrix product.
+# Up to this number of similarities, adding the transpose of the tile costs less than a second
+# matrix product.
 MAX_TRANSPOSED = 1 << 16
 
 ANCHORS = 2
-"""The anchors' place among the arguments of the autograd function; entries follow."""
+"""Index of the anchors among the arguments of the autograd function; entries follow."""
 
 
 def one_tile_losses(problem: Problem) -> Losses | None:
-    """Compute the losses, differentiable once; None if the problem is not one for this form."""
+    """Compute the losses, differentiable once; None if this form does not support the problem."""
     if problem.negative_sampler is not None or problem.group is not None:
         return None
     if not (is_eager(problem) and reads_are_free(problem.anchors.device)):
@@ -88,11 +92,11 @@ def _take(tensors: Sequence[Tensor], indices: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Columns(NamedTuple):
-    """The columns of a contrast tensor in the tile.
+    """A contrast tensor in the tile.
 
     Attributes:
-        range: the columns.
-        operand: (n, D), the entries.
+        range: its columns.
+        operand: (n, D), the entries as operands.
         is_anchors: whether the entries are the anchors.
     """
 
@@ -125,27 +129,29 @@ class _OneTile(torch.autograd.Function):
         if logits.numel() > MAX_UNGATHERED:
             gathered = _gather(problem.labels, labels, parts)
         if gathered is None:
-            of_positives = logits
-            inside, positive = _mask(problem, logits, torch.empty_like(logits), labels, parts)
+            positive_logits = logits
+            masked_logits, positive = _mask(
+                problem, logits, torch.empty_like(logits), labels, parts
+            )
         else:
             indices, positive = gathered
-            of_positives = logits.gather(1, indices)
-            inside, _ = _mask(problem, logits, logits, labels, parts)
-        likelihood, lse = _softmax(inside, bounded=bounded)
-        means, strength = positives_of(of_positives, positive, lse, problem.denominator)
+            positive_logits = logits.gather(1, indices)
+            masked_logits, _ = _mask(problem, logits, logits, labels, parts)
+        likelihood, lse = _softmax(masked_logits, bounded=bounded)
+        means, strength = positives_of(positive_logits, positive, lse, problem.denominator)
         losses, has_positive, weight = losses_and_weight(lse, means, problem.denominator)
 
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(has_positive)
         if is_grad_enabled and any(ctx.needs_input_grad):
-            # ∂L/∂s as `derivative_` computes it, from exp(s − Z) and f·σ(Z − s).
-            change = likelihood.mul_(weight[:, None])
+            # ∂L/∂s as in `derivative_`: w·exp(s − Z) − f·σ(Z − s).
+            grad_logits = likelihood.mul_(weight[:, None])
             if gathered is None:
-                change.sub_(strength)
+                grad_logits.sub_(strength)
             else:
-                change.scatter_add_(1, indices, strength.neg_())
+                grad_logits.scatter_add_(1, indices, strength.neg_())
             ctx.inverse_temperature = problem.inverse_temperature
-            _save_for_backward(ctx, change, rows, parts, anchors, entries)
+            _save_for_backward(ctx, grad_logits, rows, parts, anchors, entries)
         return losses, has_positive
 
     @staticmethod
@@ -154,7 +160,7 @@ class _OneTile(torch.autograd.Function):
         gradients: list[Tensor | None] = [None] * len(wanted)
         if upstream is None:
             return tuple(gradients)
-        change, rows, anchors, *saved = ctx.saved_tensors
+        grad_logits, rows, anchors, *saved = ctx.saved_tensors
         num_others = len(ctx.others)
         operands, entries, fixed = (
             saved[:num_others],
@@ -163,29 +169,30 @@ class _OneTile(torch.autograd.Function):
         )
         with without_autocast(rows.device):
             scale = (upstream * ctx.inverse_temperature)[:, None]
-            unscaled, change = change, change * scale
+            unscaled_grad, grad_logits = grad_logits, grad_logits * scale
             by_anchors = [product * scale for product in fixed]
             for columns in ctx.own_columns:
-                own = change[:, columns]
+                own = grad_logits[:, columns]
                 if own.numel() <= MAX_TRANSPOSED:
                     by_anchors.append((own + own.T) @ rows)
                 else:
                     by_anchors.append((own @ rows).addmm_(own.T, rows))
             for (index, columns), operand, given in zip(ctx.others, operands, entries, strict=True):
                 if wanted[ANCHORS]:
-                    # Scaled after the product, as for entries without a gradient: equal bits.
-                    by_anchors.append((unscaled[:, columns] @ operand) * scale)
-                gradients[index] = (change[:, columns].T @ rows).to(given.dtype)
+                    # Scale after the product, as for entries without a gradient, so that both
+                    # cases give the same bits.
+                    by_anchors.append((unscaled_grad[:, columns] @ operand) * scale)
+                gradients[index] = (grad_logits[:, columns].T @ rows).to(given.dtype)
             if wanted[ANCHORS]:
                 total = sum(by_anchors[1:], start=by_anchors[0])
                 gradients[ANCHORS] = total.to(anchors.dtype)
         sources = (upstream, anchors, *entries)
-        return tuple(once(gradient, sources) for gradient in gradients)
+        return tuple(once_differentiable(gradient, sources) for gradient in gradients)
 
 
 def _save_for_backward(
     ctx: Any,
-    change: Tensor,
+    grad_logits: Tensor,
     rows: Tensor,
     parts: list[_Columns],
     anchors: Tensor,
@@ -193,8 +200,8 @@ def _save_for_backward(
 ) -> None:
     """Save ∂L/∂s and the operands that the backward multiplies it with.
 
-    Entries without a gradient are multiplied now and not saved: a bank may be written to in place
-    before the backward.
+    Entries without a gradient are multiplied now and not saved, because a bank may be updated in
+    place before the backward.
     """
     by_anchors = ctx.needs_input_grad[ANCHORS]
     ctx.own_columns = [part.range for part in parts if part.is_anchors and by_anchors]
@@ -206,8 +213,8 @@ def _save_for_backward(
             operands.append(part.operand)
             given.append(tensor)
         elif by_anchors:
-            fixed.append(change[:, part.range] @ part.operand)
-    ctx.save_for_backward(change, rows, anchors, *operands, *given, *fixed)
+            fixed.append(grad_logits[:, part.range] @ part.operand)
+    ctx.save_for_backward(grad_logits, rows, anchors, *operands, *given, *fixed)
 
 
 def _similarities(
@@ -223,37 +230,36 @@ def _similarities(
     return logits, similarities.bounded
 
 
-def _softmax(inside: Tensor, *, bounded: bool) -> tuple[Tensor, Tensor]:
-    """Return exp(s − Z) (M, N) and Z (M,). `inside`, which is overwritten, is from `_mask`."""
+def _softmax(masked_logits: Tensor, *, bounded: bool) -> tuple[Tensor, Tensor]:
+    """Return exp(s − Z) (M, N) and Z (M,) of the result of `_mask`, which is overwritten."""
     if bounded:
-        likelihood = inside.exp_()
+        likelihood = masked_logits.exp_()
         sums = likelihood.sum(dim=1)
         # An empty denominator has no exponential above 0.
         inverse = sums.clamp(min=torch.finfo(sums.dtype).tiny).reciprocal_()
         return likelihood.mul_(inverse[:, None]), sums.log_()
-    likelihood = inside.softmax(dim=1)
-    return likelihood, inside.amax(dim=1) - likelihood.amax(dim=1).log_()
+    likelihood = masked_logits.softmax(dim=1)
+    return likelihood, masked_logits.amax(dim=1) - likelihood.amax(dim=1).log_()
 
 
 def _mask(
     problem: Problem, logits: Tensor, out: Tensor, labels: Tensor, parts: list[_Columns]
 ) -> tuple[Tensor, Tensor]:
-    """Return similarities that are very low outside the denominator, and the positives (M, N).
+    """Return the similarities, very low outside the denominator, and the mask of the positives.
 
-    The former are written to `out`, which may be the similarities themselves.
-
-    The positives are 0 and 1 in the dtype of the similarities, because an addition is faster than
-    a selection by a bool. −∞ would leave NaN where a denominator is empty.
+    Both are (M, N). The similarities are written to `out`, which may be `logits`. The mask is 0
+    and 1 in the same dtype, because adding it is faster than `where`. The low value is finite: the
+    softmax of a row of −∞ would be NaN.
     """
     # Similarities are within a quarter of the largest number, so the sum is finite.
     lowest = -0.75 * torch.finfo(logits.dtype).max
     positive = torch.eq(problem.labels[:, None], labels, out=torch.empty_like(logits))
-    leaves_out_positives = problem.denominator == "negatives"
-    torch.add(logits, positive, alpha=lowest if leaves_out_positives else 0.0, out=out)
+    excludes_positives = problem.denominator == "negatives"
+    torch.add(logits, positive, alpha=lowest if excludes_positives else 0.0, out=out)
     for part in parts:
         if part.is_anchors:
             positive[:, part.range].fill_diagonal_(0.0)
-            if not leaves_out_positives:
+            if not excludes_positives:
                 out[:, part.range].fill_diagonal_(lowest)
     return out, positive
 
@@ -261,7 +267,7 @@ def _mask(
 def _gather(
     anchor_labels: Tensor, labels: Tensor, parts: list[_Columns]
 ) -> tuple[Tensor, Tensor] | None:
-    """Return columns (M, P) that contain every positive and whether each is one; None: too many."""
+    """Return columns (M, P) with all positives, and which are positives; None if P is large."""
     ascending, order = labels.sort(stable=True)
     first = torch.searchsorted(ascending, anchor_labels)
     count = torch.searchsorted(ascending, anchor_labels, right=True).sub_(first)

@@ -1,4 +1,4 @@
-"""The equation in its tiled form: bounded memory, any device, the gradient made in the forward.
+"""The tiled form: bounded memory, any device, the gradient computed in the forward.
 
 The negative side of the loss is an attention (queries are anchors, keys and values are entries),
 and its output is the negative part of the anchors' gradient:
@@ -6,8 +6,9 @@ and its output is the negative part of the anchors' gradient:
     τ · ∂L_i/∂a_i = w_i · o_i − 1/|P_i| Σ_p σ(Z_i − s_ip) k_p,    o_i = Σ_n softmax_n(s_i) k_n
 
 The first pass computes Z and o, one tile at a time. The second pass visits the positives alone and
-computes the loss, w and the rest. The gradient of the anchors in their role as anchors is complete
-when the forward ends. Entries that require a gradient take one more pass in the backward.
+computes the loss, w and the positive part of the gradient. The gradient of the anchors in their
+role as anchors is complete when the forward ends. Entries that require a gradient take one more
+pass in the backward.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class TiledPasses:
         """Compute Z and o over N_i, or over everything but i itself for `"all"`."""
         tiling, want_gradient = self._tiling, self._problem.want_gradient
         softmax = OnlineSoftmax(tiling.rows, bounded=tiling.bounded, weighted=want_gradient)
-        # Attention always computes o, so it is used only if o is requested.
+        # Use attention only if o is requested, because it always computes o.
         for tile in tiling.in_denominator(attending=want_gradient):
             outside = tiling.outside_denominator(tile)
             if outside is None and want_gradient and tiling.may_attend(tile.contrast_index):
@@ -78,17 +79,17 @@ class TiledPasses:
         return DenominatorPartial(self._unsort(found.lse, -torch.inf), negative_mean)
 
     def positives(self, lse: Tensor) -> PositivesPartial:
-        """Compute the means over the positives, which are in few tiles of sorted entries."""
+        """Compute the means over the positives. Sorted entries have them in few tiles."""
         tiling, denominator = self._tiling, self._problem.denominator
         want_gradient = self._problem.want_gradient
         count = self._count_positives()
         inv_num_positives = inverse_or_zero(count, lse.dtype)[:, None]
         lse = lse[self._indices][:, None]
         losses, weight = torch.zeros_like(lse), torch.zeros_like(lse)
-        # Without rows if it is not requested.
+        # It has no rows if no gradient is requested.
         positive_grad = lse.new_zeros(len(lse) if want_gradient else 0, tiling.rows.shape[1])
-        # The sum of many finite terms could overflow. Divide each term by |P_i|, or, if the terms
-        # are known to be small, the sum.
+        # The sum of many finite terms could overflow, so divide each term by |P_i|. If the terms
+        # are known to be small, divide the sum.
         per_term = None if tiling.bounded else inv_num_positives
         for tile in tiling.with_positives():
             logits = tiling.logits(tile)
@@ -103,7 +104,7 @@ class TiledPasses:
             if denominator == "negatives":
                 weight[tile.block] += strength.sum(dim=1, keepdim=True)
             if want_gradient:
-                # Not addmm_: a product that starts from a large sum loses digits of its terms.
+                # Not addmm_: adding each term to a large sum would lose digits of the terms.
                 positive_grad[tile.block] += strength @ tile.entries
         if tiling.bounded:
             for sums in (losses, weight, positive_grad):
@@ -145,7 +146,7 @@ def tiled_entries_gradient(
     statistics = statistics.of(tiling.indices)
     scale = upstream[tiling.indices][:, None] * problem.inverse_temperature
     for tile in tiling.all():
-        change = derivative_(
+        grad_logits = derivative_(
             tiling.logits(tile),
             tiling.masks(tile),
             statistics.of(tile.block),
@@ -153,5 +154,5 @@ def tiled_entries_gradient(
         ).mul_(scale[tile.block])
         result, order = results[tile.contrast_index], tiling.contrast[tile.contrast_index]
         assert result is not None
-        result[order.indices(tile.columns)] += change.T @ tiling.rows[tile.block]
+        result[order.indices(tile.columns)] += grad_logits.T @ tiling.rows[tile.block]
     return results

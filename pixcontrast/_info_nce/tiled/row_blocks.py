@@ -1,7 +1,7 @@
 """Row blocks, the tiles of mining: a few anchors against every contrast entry.
 
-An exact selection needs an anchor's complete row of similarities, so a row block has as many
-complete rows as fit into a fixed number of similarities, and at least one.
+An exact selection needs an anchor's complete row of similarities. A row block has as many complete
+rows as fit into a fixed number of similarities, and at least one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pixcontrast._info_nce.tiled.similarities import TILE_ROWS, Similarities, sp
 
 # Similarities of a row block: 64 rows of 100,000 entries. Products of fewer rows are slow.
 BLOCK_SIZE = 13 << 19
-# Similarities that are masked at a time: about a dozen tensors of this size exist at once.
+# Similarities that are masked at a time. About a dozen tensors of this size exist at once.
 MASKED_SIZE = 1 << 20
 
 
 class MaskedRows(NamedTuple):
     """A few anchors, `rows` of `RowBlocks.anchors`, against some columns, (R, T) each.
 
-    `keys` are the random keys, None if the strategy draws nothing.
+    `keys` are the random keys, or None if the strategy is not random.
     """
 
     rows: slice
@@ -45,7 +45,7 @@ class MaskedRows(NamedTuple):
 class RowBlocks:
     """Computes the row blocks of a problem. The columns are the ordered entries of all tensors.
 
-    Only labels are read of contrast tensors that are not `wanted`.
+    Of contrast tensors that are not `wanted`, only the labels are read.
 
     Attributes:
         rows (Tensor): (m, D), the ordered anchors as operands.
@@ -141,7 +141,7 @@ class RowBlocks:
     def weighted_sum_of(self, columns: Tensor, weights: Tensor) -> Tensor:
         """Return (R, D) Σ_j w_ij k_j over each row's own columns (R, k), for weights (R, k).
 
-        The few entries are read in place, which needs `entries_are_operands`.
+        Entries are read in place. This needs `entries_are_operands`.
         """
         result = self.rows.new_zeros(weights.shape[0], self.rows.shape[1])
         for order, own in zip(self.contrast, self.columns, strict=True):

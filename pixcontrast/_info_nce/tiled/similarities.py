@@ -1,4 +1,4 @@
-"""The products of a tile: its similarities, or Z and o by PyTorch's attention for the CPU.
+"""Compute the similarities of a tile, or its Z and o by PyTorch's attention for the CPU.
 
 Similarities are one matrix product, scaled by 1/τ and saturated where necessary. If every entry of
 a tile counts for every anchor, Z and o are an attention with the anchors as queries and the entries
@@ -18,12 +18,12 @@ from torch import Tensor
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.tiled.class_order import ClassOrder, reads_are_free
 
-# A tile has at most 1,024 × 4,096 similarities, 16 MB in float32. Products of fewer rows are below
-# the processor's rate, and more columns gain nothing (docs/performance.md).
+# A tile has at most 1,024 × 4,096 similarities, 16 MB in float32. Products of fewer rows are
+# slower, and more columns gain nothing (docs/performance.md).
 TILE_ROWS = 1024
 TILE_COLUMNS = 4096
-# One product writes the tile; exp, a sum and a second product read it. It may take a quarter of the
-# CPU's cache, which also holds the operands.
+# A tile takes at most this fraction of the CPU's last-level cache: it is written once and read
+# three times, and the cache also holds the operands.
 CACHE_FRACTION = 0.25
 # Assumed size of the last-level cache, in bytes, if the system does not report it.
 ASSUMED_CACHE = 16 << 20
@@ -32,9 +32,9 @@ ASSUMED_CACHE = 16 << 20
 # maximum has to be subtracted. The largest exponents are 88 in float32 and 709 in float64.
 BOUNDED_LOGIT = {torch.float32: 40.0, torch.float64: 300.0}
 
-# Largest number of entries of one attention. Merging costs D numbers a row, little beside this.
+# Largest number of entries of one attention. The cost of merging its result is small beside this.
 MAX_ATTENDED = 4096
-# Each thread takes entries of its own if it gets at least this many: the kernel works on 512.
+# The entries are split over threads if each gets at least this many, the block size of the kernel.
 MIN_ATTENDED_PER_THREAD = 512
 
 _ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
@@ -58,8 +58,8 @@ class Similarities:
         scaled_norm = row_norm * self._scale
         self.bounded = scaled_norm * max(norms, default=0.0) <= BOUNDED_LOGIT[problem.compute_dtype]
         # A library may scale the rows before the product or the results after it, and neither may
-        # overflow. Each tensor is decided on its own: a backward that needs only one of them must
-        # compute the same bits.
+        # overflow. Decide for each tensor independently of the others: a backward that reads only
+        # some of them must compute the same bits.
         largest = max(scaled_norm, row_norm)
         self.may_saturate = [not largest * max(norm, 1.0) < self._limit for norm in norms]
 
@@ -73,7 +73,7 @@ class Similarities:
         return cls(problem, max_norm(rows), norms)
 
     def write(self, logits: Tensor, rows: Tensor, entries: Tensor, index: int) -> None:
-        """Overwrite `logits` (R, T) by the similarities of rows with entries of a tensor."""
+        """Overwrite `logits` (R, T) by the similarities of rows with entries of tensor `index`."""
         if self.may_saturate[index]:
             torch.mm(rows, entries.T, out=logits)
             logits.mul_(self._scale).clamp_(-self._limit, self._limit)

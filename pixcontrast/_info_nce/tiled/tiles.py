@@ -21,20 +21,19 @@ from pixcontrast._info_nce.tiled.similarities import (
     tile_columns,
 )
 
-# Rows of a tile of positives. The fewer rows, the fewer columns hold their positives: about
-# 1/C + rows/M of the sorted entries.
+# Rows of a tile of positives. Their positives are in about 1/C + rows/M of the sorted columns.
 POSITIVE_ROWS = 64
-# A product of fewer rows takes twice the time of one of this many (docs/performance.md).
+# A product of slightly fewer rows takes twice the time (docs/performance.md), so it is padded.
 MIN_ROWS = 64
 
-# Tiles are cut at the ends of a class, and then need no mask, if it fills this fraction of a tile.
+# A class that fills this fraction of a tile gets tiles of its own, which need no mask.
 LONG_CLASS = 1 / 8
 
 
 class Tile(NamedTuple):
-    """A block of R rows of `Tiling.rows` with T entries of a contrast tensor, (T, D) operands.
+    """A tile: R rows of `Tiling.rows` against T entries of a contrast tensor, (T, D) operands.
 
-    `all_negative` says that every entry is known to be a negative of every anchor.
+    `all_negative`: every entry is known to be a negative of every anchor.
     """
 
     contrast_index: int
@@ -52,8 +51,8 @@ class Tiling:
         indices (slice or Tensor): their indices in the caller's order.
         contrast (dict of ClassOrder): the ordered entries of contrast tensors, by their index.
         rows (Tensor): the ordered anchors as operands: (m, D), or (2·m, D) if `doubled`.
-        doubled (bool): whether the anchors are stored twice. All anchors but those of one class are
-            then one slice: it starts after the class and wraps around.
+        doubled (bool): whether `rows` has the anchors twice, one copy after the other. All anchors
+            except those of one class are then one slice, which starts after the class.
         bounded (bool): whether every similarity is known to be small, see `Similarities`.
     """
 
@@ -73,7 +72,7 @@ class Tiling:
         self._buffer = self.rows.new_empty(max_rows * min(self._max_columns, max_entries))
 
     def all(self) -> Iterator[Tile]:
-        """Yield every tile. The entries of a column are converted once."""
+        """Yield every tile. Each entry is converted to an operand once."""
         for index, order in self.contrast.items():
             for columns in split(slice(0, len(order)), self._max_columns):
                 entries = order.operands(columns)
@@ -81,9 +80,9 @@ class Tiling:
                     yield Tile(index, block, columns, entries)
 
     def in_denominator(self, *, attending: bool) -> Iterator[Tile]:
-        """Yield the tiles that Z sums over: all but those of positives alone, if Z excludes them.
+        """Yield the tiles that Z sums over. If Z excludes positives, omit tiles of positives alone.
 
-        With `attending`, long classes are cut less often if attention computes their tiles.
+        With `attending`, tiles of long classes are larger where attention computes them.
         """
         all_anchors = slice(0, len(self.anchors))
         for index, order in self.contrast.items():
@@ -102,7 +101,7 @@ class Tiling:
     def with_positives(self) -> Iterator[Tile]:
         """Yield tiles that contain all positives, in as few columns as the order allows."""
         for block in _cut(self.anchors, POSITIVE_ROWS, POSITIVE_ROWS):
-            # The buffer has room for more columns of fewer rows.
+            # The fewer rows, the more columns fit into the buffer.
             max_columns = max(1, len(self._buffer) // max(MIN_ROWS, block.stop - block.start))
             for index, order in self.contrast.items():
                 same_classes = order.slice_with_classes_of(self.anchors, block)
@@ -112,7 +111,7 @@ class Tiling:
     def may_attend(self, index: int) -> bool:
         """Return whether PyTorch's attention can compute a contrast tensor's tiles without mask."""
         if self._problem.denominator == "all" and self.contrast[index].is_anchors:
-            return False  # each anchor is left out of its own denominator
+            return False  # each anchor is excluded from its own denominator
         return can_attend(self.rows) and not self._similarities.may_saturate[index]
 
     def attend(self, tile: Tile) -> Iterator[tuple[Tensor, Tensor]]:
@@ -145,7 +144,7 @@ class Tiling:
         return masks_of(self.anchors, tile.block, order, tile.columns)
 
     def outside_denominator(self, tile: Tile) -> Tensor | None:
-        """Return (R, T) bool, the similarities that Z leaves out; None: it sums over all."""
+        """Return the mask (R, T) of similarities that Z excludes, or None if it sums over all."""
         denominator = self._problem.denominator
         order = self.contrast[tile.contrast_index]
         if denominator == "all" and order.sorted and not order.is_anchors:

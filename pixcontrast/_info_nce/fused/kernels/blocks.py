@@ -1,11 +1,11 @@
-"""What each block of contrast entries holds, and which blocks a program visits.
+"""The survey: which classes each block of contrast entries has, and which blocks to visit.
 
-A bank is sorted by class: a block of its entries holds one class or two, or nothing that was
-written. A full block has as many valid entries as fit, a mixed block fewer, an empty block none.
-The kernels visit and mask blocks by a survey, which stays on the device. Its rows have
+A bank is sorted by class: most blocks of its entries have one or two classes, or no written slot. A
+full block has only valid entries, a mixed block some, an empty block none. By the survey, which
+stays on the device, the kernels decide which blocks to visit and to mask. Its rows have
 num_blocks + 1 integers each:
 
-    0  the smallest class in each block; in an empty block it is above the largest one
+    0  the smallest class in each block; in an empty block it is larger than row 1
     1  the largest class in each block
     2  the number of valid entries of each block
     3  the number of full blocks before each block, and in total
@@ -26,7 +26,7 @@ SURVEY_ROWS = 10
 FULL_BEFORE, MIXED_BEFORE, MIXED, NONEMPTY, RUN_STARTS, RUN_STOPS, NUM_RUNS = map(
     tl.constexpr, range(3, SURVEY_ROWS)
 )
-# Blocks whose rows of the survey a program reads at once.
+# Number of blocks of the survey that a program reads at a time.
 CHUNK = tl.constexpr(1024)
 
 
@@ -34,10 +34,10 @@ CHUNK = tl.constexpr(1024)
 def classes_kernel(
     labels, anchor_labels, num_valid, classes, survey, num_entries, num_steps, BLOCK_N: tl.constexpr
 ):
-    """Program j: the class of each entry of block j, and rows 0 to 2 of the survey.
+    """Program j writes the class of each entry of block j, and rows 0 to 2 of the survey.
 
-    A class is an odd number that ascends with the labels of the anchors, an even number for a label
-    that no anchor has, and −1 for an ignored entry.
+    Classes ascend with the labels: odd numbers for labels of valid anchors, even numbers for other
+    labels, −1 for ignored entries.
     """
     block = tl.program_id(0)
     ids = block * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -66,7 +66,7 @@ def classes_kernel(
 
 @triton.jit(do_not_specialize=["num_blocks"])
 def index_kernel(survey, num_blocks, BLOCK_N: tl.constexpr):
-    """Write the other rows of the survey. One program."""
+    """Write rows 3 to 9 of the survey, in one program."""
     stride = num_blocks + 1
     sizes = survey + 2 * stride
     num_full = num_blocks * 0
@@ -102,9 +102,9 @@ def index_kernel(survey, num_blocks, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def at(survey, num_blocks, ROW: tl.constexpr, place):
-    """Return one number of the survey."""
-    return tl.load(survey + (num_blocks + 1) * ROW + place)
+def at(survey, num_blocks, ROW: tl.constexpr, index):
+    """Return one integer of the survey."""
+    return tl.load(survey + (num_blocks + 1) * ROW + index)
 
 
 @triton.jit
@@ -116,10 +116,10 @@ def class_range(anchors, first_anchor, num_valid, BLOCK: tl.constexpr):
 
 @triton.jit
 def of_classes(survey, num_blocks, low, high, ONLY: tl.constexpr):
-    """Return the first block that may hold a class in [low, high], and one past the last one.
+    """Return the first block that may have a class in [low, high], and one past the last one.
 
-    With `ONLY`, the blocks that hold no class but low == high. The range is empty if low < high or
-    if there are other blocks between them.
+    With `ONLY`, return the range of the blocks whose only class is low == high. It is empty if
+    low < high, or if there are other blocks between them.
     """
     first = num_blocks
     stop = num_blocks * 0
@@ -147,7 +147,7 @@ def of_classes(survey, num_blocks, low, high, ONLY: tl.constexpr):
 
 @triton.jit
 def split_range(total, split, num_splits):
-    """Return the range of one of `num_splits` nearly equal parts of `total` visits."""
+    """Return the range of one of `num_splits` nearly equal splits of `total` visits."""
     return total * split // num_splits, total * (split + 1) // num_splits
 
 
@@ -160,10 +160,11 @@ def counts_before(survey, num_blocks, block):
 
 @triton.jit
 def full_segment(survey, num_blocks, segment, hull, hull_stop, full_in_hull, first, stop):
-    """Return the blocks of a segment that belong to a split of the full blocks outside a hull.
+    """Return the range of blocks of a segment that belong to a split.
 
-    Each run of full blocks has two segments, one before the hull and one after it. The full blocks
-    outside the hull are counted in their order; the split is the range [first, stop) of them.
+    A hull divides each run of full blocks into two segments, one before and one after it. The full
+    blocks outside the hull are numbered in order, and the split is the range [first, stop) of these
+    numbers.
     """
     run_start = at(survey, num_blocks, RUN_STARTS, segment // 2)
     run_stop = at(survey, num_blocks, RUN_STOPS, segment // 2)
@@ -177,16 +178,16 @@ def full_segment(survey, num_blocks, segment, hull, hull_stop, full_in_hull, fir
 
 @triton.jit
 def nonempty_before(survey, num_blocks, block):
-    """Return the number of blocks before a block that are not empty."""
+    """Return the number of nonempty blocks before a block."""
     full, mixed = counts_before(survey, num_blocks, block)
     return full + mixed
 
 
 @triton.jit
-def nonempty_places(survey, num_blocks, hull, hull_stop, gap, gap_stop):
-    """Count the blocks that are not empty: before the hull, before the gap, in it, and to visit.
+def count_nonempty(survey, num_blocks, hull, hull_stop, gap, gap_stop):
+    """Count the nonempty blocks before the hull, before the gap, in the gap, and to visit.
 
-    The blocks to visit are those of the hull without the gap.
+    The blocks to visit are those of the hull outside the gap.
     """
     before_hull = nonempty_before(survey, num_blocks, hull)
     before_gap = nonempty_before(survey, num_blocks, gap)
@@ -196,6 +197,6 @@ def nonempty_places(survey, num_blocks, hull, hull_stop, gap, gap_stop):
 
 
 @triton.jit
-def skip_gap(place, before_gap, in_gap):
-    """Return the place of a block that was counted without those of a gap."""
-    return place + tl.where(place >= before_gap, in_gap, 0)
+def skip_gap(index, before_gap, in_gap):
+    """Convert an index that leaves out the blocks of a gap to one that counts them."""
+    return index + tl.where(index >= before_gap, in_gap, 0)

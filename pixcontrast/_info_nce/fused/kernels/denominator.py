@@ -1,9 +1,9 @@
-"""The pass over the entries of Z: an attention whose output is the negative part of the gradient.
+"""The denominator pass: an attention whose output is the negative part of the gradient.
 
-Queries are anchors, keys and values are contrast entries. Each program computes a partial result of
-a block of anchors over a split of the entries: a maximum, Σ exp(s − maximum) and
-Σ exp(s − maximum)·k. Exponentials and similarities are to the base 2. A second kernel merges the
-partial results of Z in a fixed order.
+Queries are anchors, keys and values are contrast entries. Each program computes the partial result
+of a block of anchors over a split of the entries: the maximum, Σ exp(s − maximum) and
+Σ exp(s − maximum)·k, to the base 2. A second kernel merges the partial results of Z in a fixed
+order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _accumulate(logits, entry_tile, maximum, total, weighted, settings, MASKED: 
         raised = tl.maximum(maximum, tl.max(logits, 1))
         reference = raised
         if MASKED:
-            # exp2(−∞ − −∞) is NaN: a row without entries so far is kept relative to 0.
+            # exp2(−∞ − −∞) is NaN: use 0 as the reference of a row without entries so far.
             reference = tl.where(raised == float("-inf"), 0.0, raised)
         rescaled = tl.exp2(maximum - reference)
         likelihoods = tl.exp2(logits - reference[:, None])
@@ -53,7 +53,7 @@ def denominator_kernel(
     """Program (i, k): the partial result of anchor block i over the k-th split of the entries.
 
     The first loop visits full blocks in which every entry belongs to Z of every anchor; they need
-    no mask. The second loop visits all other blocks that are not empty.
+    no mask. The second loop visits all other nonempty blocks.
     """
     first_anchor = tl.program_id(0) * settings.BLOCK_M
     split = tl.program_id(1)
@@ -65,7 +65,7 @@ def denominator_kernel(
     anchor_ids, is_anchor, anchor_tile, _ = rows
     maximum = tl.full([settings.BLOCK_M], float("-inf"), dtype=tl.float32)
     total = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
-    # Without a gradient this is the smallest tensor there can be.
+    # Without a gradient, `weighted` is not used and as small as possible.
     num_components: tl.constexpr = settings.BLOCK_D if settings.WEIGHTED else 1
     weighted = tl.zeros([settings.BLOCK_M, num_components], dtype=tl.float32)
     mined: tl.constexpr = thresholds is not None
@@ -74,8 +74,8 @@ def denominator_kernel(
         key = tile.load(thresholds.negative_key, anchor_ids, is_anchor)[:, None]
         bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[:, None]
 
-    # The hull holds the blocks whose mask depends on the anchor. The gap is the part of it whose
-    # entries are positives of all of these anchors, none of which belongs to Z.
+    # The hull is a range of blocks that includes all whose mask depends on the anchor. The gap is a
+    # range inside the hull whose entries are positives of all these anchors and not part of Z.
     hull = num_blocks * 0
     hull_stop = num_blocks * 0
     gap = num_blocks * 0
@@ -96,7 +96,7 @@ def denominator_kernel(
     full_in_hull -= full_before
     mixed_in_hull -= mixed_before
     first, stop = blocks.split_range(num_full - full_in_hull, split, num_splits)
-    # Each run of full blocks has two segments, one before the hull and one after it.
+    # The hull divides each run of full blocks into two segments, see `blocks.full_segment`.
     for segment in range(2 * blocks.at(survey, num_blocks, blocks.NUM_RUNS, 0)):
         segment_start, segment_stop = blocks.full_segment(
             survey, num_blocks, segment, hull, hull_stop, full_in_hull, first, stop
@@ -107,8 +107,8 @@ def denominator_kernel(
             logits = tile.similarities(anchor_tile, entry_tile, settings)
             if mined:
                 other_bits = tl.load(entries.key_bits + ids)[None, :]
-                counts = tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
-                logits = tl.where(counts, logits, float("-inf"))
+                counted = tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
+                logits = tl.where(counted, logits, float("-inf"))
             maximum, total, weighted = _accumulate(
                 logits, entry_tile, maximum, total, weighted, settings, mined
             )
@@ -116,19 +116,19 @@ def denominator_kernel(
     if mined and settings.ALL:
         own_threshold = tile.load(thresholds.positive_logit, anchor_ids, is_anchor)[:, None]
         own_key = tile.load(thresholds.positive_key, anchor_ids, is_anchor)[:, None]
-    # The visits of the second loop: the hull without the gap, then the mixed blocks outside it.
-    before_hull, before_gap, in_gap, hull_visits = blocks.nonempty_places(
+    # The second loop visits the hull without the gap, then the mixed blocks outside the hull.
+    before_hull, before_gap, in_gap, hull_visits = blocks.count_nonempty(
         survey, num_blocks, hull, hull_stop, gap, gap_stop
     )
     num_visits = hull_visits + num_mixed - mixed_in_hull
     first, stop = blocks.split_range(num_visits, split, num_splits)
     for visit in range(first, stop):
         if visit < hull_visits:
-            place = blocks.skip_gap(before_hull + visit, before_gap, in_gap)
-            block = blocks.at(survey, num_blocks, blocks.NONEMPTY, place)
+            index = blocks.skip_gap(before_hull + visit, before_gap, in_gap)
+            block = blocks.at(survey, num_blocks, blocks.NONEMPTY, index)
         else:
-            place = blocks.skip_gap(visit - hull_visits, mixed_before, mixed_in_hull)
-            block = blocks.at(survey, num_blocks, blocks.MIXED, place)
+            index = blocks.skip_gap(visit - hull_visits, mixed_before, mixed_in_hull)
+            block = blocks.at(survey, num_blocks, blocks.MIXED, index)
         ids, entry_tile, logits, positive, negative, pair = tile.load_pairs(
             rows, entries, block, num_entries, anchors, settings
         )
@@ -140,8 +140,8 @@ def denominator_kernel(
                     logits, own_threshold, own_key, bits, other_bits, POSITIVE=True
                 )
             pair = positive | negative
-        counts = pair if settings.ALL else negative
-        logits = tl.where(counts, logits, float("-inf"))
+        counted = pair if settings.ALL else negative
+        logits = tl.where(counted, logits, float("-inf"))
         maximum, total, weighted = _accumulate(
             logits, entry_tile, maximum, total, weighted, settings, True
         )
@@ -156,7 +156,7 @@ def denominator_kernel(
 
 @triton.jit(do_not_specialize=["num_anchors", "num_splits"])
 def lse_kernel(anchors, num_anchors, partials, num_splits, settings):
-    """Compute Z of each anchor to the base 2 over all splits; −∞ if no entry belongs to it."""
+    """Merge Z of each anchor to the base 2 over all splits; −∞ without an entry."""
     ids = tl.program_id(0) * settings.BLOCK_M + tl.arange(0, settings.BLOCK_M)
     inside = ids < tl.load(anchors.num_valid)
     maximum = tl.zeros([settings.BLOCK_M], dtype=tl.float32)

@@ -1,8 +1,9 @@
 """The gradient of contrast entries, and of the anchors against themselves in both of their roles.
 
-Each program takes a block of entries and a split of the anchors, whose Z, w and 1/|P| are known. If
-the anchors are the entries, the coefficients of both roles, G + Gᵀ, are computed from one product:
-s_ij equals s_ji up to rounding. Mining needs s_ij to the bit and computes one role at a time.
+Each program computes a block of entries from a split of the anchors, whose Z, w and 1/|P| are
+known. If the entries are the anchors, the coefficients of both roles, G + Gᵀ, are computed from one
+product, because s_ij equals s_ji up to rounding. Mining needs bit-identical s_ij, so each role is
+computed separately.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pixcontrast._info_nce.fused.kernels import blocks, tile
 def _coefficients(logits, positive, negative, known, ALL: tl.constexpr):
     """Return ∂L/∂s times the upstream gradient, as `derivative.py` defines it."""
     lse, weight, inv_num_positives, upstream = known
-    # No likelihood of a counted entry exceeds 1. That of a masked one might overflow.
+    # The likelihood of an entry that is not masked is at most 1. Others might overflow.
     likelihood = tl.exp2(tl.minimum(logits - lse, 0.0))
     if ALL:
         negative_grad = tl.where(positive | negative, likelihood * weight, 0.0)
@@ -53,8 +54,8 @@ def entries_gradient_kernel(
 ):
     """Program (j, k): the gradient of entry block j through the k-th split of the anchors.
 
-    `IN_FLOAT32` computes the second product in float32, because most coefficients are below
-    float16's range.
+    `IN_FLOAT32` computes the second product in float32, because most coefficients are below the
+    range of float16.
     """
     ids, valid, entry_class = tile.load_classes(
         entries, tl.program_id(0), num_entries, settings.BLOCK_M
@@ -77,8 +78,8 @@ def entries_gradient_kernel(
         )
         known = _load_known(statistics, upstream, anchor_ids, is_anchor, 0)
         if thresholds is not None:
-            # In the order of the earlier passes, which gives the same bits: a threshold is one of
-            # these similarities.
+            # Multiply in the order of the earlier passes, which gives the same bits: a threshold is
+            # equal to one of these similarities.
             logits = tl.trans(tile.similarities(anchor_tile, entry_tile, settings))
         else:
             logits = tile.similarities(entry_tile, anchor_tile, settings)

@@ -1,8 +1,8 @@
 """The pass over the positives: the loss, w, |P| and the positive part of the gradient.
 
-Each program takes a block of anchors and a split of the blocks that may hold their positives, which
-are few if the entries are sorted by class. A second kernel merges the partial results of both
-passes in a fixed order into the losses and the gradient of the anchors.
+Each program computes a block of anchors against a split of the blocks that may have their
+positives. These are few if the entries are sorted by class. A second kernel merges the partial
+results of both passes in a fixed order into the losses and the gradient of the anchors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def positives_kernel(
     """Program (i, k): sums of anchor block i over the k-th split of its positives.
 
     Losses are multiplied by `shrink`, a power of two, so that a sum of finite terms is finite. A
-    block of the survey holds TILES tiles of this pass.
+    block of the survey consists of TILES tiles of this pass.
     """
     first_anchor = tl.program_id(0) * settings.BLOCK_M
     split = tl.program_id(1)
@@ -138,7 +138,7 @@ def merge_kernel(
         components = tl.program_id(1) * settings.BLOCK_N + tl.arange(0, settings.BLOCK_N)
         inside_map = inside[:, None] & (components < settings.D)[None, :]
         negative_mean = tl.zeros([settings.BLOCK_M, settings.BLOCK_N], dtype=tl.float32)
-        # Z is −∞ without an entry; all weighted sums are 0 then.
+        # Z is −∞ without an entry, and then all weighted sums are 0.
         reference = tl.where(z == float("-inf"), 0.0, z)
         for split in range(num_weighted):
             slots = ids.to(tl.int64) + split * num_anchors

@@ -1,9 +1,9 @@
-"""Thresholds of mining by radix selection over streamed tiles, four bits at a time from the top.
+"""Find thresholds of mining by radix selection over streamed tiles, 4 bits at a time.
 
 The threshold of an anchor is the k-th largest value among its candidates, as an integer of the same
-order. Each pass counts how many candidates reach each of the 15 values that the next 4 bits could
-make, and keeps the largest value that k of them reach. Eight passes determine 32 bits exactly. Only
-counts are written: integers, whose sum does not depend on the order.
+order. Starting from the highest bits, each pass counts how many candidates reach each of the 15
+nonzero values of the next 4 bits, and keeps the largest value that k of them reach. Eight passes
+determine 32 bits exactly. Only integer counts are written, whose sum does not depend on the order.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def count_kernel(
     POSITIVE: tl.constexpr,
     BY_KEY: tl.constexpr,
 ):
-    """Program (i, k): for anchor block i and the k-th split, the counts for each next digit.
+    """Program (i, k): counts of anchor block i over the k-th split, for each next digit.
 
-    Candidates are ordered by hardness (a negative's similarity, the opposite of a positive's), or
-    `BY_KEY` by their random keys, smaller keys first. `min_hardness` leaves only those that are at
-    least as hard; None: all.
+    Candidates are compared by hardness (the similarity of a negative, minus that of a positive) or,
+    with `BY_KEY`, by their random keys, where smaller keys rank higher. With `min_hardness`, only
+    candidates that are at least as hard are counted.
     """
     first_anchor = tl.program_id(0) * settings.BLOCK_M
     split = tl.program_id(1)
@@ -51,7 +51,7 @@ def count_kernel(
     digits = tl.arange(0, 16)
     counted = tl.zeros([settings.BLOCK_M, 16], dtype=tl.int32)
 
-    # The blocks with candidates that are not empty, but for a gap without candidates.
+    # Visit the nonempty blocks with candidates, and leave out a gap without candidates.
     low, high = blocks.class_range(anchors, first_anchor, valid_anchors, settings.BLOCK_M)
     if POSITIVE:
         hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
@@ -61,14 +61,14 @@ def count_kernel(
         hull = num_blocks * 0
         hull_stop = num_blocks
         gap, gap_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=True)
-    before_hull, before_gap, in_gap, num_visits = blocks.nonempty_places(
+    before_hull, before_gap, in_gap, num_visits = blocks.count_nonempty(
         survey, num_blocks, hull, hull_stop, gap, gap_stop
     )
     first, stop = blocks.split_range(num_visits, split, tl.num_programs(1))
     for visit in range(first, stop):
-        place = blocks.skip_gap(before_hull + visit, before_gap, in_gap)
-        block = blocks.at(survey, num_blocks, blocks.NONEMPTY, place)
-        # Where all keys are candidates, the compiler leaves out the unused similarities.
+        index = blocks.skip_gap(before_hull + visit, before_gap, in_gap)
+        block = blocks.at(survey, num_blocks, blocks.NONEMPTY, index)
+        # With `BY_KEY` and without `min_hardness`, the compiler removes the unused similarities.
         ids, _, hardness, positive, negative, _ = tile.load_pairs(
             rows, entries, block, num_entries, anchors, settings
         )
@@ -81,13 +81,13 @@ def count_kernel(
             if min_hardness is not None:
                 candidate = candidate & (hardness >= pool_hardness)
         else:
-            # As int32 of the same order. Zeros of both signs are equal.
+            # Convert to int32 of the same order. Zeros of both signs are equal.
             values = tl.where(hardness == 0.0, 0.0, hardness).to(tl.int32, bitcast=True)
             values = tl.where(values < 0, values ^ 0x7FFFFFFF, values)
-        # The smallest integer stands for no candidate: no value and no key is mapped to it.
+        # The smallest integer marks other entries: no hardness and no key is mapped to it.
         values = tl.where(candidate, values, -2147483648)
         for digit in range(1, 16):
-            # A prefix is unsigned; with its first bit inverted it has the order of the values.
+            # A prefix is unsigned. With its highest bit inverted, it is comparable with the values.
             value = (prefix | (digit << shift)) ^ -2147483648
             reached = tl.sum((values >= value[:, None]).to(tl.int32), 1)
             counted += tl.where(digits[None, :] == digit, reached[:, None], 0)

@@ -15,11 +15,11 @@ WIDEN = tl.constexpr(interpreted())
 def load_vectors(source, ids, valid, like, settings):
     """Load `Vectors` by their ids as an (n, BLOCK_D) operand of the dtype of the vectors `like`.
 
-    Vectors that are not `valid` are zeros: ignored entries may contain NaN, and 0 · NaN is NaN.
-    With None, all are valid.
+    Vectors that are not `valid` (None: all are) are replaced by zeros: ignored entries may contain
+    NaN, and 0 · NaN is NaN.
     """
     components = tl.arange(0, settings.BLOCK_D)
-    # Four million entries of 512 components exceed 32-bit offsets.
+    # Use 64-bit offsets: four million entries of 512 components exceed 32 bits.
     starts = source.vectors + ids.to(tl.int64) * source.row_stride
     pointers = starts[:, None] + components[None, :] * source.column_stride
     if valid is not None:
@@ -38,7 +38,7 @@ def load_vectors(source, ids, valid, like, settings):
 
 @triton.jit
 def load_classes(entries, block, num_entries, BLOCK: tl.constexpr):
-    """Return the ids of a block of entries, which of them are valid, and their classes."""
+    """Return ids, mask of the valid entries, and classes of a block of entries."""
     ids = block * BLOCK + tl.arange(0, BLOCK)
     entry_class = tl.load(entries.classes + ids, mask=ids < num_entries, other=-1)
     return ids, entry_class >= 0, entry_class
@@ -46,7 +46,7 @@ def load_classes(entries, block, num_entries, BLOCK: tl.constexpr):
 
 @triton.jit
 def load_anchors(anchors, first, num_valid, BLOCK: tl.constexpr, settings):
-    """Load a block of sorted anchors. Return their ids, which are valid, vectors and classes."""
+    """Return ids, mask of the valid anchors, vectors and classes of a block of sorted anchors."""
     ids = first + tl.arange(0, BLOCK)
     valid = ids < num_valid
     vectors = load_vectors(anchors, ids, valid, anchors, settings)
@@ -90,12 +90,13 @@ def similarities(left, right, settings):
 
 @triton.jit
 def masks(pair, row_class, column_class, row_ids, column_ids, IS_ANCHORS: tl.constexpr):
-    """Return which of the valid pairs of a tile are positives, negatives, and one of both."""
+    """Return which of the valid pairs `pair` are positives, negatives, and either of both."""
     same = row_class[:, None] == column_class[None, :]
     positive = pair & same
     negative = pair & (same == 0)
     if IS_ANCHORS:
-        # Applied twice: the entries' gradient spills if `positive` is made from this `pair`.
+        # Apply it twice: registers spill in `entries_gradient_kernel` if `positive` uses the new
+        # `pair`.
         is_other = row_ids[:, None] != column_ids[None, :]
         positive = positive & is_other
         pair = pair & is_other
@@ -104,7 +105,7 @@ def masks(pair, row_class, column_class, row_ids, column_ids, IS_ANCHORS: tl.con
 
 @triton.jit
 def load_pairs(rows, entries, block, num_entries, anchors, settings):
-    """Return ids, vectors and similarities of a block of entries with anchors, and their `masks`.
+    """Return ids and vectors of a block of entries, and its similarities and `masks` with anchors.
 
     `rows` are the anchors as `load_anchors` returns them.
     """
@@ -120,7 +121,7 @@ def load_pairs(rows, entries, block, num_entries, anchors, settings):
 
 @triton.jit
 def mix_bits(numbers):
-    """Permute 32-bit integers: the same function as `thresholds._mix_`."""
+    """Mix 32 bits, one to one: the same function as `thresholds._mix_`."""
     numbers ^= (numbers >> 16) & 0xFFFF
     numbers *= 0x7FEB352D
     numbers ^= (numbers >> 15) & 0x1FFFF
@@ -131,7 +132,7 @@ def mix_bits(numbers):
 
 @triton.jit
 def is_selected(logits, threshold, key, anchor_bits, entry_bits, POSITIVE: tl.constexpr):
-    """Return which pairs mining selects by the thresholds of their anchors. Shapes broadcast."""
+    """Return which pairs meet the thresholds of their anchors. Shapes broadcast."""
     selected = mix_bits(anchor_bits ^ entry_bits) <= key
     if POSITIVE:
         return selected & (logits <= threshold)
@@ -140,7 +141,7 @@ def is_selected(logits, threshold, key, anchor_bits, entry_bits, POSITIVE: tl.co
 
 @triton.jit
 def softplus_and_sigmoid(margin):
-    """Compute log2(1 + 2^margin) and 1 / (1 + 2^−margin), exact to rounding, also at ±∞."""
+    """Compute log2(1 + 2^margin) and 1 / (1 + 2^−margin) to rounding error, also at ±∞."""
     small = tl.exp2(-tl.abs(margin))
     # log(1 + e) loses the digits of e that are below the last digit of 1. The quotient of e and
     # the rounded sum minus 1 restores them.

@@ -1,4 +1,7 @@
-"""Gradients computed in the forward are differentiable once; what needs more is refused."""
+"""Refuse second derivatives, `torch.func` and forward-mode of losses that are differentiable once.
+
+These losses compute their gradient in the forward.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pixcontrast._info_nce.problem import Problem
 
 
 def is_eager(problem: Problem) -> bool:
-    """Return whether the call runs now, with values, instead of being compiled or traced."""
+    """Return whether the call is neither compiled nor traced, and its tensors have values."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return False
     return type(problem.labels) is Tensor  # not a tensor without values
@@ -39,8 +42,10 @@ def _is_dual(tensor: Tensor) -> bool:
     return tangent is not None
 
 
-def once(gradient: Tensor | None, sources: tuple[Tensor | None, ...]) -> Tensor | None:
-    """Return a gradient that raises if it is differentiated, under create_graph."""
+def once_differentiable(
+    gradient: Tensor | None, sources: tuple[Tensor | None, ...]
+) -> Tensor | None:
+    """Under create_graph, return a gradient that raises if it is differentiated."""
     if gradient is None or not torch.is_grad_enabled():
         return gradient
     result: Tensor = _FirstDerivative.apply(gradient, *sources)  # type: ignore[no-untyped-call]
@@ -50,7 +55,7 @@ def once(gradient: Tensor | None, sources: tuple[Tensor | None, ...]) -> Tensor 
 class _FirstDerivative(torch.autograd.Function):
     """Makes a gradient under create_graph depend on its sources, and refuses to differentiate it.
 
-    The forward computes the gradient, so autograd would consider it a constant, and the value of a
+    Autograd would treat a gradient that the forward computes as a constant, so the value of a
     gradient penalty would be silently wrong.
     """
 
