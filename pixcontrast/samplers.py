@@ -42,7 +42,7 @@ class AnchorSampler(Protocol):
 
 
 class _GroupSampler:
-    """Base class of the samplers. A subclass defines which pixels are hard, and how many it takes."""
+    """Base class of the samplers. A subclass defines which pixels are hard and how many to take."""
 
     max_anchors: int
     max_views: int
@@ -225,9 +225,9 @@ def _take_pixels(
     stop = taken.cumsum(0)
     anchor = torch.arange(num_anchors, device=taken.device)
     group = torch.searchsorted(stop, anchor, right=True).clamp(max=len(stop) - 1)
-    rank = anchor - (stop - taken)[group]
+    view = anchor - (stop - taken)[group]
     num_hard = taken_hard[group]
-    offset = rank + torch.where(rank < num_hard, 0, groups.num_first[group] - num_hard)
+    offset = view + torch.where(view < num_hard, 0, groups.num_first[group] - num_hard)
     padding = anchor >= stop[-1]
     position = (groups.start[group] + offset).masked_fill(padding, 0)
     return groups.order[position].masked_fill(padding, 0), padding

@@ -124,7 +124,7 @@ def class_weights() -> PixelContrastLoss:
     optimizer = SGD([*network.parameters(), *contrast_loss.parameters()], 0.1)
     for _ in range(STEPS):
         images, labels = batch()
-        # IGNORE is no index of the table. Ignored pixels stay ignored, whatever their weight is.
+        # IGNORE is not an index of the table. Ignored pixels stay ignored with any weight.
         weight = table[labels.clamp(0, CLASSES - 1)]
         loss = contrast_loss(network(images), labels, weight=weight)
         optimizer.zero_grad()

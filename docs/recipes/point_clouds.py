@@ -4,8 +4,7 @@
 
 Packed points, as in sparse convolutions and graph networks, are (N, channels). The loss accepts
 them directly and treats all N points as one image. Padded clouds, (B, channels, N), are images with
-one spatial dimension; give padding the
-label `ignore_index`.
+one spatial dimension; give padding the label `ignore_index`.
 """
 
 import torch

@@ -22,7 +22,6 @@ class AnchorStatistics(NamedTuple):
 
     Each has shape (R, 1).
 
-
     Attributes:
         lse: Z_i, the log-sum-exp over the denominator; −∞ if the denominator is empty.
         weight: w_i for `"negatives"`, 1 for `"all"`; 0 for an anchor without a positive.

@@ -85,6 +85,7 @@ def draw_groups(
     num_images, device = labels.shape[0], labels.device
     num_groups = num_images << _LABEL_BITS
     image = torch.arange(num_images, device=device)[:, None] << _LABEL_BITS
+    # A group has two halves, 2·group for the pixels that come first and 2·group + 1 for the others.
     last = torch.ones_like(labels, dtype=torch.bool) if first is None else ~first
     halves = torch.add(last, image + labels, alpha=2)
     halves = halves.masked_fill(labels == IGNORED, 2 * num_groups).flatten()
@@ -118,9 +119,10 @@ def share_of_class(
     draw = draw_integers(label, DRAW_BITS, generator)
     keys, order = ((label << DRAW_BITS) + draw).sort(stable=True)
     first, end = (torch.searchsorted(keys, (label + i) << DRAW_BITS) for i in (0, 1))
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    position = torch.arange(len(order), device=order.device)
+    position = torch.empty_like(order).scatter_(0, order, position)
     num_groups = end - first
-    return max_per_class // num_groups + (rank - first < max_per_class % num_groups)
+    return max_per_class // num_groups + (position - first < max_per_class % num_groups)
 
 
 def draw_integers(like: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
