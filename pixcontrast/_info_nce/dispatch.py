@@ -71,7 +71,7 @@ def _losses(problem: Problem) -> Losses:
 
 
 def _gather_shards(problem: Problem, ranks: Ranks) -> Losses:
-    """Compute the dense form over the shards of all ranks, whatever memory they take."""
+    """Compute the dense form over the shards of all ranks, which are gathered."""
     shards = [*problem.shard_entries, *problem.shard_labels]
     gathered = [tensor.flatten(0, 1) for tensor in gather(ranks, shards)]
     num_shards = len(problem.shard_entries)
