@@ -78,7 +78,8 @@ class Step:
         used = self.vectors if self.head is None else self.pixels
         self.is_finite = bool(torch.isfinite(used).all())
         if self.head is not None and self.off == math.inf:
-            self.is_finite &= bool((self.emb.double().abs() <= LARGEST_FEATURE).all())
+            largest = min(LARGEST_FEATURE, math.sqrt(torch.finfo(self.emb.dtype).max))
+            self.is_finite &= bool((self.emb.double().abs() <= largest).all())
         self.bank: Mapping[str, Tensor] = answer["before"]
         self.bank_after: Mapping[str, Tensor] = answer["after"]
         self.updates = call.training and self.options["update_bank"]

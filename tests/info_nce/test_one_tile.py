@@ -117,6 +117,17 @@ def test_no_negative_and_no_positive(length, ungathered, monkeypatch):
     assert torch.isfinite(losses).all()
 
 
+def test_a_weight_whose_product_with_1_over_tau_overflows_leaves_no_nan():
+    anchors = torch.zeros(1, 3)
+    entries = torch.eye(3).mul(1e3).requires_grad_()
+    options = {"temperature": 0.005, "denominator": "all", "reduction": "sum"}
+    weight = torch.tensor([1.5e38])
+    info_nce(
+        anchors, torch.tensor([1]), entries, torch.tensor([1, 0, 2]), weight=weight, **options
+    ).backward()
+    assert torch.equal(entries.grad, torch.zeros(3, 3))
+
+
 def test_what_is_not_one_tile(single):
     anchors, some_labels = vectors(9, 4, torch.Generator()), torch.arange(9) % 3
     info_nce(anchors, some_labels, negative_sampler=HardNegativeSampler())

@@ -168,7 +168,9 @@ class _OneTile(torch.autograd.Function):
             saved[2 * num_others :],
         )
         with without_autocast(rows.device):
-            scale = (upstream * ctx.inverse_temperature)[:, None]
+            # Finite, because 0 · inf is NaN.
+            limit = torch.finfo(upstream.dtype).max
+            scale = (upstream * ctx.inverse_temperature).clamp_(-limit, limit)[:, None]
             unscaled_grad, grad_logits = grad_logits, grad_logits * scale
             by_anchors = [product * scale for product in fixed]
             for columns in ctx.own_columns:
