@@ -101,13 +101,14 @@ def compile_kernel(
         "settings": Settings("fp32", "fp32", "fp32", *map(Constant, compiled_in)),
         "min_hardness": "*fp32" if flags["POOLED"] else none,
         "order": "*i64",
-        **dict.fromkeys(("survey", "prefixes", "counts", "requested"), "*i32"),
+        **dict.fromkeys(("num_valid", "survey", "prefixes", "counts", "requested"), "*i32"),
         **dict.fromkeys(("lse", "upstream", "gradients"), "*fp32"),
-        **dict.fromkeys(("shrink", "expand"), "fp32"),
+        **dict.fromkeys(("shrink", "expand", "inverse_temperature"), "fp32"),
         **dict.fromkeys(("first_split", "shift", *(f"num_{size}" for size in sizes)), "i32"),
     }
     warps = {"num_warps": configuration.warps, "num_stages": configuration.stages}
-    return compiled(kernel, types, {"TILES": 1, **flags}, {"row_stride"}, card, warps)
+    values = {"TILES": 1, **flags, **dict(zip(Settings._fields[3:], compiled_in, strict=True))}
+    return compiled(kernel, types, values, {"row_stride"}, card, warps)
 
 
 def compiled(

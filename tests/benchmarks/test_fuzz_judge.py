@@ -188,7 +188,7 @@ def test_what_a_loss_gets_wrong(kind, bank, head):
 def test_contrast_with_other_images():
     class OfBatch:
         def _contrast(self, *arguments):
-            with patch.object(base, "split_by_image", lambda problem, *_: [base.Part(problem)]):
+            with patch.object(base, "split_by_image", lambda problem, *_: [problem]):
                 return super()._contrast(*arguments)
 
     options = {"contrast_with": ("image",)}

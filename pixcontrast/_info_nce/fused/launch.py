@@ -65,24 +65,28 @@ def launch(
     """Launch a kernel. Arguments are found by name in the layout, the tensor and `arguments`."""
     problem = layout.problem
     dim = problem.anchors.shape[1]
-    constants = (
-        dim,
-        padded_dim(dim),
-        configuration.rows,
-        configuration.columns,
-        product_precision(problem.product_dtype),
-        problem.denominator == "all",
-        layout.bounded,
-        tensor is not None and tensor.is_anchors,
-        weighted,
-    )
+    constants: dict[str, Any] = {
+        "D": dim,
+        "BLOCK_D": padded_dim(dim),
+        "BLOCK_M": configuration.rows,
+        "BLOCK_N": configuration.columns,
+        "PRECISION": product_precision(problem.product_dtype),
+        "ALL": problem.denominator == "all",
+        "BOUNDED": layout.bounded,
+        "IS_ANCHORS": tensor is not None and tensor.is_anchors,
+        "WEIGHTED": weighted,
+    }
     inverse = problem.inverse_temperature
     scale = min(inverse * LOG2_E, torch.finfo(torch.float32).max)
     limit = problem.logit_limit * LOG2_E
     given: dict[str, Any] = {
         **vars(layout),
         "num_anchors": len(layout),
-        "settings": Settings(scale, limit, inverse, *map(tl.constexpr, constants)),
+        "num_valid": layout.anchors.num_valid,
+        "inverse_temperature": inverse,
+        # Kernels that use few constants take these alone, and so have fewer variants.
+        **constants,
+        "settings": Settings(scale, limit, inverse, *map(tl.constexpr, constants.values())),
         **arguments,
     }
     if tensor is not None:

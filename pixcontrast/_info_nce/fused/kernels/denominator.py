@@ -155,23 +155,30 @@ def denominator_kernel(
 
 
 @triton.jit(do_not_specialize=["num_anchors", "num_splits"])
-def lse_kernel(anchors, num_anchors, partials, num_splits, settings):
+def lse_kernel(
+    num_valid,
+    num_anchors,
+    partials,
+    num_splits,
+    BLOCK_M: tl.constexpr,
+    BOUNDED: tl.constexpr,
+):
     """Merge Z of each anchor to the base 2 over all splits; −∞ without an entry."""
-    ids = tl.program_id(0) * settings.BLOCK_M + tl.arange(0, settings.BLOCK_M)
-    inside = ids < tl.load(anchors.num_valid)
-    maximum = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
-    if not settings.BOUNDED:
+    ids = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = ids < tl.load(num_valid)
+    maximum = tl.zeros([BLOCK_M], dtype=tl.float32)
+    if not BOUNDED:
         maximum += float("-inf")
         for split in range(num_splits):
             slots = ids.to(tl.int64) + split * num_anchors
             partial = tile.load(partials.maxima, slots, inside, float("-inf"))
             maximum = tl.maximum(maximum, partial)
         maximum = tl.where(maximum == float("-inf"), 0.0, maximum)
-    total = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
+    total = tl.zeros([BLOCK_M], dtype=tl.float32)
     for split in range(num_splits):
         slots = ids.to(tl.int64) + split * num_anchors
         partial = tile.load(partials.totals, slots, inside)
-        if not settings.BOUNDED:
+        if not BOUNDED:
             partial *= tl.exp2(tile.load(partials.maxima, slots, inside) - maximum)
         total += partial
     result = tl.log2(tl.where(total > 0, total, 1.0)) + maximum

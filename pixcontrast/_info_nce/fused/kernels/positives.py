@@ -85,7 +85,7 @@ def positives_kernel(
 
 @triton.jit(do_not_specialize=["num_anchors", "num_weighted", "num_splits", "num_sums"])
 def merge_kernel(
-    anchors,
+    num_valid,
     num_anchors,
     order,
     partials,
@@ -95,33 +95,38 @@ def merge_kernel(
     num_sums,
     expand,
     result,
-    settings,
+    inverse_temperature,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ALL: tl.constexpr,
+    BOUNDED: tl.constexpr,
 ):
     """Program (i, d): the results of anchor block i, and block d of its gradient's components.
 
     Splits with a weighted sum come first. `expand` is 1 / `shrink` of the positives' pass. Results
     are stored in the caller's order.
     """
-    first_anchor = tl.program_id(0) * settings.BLOCK_M
-    valid_anchors = tl.load(anchors.num_valid)
+    first_anchor = tl.program_id(0) * BLOCK_M
+    valid_anchors = tl.load(num_valid)
     if first_anchor >= valid_anchors:
         return
-    ids = first_anchor + tl.arange(0, settings.BLOCK_M)
+    ids = first_anchor + tl.arange(0, BLOCK_M)
     inside = ids < valid_anchors
     z = tile.load(partials.lse, ids, inside)
-    count = tl.zeros([settings.BLOCK_M], dtype=tl.int32)
-    loss = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
-    weight = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
+    count = tl.zeros([BLOCK_M], dtype=tl.int32)
+    loss = tl.zeros([BLOCK_M], dtype=tl.float32)
+    weight = tl.zeros([BLOCK_M], dtype=tl.float32)
     for split in range(num_splits):
         slots = ids.to(tl.int64) + split * num_anchors
         count += tile.load(sums.counts, slots, inside)
         loss += tile.load(sums.losses, slots, inside)
-        if not settings.ALL:
+        if not ALL:
             weight += tile.load(sums.weights, slots, inside)
     has_positive = count > 0
     inverse = tl.where(has_positive, 1.0 / tl.maximum(count, 1).to(tl.float32), 0.0)
     loss = loss * (expand * inverse) * 0.6931471805599453
-    if settings.ALL:
+    if ALL:
         loss = tl.where(has_positive, z * 0.6931471805599453 - loss, 0.0)
         loss = tl.where(loss < 0.0, 0.0, loss)  # not below 0 by rounding; NaN stays
         weight = tl.where(has_positive, 1.0, 0.0)
@@ -135,26 +140,26 @@ def merge_kernel(
         tl.store(result.statistics.weight + out_ids, weight, mask=inside)
         tl.store(result.statistics.inv_num_positives + out_ids, inverse, mask=inside)
     if result.anchor_gradient is not None:
-        components = tl.program_id(1) * settings.BLOCK_N + tl.arange(0, settings.BLOCK_N)
-        inside_map = inside[:, None] & (components < settings.D)[None, :]
-        negative_mean = tl.zeros([settings.BLOCK_M, settings.BLOCK_N], dtype=tl.float32)
+        components = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+        inside_map = inside[:, None] & (components < D)[None, :]
+        negative_mean = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
         # Z is −∞ without an entry, and then all weighted sums are 0.
         reference = tl.where(z == float("-inf"), 0.0, z)
         for split in range(num_weighted):
             slots = ids.to(tl.int64) + split * num_anchors
-            pointers = partials.weighted_sums + slots[:, None] * settings.D + components[None, :]
-            if settings.BOUNDED:
+            pointers = partials.weighted_sums + slots[:, None] * D + components[None, :]
+            if BOUNDED:
                 factor = tl.exp2(-reference)
             else:
                 maximum = tile.load(partials.maxima, slots, inside)
                 factor = tl.exp2(maximum - reference)
             negative_mean += tl.load(pointers, mask=inside_map, other=0.0) * factor[:, None]
-        positive_sum = tl.zeros([settings.BLOCK_M, settings.BLOCK_N], dtype=tl.float32)
+        positive_sum = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
         for split in range(num_sums):
             slots = ids.to(tl.int64) + split * num_anchors
-            pointers = sums.positive_sums + slots[:, None] * settings.D + components[None, :]
+            pointers = sums.positive_sums + slots[:, None] * D + components[None, :]
             positive_sum += tl.load(pointers, mask=inside_map, other=0.0)
         gradient = weight[:, None] * negative_mean - inverse[:, None] * positive_sum
-        out = result.anchor_gradient + out_ids.to(tl.int64)[:, None] * settings.D
-        gradient *= settings.inverse_temperature
+        out = result.anchor_gradient + out_ids.to(tl.int64)[:, None] * D
+        gradient *= inverse_temperature
         tl.store(out + components[None, :], gradient, mask=inside_map)

@@ -97,12 +97,21 @@ def count_kernel(
 
 
 @triton.jit(do_not_specialize=["num_anchors", "num_splits", "shift"])
-def digit_kernel(anchors, num_anchors, counts, num_splits, requested, prefixes, shift, settings):
+def digit_kernel(
+    num_valid,
+    num_anchors,
+    counts,
+    num_splits,
+    requested,
+    prefixes,
+    shift,
+    BLOCK_M: tl.constexpr,
+):
     """Add the next 4 bits to the prefix of each valid anchor's threshold."""
-    ids = tl.program_id(0) * settings.BLOCK_M + tl.arange(0, settings.BLOCK_M)
-    inside = ids < tl.load(anchors.num_valid)
+    ids = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = ids < tl.load(num_valid)
     digits = tl.arange(0, 16)
-    total = tl.zeros([settings.BLOCK_M, 16], dtype=tl.int32)
+    total = tl.zeros([BLOCK_M, 16], dtype=tl.int32)
     for split in range(num_splits):
         slots = (ids.to(tl.int64) + split * num_anchors)[:, None] * 16 + digits[None, :]
         total += tl.load(counts + slots, mask=inside[:, None], other=0)
