@@ -147,12 +147,15 @@ class ContrastLoss(LossOptions):
         vectors, rows = batch.embed(indices, labels != IGNORED, drawn)
         if self.bank is not None and self.projection is not None:
             self.bank.check_fits(vectors, "the output of projection")
-        new_entries = None
-        if self.bank is not None and drawn is not None:
-            with torch.no_grad():
-                new_entries = self.bank._entry_maker.entries_of(rows, drawn)
+        new_entries = self._new_entries(rows, drawn)
         anchors = as_anchors(batch, indices, labels, vectors, normalize=self.normalize)
         return anchors, new_entries
+
+    @torch.no_grad()
+    def _new_entries(self, rows: Tensor, drawn: DrawnPixels | None) -> NewEntries | None:
+        if self.bank is None or drawn is None:
+            return None
+        return self.bank._entry_maker.entries_of(rows, drawn)
 
     def _contrasts_drawn_regions(self) -> bool:
         """Whether `"batch"` consists of regions of pixels that are drawn for the bank."""
