@@ -46,11 +46,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "both banks, by map": BANKS,
 }
 # The number of anchors is that of the sampler without options.
-DEFAULTS: dict[str, Any] = {"max_anchors": 1024, "max_views": 100}
+_LARGE = replace(LARGE, max_anchors=1024, max_views=100, bank=500, pixels_per_image=10)
 BASES = {
     "small": replace(SGD, **BANK),
-    "large": replace(LARGE, **DEFAULTS, bank=500, pixels_per_image=10),
-    "wide": replace(LARGE, **DEFAULTS, network="wide", batch_size=4, bank=500, pixels_per_image=10),
+    "large": _LARGE,
+    "wide": replace(_LARGE, network="wide", batch_size=4),
 }
 NUM_CLASSES = 11
 CLASSES_OF_IMAGE = (6, 10)

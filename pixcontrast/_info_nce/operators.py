@@ -49,19 +49,14 @@ class _EagerLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outputs = _forward(problem.detached())
+        outputs = _forward(problem)
         _save(ctx, problem, outputs)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        by_anchors, by_entries = _gradients(ctx, upstream, _entries_gradient_of_values)
+        by_anchors, by_entries = _gradients(ctx, upstream, _entries_gradient)
         return None, by_anchors, *by_entries
-
-
-@torch.no_grad()
-def _entries_gradient_of_values(problem: Problem, *arguments: Any) -> list[Tensor]:
-    return _entries_gradient(problem.detached(), *arguments)
 
 
 @torch.library.custom_op(
@@ -149,6 +144,7 @@ def entries_gradient_operator(
     return _entries_gradient(problem, upstream, wanted, statistics, thresholds)
 
 
+@torch.no_grad()  # grad mode is on in a backward under create_graph
 def _entries_gradient(
     problem: Problem,
     upstream: Tensor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -183,11 +183,6 @@ class Problem:
             None if sampler is None else sampler.num_negatives,
             None if sampler is None else sampler.num_positives,
         )
-
-    def detached(self) -> Problem:
-        """Return the problem with vectors that require no gradient, as inside an operator."""
-        entries = [vectors.detach() for vectors in self.entries]
-        return replace(self, anchors=self.anchors.detach(), entries=entries)
 
     @property
     def contrast(self) -> tuple[ContrastTensor, ...]:

@@ -129,8 +129,6 @@ def resize_nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
     if maps.numel() == 0 or 0 in size:
         return maps.new_zeros(*maps.shape[:num_leading], *size)
     sizes = tuple(zip(maps.shape[num_leading:], size, strict=True))
-    if all(old == new for old, new in sizes):
-        return maps
     index: list[slice | Tensor] = [slice(None)] * num_leading
     if all(old % new == 0 for old, new in sizes):  # every k-th pixel, as a view
         index += [slice(None, None, old // new) for old, new in sizes]
