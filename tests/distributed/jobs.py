@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -100,6 +101,18 @@ def loss_that_asks_no_rank(group: Any, rank: int) -> tuple[float, float]:
         generator = torch.Generator().manual_seed(0)
         values.append(float(loss(emb, labels, generator=generator)) if rank == 0 else 0.0)
     return values[0], values[1]
+
+
+def warnings_of_one_class(group: Any, rank: int, sharded: bool) -> list[str]:
+    """Warnings of twelve calls whose batch has one class, a different one on each rank."""
+    bank = MemoryBank(CLASSES, 8, process_group=group, sharded=sharded)
+    loss = PixelContrastLoss(bank=bank, process_group=group)
+    emb, labels = torch.randn(1, 8, 3, 4), torch.full((1, 3, 4), rank)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(12):
+            loss(emb, labels)
+    return [str(one.message) for one in caught]
 
 
 def maps_of_any_size(rank: int) -> tuple[Tensor, Tensor]:

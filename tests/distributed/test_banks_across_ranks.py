@@ -116,6 +116,12 @@ def test_a_loss_that_does_not_look_at_its_sharded_bank_asks_no_rank(pool: Pool) 
     assert beside == alone > 0
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_entries_of_other_ranks_are_negatives(pool: Pool, sharded: bool) -> None:
+    """A batch of one class gives no warning where the bank has the classes of other ranks."""
+    assert pool.run("jobs.warnings_of_one_class", 2, sharded) == [[], []]
+
+
 def test_another_shard_is_refused(pool: Pool) -> None:
     (_, state) = (answers[-1] for answers in pool.run("jobs.fill_banks", 2, 10, 0, 2, sharded=True))
     alone = MemoryBank(jobs.CLASSES, 8, pixel_slots=13, region_slots=5, sharded=True)
