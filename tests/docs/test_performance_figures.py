@@ -39,9 +39,38 @@ def step_lines():
             title = ""
 
 
-@pytest.mark.parametrize("lines", [hot_path_lines, step_lines])
+def small_lines():
+    for row in record("small.json")["rows"]:
+        dense, tiled = (1000 * row["measured"][way]["seconds"] for way in ("dense", "tiled"))
+        size = f"{row['anchors']:,} × {row['dim']}"
+        yield f"| {size} | {dense:.2f} | {tiled:.2f} | {tiled / dense:.2f} |"
+
+
+def head_lines():
+    found = record("head.json")
+    slow, fast = (found[way] for way in ("every pixel", "sampled pixels"))
+    seconds = [sorted(one["seconds"])[len(one["seconds"]) // 2] for one in (slow, fast)]
+    yield f"| every pixel | – | {seconds[0]:.1f} | {slow['extra_mb']:,} |"
+    faster = f"1/{seconds[0] / seconds[1]:.0f}"
+    yield (
+        f"| the sampled pixels | 1/25 of the time | {seconds[1]:.2f} ({faster}) | "
+        f"{fast['extra_mb']:,} |"
+    )
+
+
+def rewrite_lines():
+    for row in record("before-after.json")["rows"]:
+        before, after = (1000 * sorted(row[when])[1] for when in ("before", "after"))
+        yield f"| {row['case']} | {before:,.0f} | {after:,.0f} | {row['ratio_of_medians']:.2f} |"
+
+
+@pytest.mark.parametrize("lines", [hot_path_lines, step_lines, small_lines, rewrite_lines])
 def test_tables_are_those_of_the_records(lines):
     expected = [line.replace("|  |", "| |") for line in lines()]
     assert len(expected) > 3
     text = TEXT.replace("|  |", "| |")
     assert "\n".join(expected) in text, "\n".join(expected)
+
+
+def test_the_head_is_that_of_the_record():
+    assert "\n".join(head_lines()) in TEXT
