@@ -14,13 +14,6 @@ from torch.autograd import forward_ad
 from pixcontrast._info_nce.problem import Problem
 
 
-def is_eager(problem: Problem) -> bool:
-    """Return whether the call is neither compiled nor traced, and its tensors have values."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return False
-    return type(problem.labels) is Tensor  # not a tensor without values
-
-
 def refuse_transforms(problem: Problem) -> None:
     """Raise if a transform of `torch.func` or forward-mode differentiation is active."""
     if torch.compiler.is_compiling():

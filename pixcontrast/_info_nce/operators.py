@@ -14,11 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixcontrast._info_nce.once_differentiable import (
-    is_eager,
-    once_differentiable,
-    refuse_transforms,
-)
+from pixcontrast._info_nce.once_differentiable import once_differentiable, refuse_transforms
 from pixcontrast._info_nce.problem import NUM_TENSOR_FIELDS, SCHEMA, Problem
 from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, Losses
 from pixcontrast._info_nce.sharded import sharded_forward
@@ -35,7 +31,7 @@ _NUM_OUTPUTS = 3 + _NUM_STATISTICS + len(Thresholds._fields) + 1
 def compute_losses(problem: Problem) -> Losses:
     """Run the tiled, fused or sharded form of a problem, which is differentiable once."""
     refuse_transforms(problem)
-    if is_eager(problem):
+    if problem.is_eager:
         tensors = problem.anchors, *problem.entries
         outputs = _EagerLosses.apply(problem, *tensors)  # type: ignore[no-untyped-call]
     else:

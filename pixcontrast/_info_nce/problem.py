@@ -197,6 +197,13 @@ class Problem:
         return tuple(tensors)
 
     @property
+    def is_eager(self) -> bool:
+        """Whether the call is neither compiled nor traced, and its tensors have values."""
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+            return False
+        return type(self.labels) is Tensor  # not a tensor without values
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """The dtype of similarities, softmax, sums and the loss."""
         return at_least_float32(self.anchors)

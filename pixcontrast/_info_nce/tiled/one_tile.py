@@ -17,11 +17,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.derivative import losses_and_weight, positives_of
-from pixcontrast._info_nce.once_differentiable import (
-    is_eager,
-    once_differentiable,
-    refuse_transforms,
-)
+from pixcontrast._info_nce.once_differentiable import once_differentiable, refuse_transforms
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import Losses
 from pixcontrast._info_nce.tiled.class_order import reads_are_free
@@ -47,7 +43,7 @@ def one_tile_losses(problem: Problem) -> Losses | None:
     """Compute the losses, differentiable once; None if this form does not support the problem."""
     if problem.negative_sampler is not None or problem.group is not None:
         return None
-    if not (is_eager(problem) and reads_are_free(problem.anchors.device)):
+    if not (problem.is_eager and reads_are_free(problem.anchors.device)):
         return None
     all_labels = problem.labels, *problem.entry_labels
     num_anchors, *num_entries = counts = [_num_valid(labels) for labels in all_labels]
