@@ -94,9 +94,10 @@ def unit_length(vectors: Tensor, dim: int = 1) -> Tensor:
     largest = _largest_component(wide.detach(), dim)
     # Dividing by infinity makes a zero vector and its gradient zero.
     scaled = wide / largest.masked_fill(largest <= SMALLEST, torch.inf)
-    # The largest component of a nonzero vector is now 1, so its norm is at least 1.
     norm = torch.linalg.vector_norm(scaled, dim=dim, keepdim=True)
-    unit: Tensor = scaled / norm.clamp(min=1.0)
+    # The norm is 0, or at least 1 because the largest component is now 1. The bound is between the
+    # two: since PyTorch 2.15 a value equal to its bound has no gradient.
+    unit: Tensor = scaled / norm.clamp(min=0.5)
     return unit.to(vectors.dtype)
 
 

@@ -384,7 +384,8 @@ def test_other_libraries_agree(name):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # of PyTorch's own import
+# PyTorch's import of its forward mode warns of torch.jit.script, since 2.15 by a FutureWarning.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:`?torch.jit:FutureWarning")
 @pytest.mark.parametrize("num_anchors", [12, 1100])
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("dual", ["anchors", "contrast"])
