@@ -55,16 +55,17 @@ def losses_by_ratios(
     likelihood = torch.addcmul(exponentials, exponentials, positive, value=-1.0)
     sums = likelihood.sum(dim=1, keepdim=True)
     _exclude_self(positive, parts, 0.0)
-    num_positives = positive.sum(dim=1, keepdim=True)
-    inverse = num_positives.clamp(min=1.0).reciprocal_()
+    num_positives = positive.sum(dim=1)
+    has_positive = num_positives > 0
+    count = num_positives.clamp_(min=1.0)
     ratio = torch.div(sums, exponentials, out=exponentials).mul_(positive)
-    losses = ratio.log1p().sum(dim=1, keepdim=True).mul_(inverse)
+    losses = ratio.log1p().sum(dim=1).div_(count)
     strength = ratio.div_(ratio + 1.0)
-    weight = strength.sum(dim=1, keepdim=True).mul_(inverse)
+    weight = strength.sum(dim=1).div_(count)
     # Without negatives, the sum and the weight are 0.
-    likelihood.mul_(weight.div_(sums.clamp_(min=torch.finfo(sums.dtype).tiny)))
-    grad_logits = likelihood.addcmul_(strength, inverse, value=-1.0)
-    return losses[:, 0], num_positives[:, 0] > 0, grad_logits
+    factor = weight[:, None].div_(sums.clamp_(min=torch.finfo(sums.dtype).tiny))
+    grad_logits = likelihood.mul_(factor).addcdiv_(strength, count[:, None], value=-1.0)
+    return losses, has_positive, grad_logits
 
 
 def losses_by_softmax(
