@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pixcontrast._check import short_dtype
 
@@ -100,6 +101,24 @@ def auto_takes_fused(kind: str, index: int | None) -> bool:
             stacklevel=4,
         )
     return False
+
+
+def takes_kernels(tensor: Tensor) -> bool:
+    """Return whether kernels replace sequences of small operations on the device of a tensor.
+
+    Only in eager code: torch.compile fuses the operations, and a transform has to see them.
+    """
+    if not auto_takes_fused(tensor.device.type, tensor.device.index):
+        return False
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return is_eager(tensor) and not transformed and forward_ad._current_level < 0
+
+
+def is_eager(tensor: Tensor) -> bool:
+    """Return whether the code is neither compiled nor traced, and the tensor has values."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    return type(tensor) is Tensor  # not a tensor without values
 
 
 # What a device supports does not change while a program runs, so torch.compile takes the result as

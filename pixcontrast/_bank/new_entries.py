@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixcontrast._distributed import Ranks, agree, gather, pad
 from pixcontrast._pixels import groups
-from pixcontrast._tensors import IGNORED, at_least_float32, unit_length
+from pixcontrast._tensors import at_least_float32, unit_length
 
 
 class DrawnPixels(NamedTuple):
@@ -62,30 +62,22 @@ class EntryMaker:
         feature_map = feature_map.detach()
         if labels.numel() == 0:  # images without a pixel add nothing
             feature_map, labels = feature_map[:0], labels[:0]
-        regions = None
+        regions = usable = None
         if self.region_pixels is None:
             regions = groups.region_means(feature_map, labels, self.classes, embed)
-            labels = labels.masked_fill(~regions.usable, IGNORED)
+            usable = regions.usable
         elif self.pixels and not self.region_pixels and embed is None:
-            labels = labels.masked_fill(~groups.usable_pixels(feature_map), IGNORED)
+            usable = groups.usable_pixels(feature_map)
         num_images = labels.shape[0] if labels.shape[1] > 0 else 0
         num_drawn = min(max(self.pixels, self.region_pixels or 0), labels.shape[1])
+        shape = num_images, self.classes, num_drawn
         if num_images == 0 or num_drawn == 0:
-            nothing = torch.zeros(num_images, self.classes, num_drawn, device=labels.device)
+            nothing = torch.zeros(shape, device=labels.device)
             return DrawnPixels(labels.new_empty(0), nothing.to(torch.bool), regions)
-        num_groups = num_images * self.classes
-        first_group = torch.arange(0, num_groups, self.classes, device=labels.device)
-        group = (first_group[:, None] + labels).masked_fill(labels == IGNORED, num_groups)
-        draw = groups.draw_integers(group.flatten(), groups.DRAW_BITS, generator)
-        pixels = groups.sort_pixels(group.flatten(), num_groups, draw)
-        start = pixels.start_of(torch.arange(num_groups + 1, device=labels.device))
-        index = torch.arange(num_drawn, device=labels.device)
-        valid = index < start.diff()[:, None]
-        # Missing pixels all have the same index, so that reading them is fast.
-        positions = (start[:-1, None] + index).masked_fill(~valid, 0)
-        indices = pixels.order[positions.flatten()]
-        valid = valid.view(num_images, self.classes, num_drawn)
-        return DrawnPixels(indices, valid, regions)
+        draw = groups.draw_integers(labels, groups.DRAW_BITS, generator).flatten()
+        pixels = groups.sort_pixels(labels, self.classes, draw, groups.DRAW_BITS, usable=usable)
+        indices, valid = pixels.take_first(num_drawn)
+        return DrawnPixels(indices.flatten(), valid.view(shape), regions)
 
     def entries_of(self, rows: Tensor, drawn: DrawnPixels) -> NewEntries:
         """Make the entries of both queues from the embeddings (B·C·E, D) of the drawn pixels.

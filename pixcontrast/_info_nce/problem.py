@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixcontrast._distributed import Ranks, gather
 from pixcontrast._tensors import at_least_float32, product_dtype
-from pixcontrast._triton import Form
+from pixcontrast._triton import Form, is_eager
 from pixcontrast.samplers import HardNegativeSampler
 
 Denominator = Literal["negatives", "all"]
@@ -199,9 +199,7 @@ class Problem:
     @property
     def is_eager(self) -> bool:
         """Whether the call is neither compiled nor traced, and its tensors have values."""
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-            return False
-        return type(self.labels) is Tensor  # not a tensor without values
+        return is_eager(self.labels)
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._tensors import IGNORED, SMALLEST, at_least_float32, unit_factors, unit_length
-from pixcontrast._triton import choose
+from pixcontrast._tensors import (
+    IGNORED,
+    SMALLEST,
+    at_least_float32,
+    mark_ignored,
+    unit_factors,
+    unit_length,
+)
+from pixcontrast._triton import choose, takes_kernels
 
 _LABEL_BITS = 24
 MAX_LABEL = (1 << _LABEL_BITS) - 1
@@ -37,23 +44,86 @@ class SortedPixels(NamedTuple):
 
     order: Tensor  # pixel at each position, (n,)
     keys: Tensor  # ascending sort keys: the group, followed by random bits, (n,)
+    num_groups: int  # the group of ignored pixels
     random_bits: int
 
     def start_of(self, groups: Tensor) -> Tensor:
         """Return the first position of each group; for an empty group, that of the next group."""
         return torch.searchsorted(self.keys, groups << self.random_bits)
 
+    def take_first(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return `count` pixels of each of G groups, and which of them exist, (G, `count`) each.
 
-def sort_pixels(groups: Tensor, num_groups: int, draw: Tensor) -> SortedPixels:
-    """Sort n pixels by group and shuffle them within each group.
+        Missing pixels all have the same index, so that reading them is fast.
+        """
+        if takes_kernels(self.keys):
+            from pixcontrast._pixels.group_kernels import take_first
 
-    `groups` (n,) is the int64 group of each pixel, or `num_groups` (at most 2 ** 61) for ignored
-    pixels. `draw` (n,) is random int64 in [0, 2 ** `DRAW_BITS`).
+            return take_first(self.keys, self.order, self.num_groups, count, self.random_bits)
+        device = self.keys.device
+        start = self.start_of(torch.arange(self.num_groups + 1, device=device))
+        index = torch.arange(count, device=device)
+        exists = index < start.diff()[:, None]
+        positions = (start[:-1, None] + index).masked_fill(~exists, 0)
+        return self.order[positions], exists
+
+
+def sort_pixels(
+    labels: Tensor,
+    num_labels: int,
+    draw: Tensor,
+    draw_bits: int,
+    *,
+    usable: Tensor | None = None,
+    other: Tensor | None = None,
+    halves: bool = False,
+    ignore_index: int = IGNORED,
+) -> SortedPixels:
+    """Sort n = B·P pixels by group and shuffle them within each group.
+
+    The group of a pixel is image · `num_labels` + label. With `halves` each group has two halves,
+    2 · group for pixels where `other` differs from the label, and 2 · group + 1 for the others.
+
+    Args:
+        labels (Tensor): integer labels, shape (B, P). Where no kernel runs they are marked int64.
+        num_labels (int): larger labels are ignored.
+        draw (Tensor): int64 random numbers in [0, 2 ** `draw_bits`), shape (n,).
+        draw_bits (int): at least `DRAW_BITS`.
+        usable (Tensor, optional): the pixels that are not ignored, shape (B, P). Default: all.
+        other (Tensor, optional): integer labels, shape (B, P). Default: None, those of `labels`.
+        halves (bool): whether groups have halves.
+        ignore_index (int): label of ignored pixels.
     """
+    num_groups = labels.shape[0] * num_labels * (1 + halves)
     random_bits = min(DRAW_BITS, 62 - num_groups.bit_length())
-    draw = draw >> (DRAW_BITS - random_bits)
-    keys, order = torch.add(draw, groups, alpha=1 << random_bits).sort(stable=True)
-    return SortedPixels(order, keys, random_bits)
+    if takes_kernels(labels):
+        from pixcontrast._pixels.group_kernels import write_keys
+
+        keys = write_keys(
+            labels.contiguous(),
+            None if other is None else other.contiguous(),
+            usable,
+            draw,
+            num_labels,
+            num_groups,
+            ignore_index,
+            random_bits,
+            draw_bits - random_bits,
+            halves,
+        )
+    else:
+        first_group = torch.arange(0, labels.shape[0] * num_labels, num_labels, device=draw.device)
+        groups = first_group[:, None] + labels
+        if halves:
+            last = torch.ones_like(labels, dtype=torch.bool) if other is None else other == labels
+            groups = torch.add(last, groups, alpha=2)
+        ignored = labels == IGNORED
+        if usable is not None:
+            ignored |= ~usable
+        groups = groups.masked_fill(ignored, num_groups).flatten()
+        keys = torch.add(draw >> (draw_bits - random_bits), groups, alpha=1 << random_bits)
+    keys, order = keys.sort(stable=True)
+    return SortedPixels(order, keys, num_groups, random_bits)
 
 
 class DrawnGroups(NamedTuple):
@@ -70,34 +140,38 @@ class DrawnGroups(NamedTuple):
 
 def draw_groups(
     labels: Tensor,
-    first: Tensor | None,
+    preds: Tensor | None,
     max_groups: int,
     min_pixels: int,
+    ignore_index: int,
     generator: torch.Generator | None,
 ) -> DrawnGroups:
     """Return all groups of at least `min_pixels` pixels, or a random A of them.
 
     A = min(max_groups, n), with n = B·P pixels. Positions and sizes of groups are found by binary
-    search in the sorted keys, because a pass over all pixels takes longer. Labels (B, P) are int64
-    up to `MAX_LABEL`, or `IGNORED`. The mask `first` (B, P) marks the pixels that come first in
-    their group; None marks no pixel.
+    search in the sorted keys, because a pass over all pixels takes longer. The pixels where `preds`
+    (B, P) differs from `labels` (B, P) come first in their group; None: no pixel does. Labels above
+    `MAX_LABEL` are ignored.
     """
-    num_images, device = labels.shape[0], labels.device
-    num_groups = num_images << _LABEL_BITS
-    image = torch.arange(num_images, device=device)[:, None] << _LABEL_BITS
-    # A group has two halves, 2·group for the pixels that come first and 2·group + 1 for the others.
-    last = torch.ones_like(labels, dtype=torch.bool) if first is None else ~first
-    halves = torch.add(last, image + labels, alpha=2)
-    halves = halves.masked_fill(labels == IGNORED, 2 * num_groups).flatten()
     # One draw serves two purposes: the upper bits shuffle pixels, the lower bits select groups.
-    draw = draw_integers(halves, 2 * DRAW_BITS, generator)
-    pixels = sort_pixels(halves, 2 * num_groups, draw >> DRAW_BITS)
+    draw = draw_integers(labels, 2 * DRAW_BITS, generator).flatten()
+    num_labels, mask = MAX_LABEL + 1, (1 << DRAW_BITS) - 1
+    options: dict[str, Any] = {"other": preds, "halves": True}
+    if takes_kernels(labels):
+        from pixcontrast._pixels.group_kernels import measure_groups, write_priorities
 
+        options["ignore_index"] = ignore_index
+        pixels = sort_pixels(labels, num_labels, draw, 2 * DRAW_BITS, **options)
+        num_groups, bits = labels.shape[0] * num_labels, pixels.random_bits
+        given = pixels.keys, draw, num_groups, min_pixels, bits + 1, mask
+        start = _highest(write_priorities(*given), max_groups)[1].sort().values
+        found = measure_groups(pixels.keys, start, num_groups, min_pixels, bits)
+        return DrawnGroups(pixels.order, start, *found)
+    marked = mark_ignored(labels, ignore_index, num_labels)
+    pixels = sort_pixels(marked, num_labels, draw, 2 * DRAW_BITS, **options)
     group = pixels.keys >> (pixels.random_bits + 1)
-    priority = draw & ((1 << DRAW_BITS) - 1)
-    priority = priority.masked_fill(~_starts(group, num_groups, min_pixels), -1)
-    # Select the A groups with the highest random priority; with fewer groups, all of them.
-    priority, start = priority.topk(min(max_groups, labels.numel()), sorted=False)
+    starts = _starts(group, labels.shape[0] * num_labels, min_pixels)
+    priority, start = _highest(torch.where(starts, draw & mask, -1), max_groups)
     start, selected = start.sort()
     exists = priority[selected] >= 0
 
@@ -107,6 +181,11 @@ def draw_groups(
     return DrawnGroups(pixels.order, start, size * exists, num_first * exists)
 
 
+def _highest(priority: Tensor, max_groups: int) -> tuple[Tensor, Tensor]:
+    """Select the A positions with the highest priority (n,); with fewer groups, all of them."""
+    return priority.topk(min(max_groups, priority.numel()), sorted=False)
+
+
 def share_of_class(
     groups: DrawnGroups, labels: Tensor, max_per_class: int, generator: torch.Generator | None
 ) -> Tensor:
@@ -114,7 +193,7 @@ def share_of_class(
 
     The groups of a class get equal shares. The remainder goes to a random choice of them.
     """
-    label = labels.flatten()[groups.order[groups.start]]
+    label = labels.flatten()[groups.order[groups.start]].to(torch.int64)
     label = label.masked_fill(groups.size == 0, IGNORED)
     draw = draw_integers(label, DRAW_BITS, generator)
     keys, order = ((label << DRAW_BITS) + draw).sort(stable=True)

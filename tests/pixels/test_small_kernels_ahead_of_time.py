@@ -1,0 +1,61 @@
+"""The kernels that replace sequences of small operations, compiled for every card: none spills."""
+
+import os
+
+import pytest
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
+
+from ahead_of_time import SHARED_MEMORY, Constant, compiled  # noqa: E402
+
+from pixcontrast._pixels import group_kernels as groups  # noqa: E402
+
+LONG = "*i64"
+KEYS = {"labels": LONG, "draw": LONG, "keys": LONG}
+MEASURED = dict.fromkeys(("order", "start", "size", "num_first", "labels"), LONG)
+ANCHORS = {"indices": LONG, "taken_labels": LONG}
+# A kernel, the types of its tensors, and its constants; None is a tensor that is not given.
+CASES = {
+    "keys of halves": (
+        groups.keys_kernel,
+        {**KEYS, "other": LONG, "usable": None},
+        {"HALVES": True, "BLOCK": groups.BLOCK},
+    ),
+    "keys of groups": (
+        groups.keys_kernel,
+        {**KEYS, "other": None, "usable": "*i1"},
+        {"HALVES": False, "BLOCK": groups.BLOCK},
+    ),
+    "priorities": (
+        groups.priorities_kernel,
+        {"keys": LONG, "draw": LONG, "priorities": LONG},
+        {"BLOCK": groups.BLOCK},
+    ),
+    "measured": (
+        groups.measure_kernel,
+        {"keys": LONG, **MEASURED},
+        {"BLOCK": groups.GROUPS},
+    ),
+    "taken": (
+        groups.take_kernel,
+        {**MEASURED, **ANCHORS, "share": LONG, "chance": "*fp64"},
+        {"CHUNK": groups.BLOCK, "BLOCK": groups.GROUPS, "VIEWS": groups.VIEWS},
+    ),
+    "first": (
+        groups.first_kernel,
+        {"keys": LONG, "order": LONG, "indices": LONG, "valid": "*i1"},
+        {"BLOCK": groups.GROUPS, "VIEWS": groups.VIEWS},
+    ),
+}
+
+
+@pytest.mark.parametrize("card", SHARED_MEMORY)
+@pytest.mark.parametrize("case", CASES)
+def test_it_compiles_without_a_spill(case, card):
+    kernel, tensors, constants = CASES[case]
+    types = {param.name: param.annotation_type or "i32" for param in kernel.params}
+    types |= {name: Constant(None) if kind is None else kind for name, kind in tensors.items()}
+    options = {"num_warps": 4, "num_stages": 3}
+    assert compiled(kernel, types, constants, set(), card, options).stack == 0
