@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._bank.new_entries import EntryMaker, NewEntries, gather_entries
-from pixcontrast._bank.ring import QUEUES, WHOLE, Shard, prepare_write, write_all
+from pixcontrast._bank.ring import QUEUES, WHOLE, Shard, append_all
 from pixcontrast._bank.state import BankBuffers, UpdateGuard
 from pixcontrast._distributed import GroupReference, Ranks, ranks_of
 from pixcontrast._pixels import maps
@@ -179,11 +179,8 @@ class MemoryBank(BankBuffers):
 
     def _labelled(self, queue: str, ignored: int) -> tuple[Tensor, Tensor]:
         """Return a queue and its labels. Slots that are not written are labelled `ignored`."""
-        vectors, count, _ = self._rings(queue)
-        written = torch.arange(vectors.shape[1], device=count.device) < count[:, None]
-        classes = torch.arange(self.num_classes, device=count.device)[:, None]
-        labels = torch.where(written, classes, ignored)
-        return vectors.view(-1, self.dim), labels.flatten()
+        rings = self._rings(queue)
+        return rings.vectors.view(-1, self.dim), rings.labels(ignored)
 
     @torch.no_grad()
     def update(
@@ -232,14 +229,12 @@ class MemoryBank(BankBuffers):
         ranks = self.ranks
         if ranks is not None and any(queue is not None for queue in new):
             new = gather_entries(new, self.pixels.dtype, ranks, self._options())
-        # Prepare all writes before the first one, so that the bank is never updated in part.
-        write_all(
-            [
-                prepare_write(self._rings(queue), *entries, self._shard)
-                for queue, entries in zip(QUEUES, new, strict=True)
-                if entries is not None and entries[1].numel() > 0
-            ]
-        )
+        appends = [
+            (self._rings(queue), *entries)
+            for queue, entries in zip(QUEUES, new, strict=True)
+            if entries is not None and entries[1].numel() > 0
+        ]
+        append_all(appends, self._shard)
 
     def check_fits(self, emb: Tensor, name: str = "emb") -> None:
         """Raise if embeddings (B, D, *S) have another D or another device than the bank."""

@@ -10,12 +10,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from ahead_of_time import SHARED_MEMORY, Constant, compiled  # noqa: E402
 
+from pixcontrast._bank import ring_kernels as rings  # noqa: E402
 from pixcontrast._pixels import group_kernels as groups  # noqa: E402
 
 LONG = "*i64"
 KEYS = {"labels": LONG, "draw": LONG, "keys": LONG}
 MEASURED = dict.fromkeys(("order", "start", "size", "num_first", "labels"), LONG)
 ANCHORS = {"indices": LONG, "taken_labels": LONG}
+RING = {"vectors": "*bf16", "counts": LONG, "next_positions": LONG, "new": "*fp32", "valid": "*i1"}
 # A kernel, the types of its tensors, and its constants; None is a tensor that is not given.
 CASES = {
     "keys of halves": (
@@ -48,6 +50,12 @@ CASES = {
         {"keys": LONG, "order": LONG, "indices": LONG, "valid": "*i1"},
         {"BLOCK": groups.GROUPS, "VIEWS": groups.VIEWS},
     ),
+    "appended": (
+        rings.append_kernel,
+        {**RING, **{f"last_{name}": kind for name, kind in RING.items()}, "previous": LONG},
+        {"BLOCK": rings.BLOCK, "BLOCK_D": 256, "ENTRIES": rings.ENTRIES},
+    ),
+    "labels": (rings.labels_kernel, {"counts": LONG, "labels": LONG}, {"BLOCK": rings.BLOCK}),
 }
 
 
