@@ -212,8 +212,7 @@ class MemoryBank(BankBuffers):
         flat_labels = maps.flat_map(labels, emb_map.shape[2:])
         marked = mark_ignored(flat_labels, self.ignore_index, self.num_classes)
         drawn = self._entry_maker.draw_pixels(emb_map, marked, None, generator)
-        rows = maps.take_pixels(emb_map, drawn.indices)
-        self._store(self._entry_maker.entries_of(rows, drawn))
+        self._store(self._entry_maker.entries_at(emb_map, drawn))
 
     @property
     def _entry_maker(self) -> EntryMaker:

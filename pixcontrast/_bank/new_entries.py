@@ -14,7 +14,9 @@ from torch import Tensor
 
 from pixcontrast._distributed import Ranks, agree, gather, pad
 from pixcontrast._pixels import groups
+from pixcontrast._pixels.maps import take_pixels
 from pixcontrast._tensors import at_least_float32, unit_length
+from pixcontrast._triton import takes_kernels
 
 
 class DrawnPixels(NamedTuple):
@@ -79,6 +81,17 @@ class EntryMaker:
         indices, valid = pixels.take_first(num_drawn)
         return DrawnPixels(indices.flatten(), valid.view(shape), regions)
 
+    def entries_at(self, feature_map: Tensor, drawn: DrawnPixels) -> NewEntries:
+        """Make the entries of both queues from a map (B, D, *S) of embeddings."""
+        if takes_kernels(feature_map):
+            from pixcontrast._pixels import row_kernels
+
+            if row_kernels.supports(feature_map):
+                given = feature_map, drawn.indices, drawn.valid.flatten()
+                unit, usable = row_kernels.gather_usable_rows(*given)
+                return self._entries(unit, usable, drawn)
+        return self.entries_of(take_pixels(feature_map, drawn.indices), drawn)
+
     def entries_of(self, rows: Tensor, drawn: DrawnPixels) -> NewEntries:
         """Make the entries of both queues from the embeddings (B·C·E, D) of the drawn pixels.
 
@@ -86,8 +99,12 @@ class EntryMaker:
         """
         unit = unit_length(rows.to(at_least_float32(rows)))
         usable = unit.abs().amax(dim=1) > 0  # False for NaN
-        valid = drawn.valid & usable.view(drawn.valid.shape)
-        unit = unit.view(*valid.shape, rows.shape[1])
+        return self._entries(unit, drawn.valid.flatten() & usable, drawn)
+
+    def _entries(self, unit: Tensor, usable: Tensor, drawn: DrawnPixels) -> NewEntries:
+        """Make the entries from the unit vectors of the drawn pixels, and which of them count."""
+        valid = usable.view(drawn.valid.shape)
+        unit = unit.view(*valid.shape, unit.shape[1])
         new_pixels = new_regions = None
         if self.pixels:
             # Copy: a view would keep the pixels of the regions in memory until the update.

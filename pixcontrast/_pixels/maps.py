@@ -152,11 +152,11 @@ def take_pixels(emb_map: Tensor, indices: Tensor) -> Tensor:
         # most pixels are taken and then normalized. For rows the gradient is correct.
         return emb_map.flatten(2).transpose(1, 2).flatten(0, 1)[indices]
     taken: Tensor = TakePixels.apply(emb_map, indices)  # type: ignore[no-untyped-call]
-    _run_late(taken.grad_fn)
+    run_late(taken.grad_fn)
     return taken
 
 
-def _run_late(node: Any) -> None:
+def run_late(node: Any) -> None:
     """Let autograd run this node after others that are ready, to reduce peak memory.
 
     The node allocates a map of zeros. When it runs last, the buffers of other losses are freed.

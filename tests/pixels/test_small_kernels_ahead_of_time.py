@@ -12,12 +12,14 @@ from ahead_of_time import SHARED_MEMORY, Constant, compiled  # noqa: E402
 
 from pixcontrast._bank import ring_kernels as rings  # noqa: E402
 from pixcontrast._pixels import group_kernels as groups  # noqa: E402
+from pixcontrast._pixels import row_kernels as rows  # noqa: E402
 
 LONG = "*i64"
 KEYS = {"labels": LONG, "draw": LONG, "keys": LONG}
 MEASURED = dict.fromkeys(("order", "start", "size", "num_first", "labels"), LONG)
 ANCHORS = {"indices": LONG, "taken_labels": LONG}
 RING = {"vectors": "*bf16", "counts": LONG, "next_positions": LONG, "new": "*fp32", "valid": "*i1"}
+ROWS = {"maps": "*bf16", "indices": LONG, "labels": LONG, "unit": "*fp32", "smallest": "fp32"}
 # A kernel, the types of its tensors, and its constants; None is a tensor that is not given.
 CASES = {
     "keys of halves": (
@@ -50,6 +52,28 @@ CASES = {
         {"keys": LONG, "order": LONG, "indices": LONG, "valid": "*i1"},
         {"BLOCK": groups.GROUPS, "VIEWS": groups.VIEWS},
     ),
+    "anchors": (
+        rows.gather_kernel,
+        {**ROWS, "vectors": "*bf16", "marked": LONG, "inverse_length": "*fp32", "keys": LONG},
+        {"BLOCK_D": 512, "ROWS": rows.ROWS},
+    ),
+    "entries": (
+        rows.gather_kernel,
+        {**ROWS, "vectors": None, "marked": "*i1", "inverse_length": None, "keys": None},
+        {"BLOCK_D": 256, "ROWS": rows.ROWS},
+    ),
+    "gradient": (
+        rows.scatter_kernel,
+        {
+            "upstream": "*bf16",
+            "unit": "*fp32",
+            "inverse_length": "*fp32",
+            "maps": "*bf16",
+            "ascending": LONG,
+            "order": LONG,
+        },
+        {"BLOCK_D": 512},
+    ),
     "appended": (
         rings.append_kernel,
         {**RING, **{f"last_{name}": kind for name, kind in RING.items()}, "previous": LONG},
@@ -65,5 +89,5 @@ def test_it_compiles_without_a_spill(case, card):
     kernel, tensors, constants = CASES[case]
     types = {param.name: param.annotation_type or "i32" for param in kernel.params}
     types |= {name: Constant(None) if kind is None else kind for name, kind in tensors.items()}
-    options = {"num_warps": 4, "num_stages": 3}
+    options = {"num_warps": rows.WARPS if kernel is rows.gather_kernel else 4, "num_stages": 3}
     assert compiled(kernel, types, constants, set(), card, options).stack == 0
