@@ -22,7 +22,7 @@ from pixcontrast._tensors import (
     unit_factors,
     unit_length,
 )
-from pixcontrast._triton import choose, takes_kernels
+from pixcontrast._triton import choose, is_eager, takes_kernels
 
 _LABEL_BITS = 24
 MAX_LABEL = (1 << _LABEL_BITS) - 1
@@ -249,9 +249,10 @@ def region_means(
     """
     flat = emb_map.flatten(2)
     if embed is None and _is_fused(flat):
-        sums, usable = sums_operator(flat, slots, num_slots)
-    else:
-        sums, usable = sums_in_chunks(flat, slots, num_slots, embed)
+        # In eager mode the wrappers of an operator would take longer than its launches.
+        means = _fused_means if is_eager(flat) else means_operator
+        return Regions(*means(flat, slots, num_slots))
+    sums, usable = sums_in_chunks(flat, slots, num_slots, embed)
     count = _count_slots(slots.masked_fill(~usable, IGNORED), num_slots)
     return Regions(*mean_directions(sums, count), usable)
 
@@ -292,18 +293,21 @@ def sums_in_chunks(
     return sums, usable
 
 
-@torch.library.custom_op("pixcontrast::region_sums", mutates_args=())
-def sums_operator(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
-    """Compute `sums_in_chunks` with a Triton kernel, without a gradient."""
-    from pixcontrast._pixels.region_kernel import sum_regions
+def _fused_means(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the fields of `Regions` with Triton kernels, without a gradient."""
+    from pixcontrast._pixels.region_kernel import merge_regions
 
-    return sum_regions(flat, slots, num_slots, SMALLEST)
+    return merge_regions(flat, slots, num_slots, SMALLEST)
 
 
-@sums_operator.register_fake
-def _(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
-    sums = flat.new_empty((flat.shape[0], num_slots, flat.shape[1]), dtype=torch.float32)
-    return sums, slots.new_empty(slots.shape, dtype=torch.bool)
+means_operator = torch.library.custom_op("pixcontrast::region_means", _fused_means, mutates_args=())
+
+
+@means_operator.register_fake
+def _(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor, Tensor]:
+    present = slots.new_empty((flat.shape[0], num_slots), dtype=torch.bool)
+    means = flat.new_empty((*present.shape, flat.shape[1]), dtype=torch.float32)
+    return means, present, slots.new_empty(slots.shape, dtype=torch.bool)
 
 
 def usable_pixels(emb_map: Tensor) -> Tensor:
@@ -311,8 +315,7 @@ def usable_pixels(emb_map: Tensor) -> Tensor:
     flat = emb_map.flatten(2)
     if _is_fused(flat):
         no_slot = torch.full((flat.shape[0], flat.shape[2]), IGNORED, device=flat.device)
-        found: Tensor = sums_operator(flat, no_slot, 1)[1]
-        return found
+        return region_means(emb_map, no_slot, 1).usable
     usable = flat.new_zeros(flat.shape[0], flat.shape[2], dtype=torch.bool)
     for images, pixels in _chunks(flat):
         usable[images, pixels] = unit_factors(flat[images, :, pixels])[1] > 0

@@ -5,7 +5,14 @@ import torch
 
 from pixcontrast import MemoryBank
 from pixcontrast._pixels import groups, region_kernel
-from pixcontrast._pixels.groups import sums_in_chunks, sums_operator, usable_pixels
+from pixcontrast._pixels.groups import (
+    Regions,
+    means_operator,
+    region_means,
+    sums_in_chunks,
+    usable_pixels,
+)
+from pixcontrast._tensors import SMALLEST
 
 IGNORED = -1
 
@@ -22,8 +29,16 @@ def scene(dtype=torch.float32, images=2, dim=5, pixels=150, slots=3):
     return flat.to(dtype), torch.randint(IGNORED, slots, (images, pixels)), slots
 
 
+def sums_of(flat, slots, num_slots):
+    """The sums over all splits of the pixels, and which pixels are usable."""
+    sums, counts, usable = region_kernel.sum_regions(flat, slots, num_slots, SMALLEST)
+    members = (slots[:, None] == torch.arange(num_slots)[:, None]) & usable[:, None]
+    assert torch.equal(counts.sum(dim=0), members.sum(dim=2))
+    return sums.sum(dim=0), usable
+
+
 def check(flat, slots, num_slots):
-    sums, usable = sums_operator(flat, slots, num_slots)
+    sums, usable = sums_of(flat, slots, num_slots)
     expected, expected_usable = sums_in_chunks(flat.double(), slots, num_slots)
     assert sums.dtype == torch.float32
     assert torch.equal(usable, expected_usable)
@@ -42,7 +57,7 @@ def test_any_number_of_pixels(pixels):
 
 
 def test_no_image():
-    sums, usable = sums_operator(*scene(images=0))
+    sums, usable = sums_of(*scene(images=0))
     assert (sums.shape, usable.shape) == ((0, 3, 5), (0, 150))
 
 
@@ -51,7 +66,7 @@ def test_vectors_of_any_length(length):
     flat, slots, count = scene()
     flat[0, :, 3] *= length
     flat[1] *= length
-    sums, usable = sums_operator(flat, slots, count)
+    sums, usable = sums_of(flat, slots, count)
     expected, expected_usable = sums_in_chunks(flat, slots, count)
     assert torch.equal(usable, expected_usable)
     torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-5)
@@ -68,14 +83,14 @@ def test_a_bad_pixel_reaches_no_other(bad):
 
 def test_any_strides():
     flat, slots, count = scene(dim=6)
-    expected = sums_operator(flat, slots, count)
+    expected = sums_of(flat, slots, count)
     for strided in (
         flat.transpose(1, 2).contiguous().transpose(1, 2),  # channels last
         torch.stack([flat, flat + 1], dim=3)[..., 0],
         torch.cat([flat, flat], dim=1)[:, 6:],
     ):
         assert not strided.is_contiguous()
-        made = sums_operator(strided, slots.T.contiguous().T, count)
+        made = sums_of(strided, slots.T.contiguous().T, count)
         assert all(torch.equal(one, other) for one, other in zip(made, expected, strict=True))
 
 
@@ -92,7 +107,43 @@ def test_a_bank_takes_in_the_same(region_slots, monkeypatch):
 
 
 def test_opcheck():
-    torch.library.opcheck(sums_operator, scene(dim=6, pixels=40))
+    torch.library.opcheck(means_operator, scene(dim=6, pixels=40))
+
+
+@pytest.mark.parametrize(("dim", "slots", "pixels"), [(5, 3, 150), (20, 40, 700), (3, 2, 1)])
+def test_means(dim, slots, pixels):
+    """Labels in patches, so that a program skips pixels; a class whose pixels cancel out."""
+    flat, labels, count = scene(dim=dim, slots=slots, pixels=pixels, images=3)
+    labels = labels[:, : pixels // 9 + 1].repeat_interleave(9, dim=1)[:, :pixels].contiguous()
+    labels[0], labels[1, : pixels // 2] = 1, IGNORED
+    if pixels > 1:
+        labels[2][labels[2] == 0] = IGNORED
+        labels[2, :2], flat[2, :, 1] = 0, -flat[2, :, 0]
+    flat[1, 0, pixels // 3] = float("nan")
+    expected = region_means(flat, labels, count)
+    made = Regions(*region_kernel.merge_regions(flat, labels, count, SMALLEST))
+    assert torch.equal(made.usable, expected.usable)
+    assert torch.equal(made.present, expected.present)
+    assert not made.present.all()
+    present = made.present[..., None]
+    torch.testing.assert_close(
+        torch.where(present, made.means, 0.0), torch.where(present, expected.means, 0.0),
+        rtol=1e-5, atol=2e-6,
+    )  # fmt: skip
+
+
+def test_skipped_pixels_are_not_read(monkeypatch):
+    """Each tile of one class is read by one of the programs, whatever the number of classes."""
+    monkeypatch.setattr(region_kernel, "BLOCK_REGIONS", 16)
+    flat, _, _ = scene(dim=16, pixels=160, images=1)
+    labels = torch.arange(10).repeat_interleave(16)[None] * 8
+    expected = sums_of(flat, labels, 80)
+    wrong = flat.clone()
+    wrong[..., labels[0] != 8] = float("nan")
+    # Programs of other regions meet NaN alone; that of region 8 does not.
+    sums, usable = sums_of(wrong, labels, 80)
+    assert torch.equal(sums[:, 8], expected[0][:, 8])
+    assert torch.equal(usable, labels == 8)
 
 
 def test_usable_pixels_are_told_by_the_kernel(monkeypatch):

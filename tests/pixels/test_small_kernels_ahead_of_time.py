@@ -12,6 +12,7 @@ from ahead_of_time import SHARED_MEMORY, Constant, compiled  # noqa: E402
 
 from pixcontrast._bank import ring_kernels as rings  # noqa: E402
 from pixcontrast._pixels import group_kernels as groups  # noqa: E402
+from pixcontrast._pixels import region_kernel as regions  # noqa: E402
 from pixcontrast._pixels import row_kernels as rows  # noqa: E402
 
 LONG = "*i64"
@@ -73,6 +74,11 @@ CASES = {
             "order": LONG,
         },
         {"BLOCK_D": 512},
+    ),
+    "regions": (
+        regions.merge_kernel,
+        {"sums": "*fp32", "counts": "*i32", "means": "*fp32", "present": "*i1", "smallest": "fp32"},
+        {"BLOCK_D": 512, "ROWS": regions.MERGED_ROWS},
     ),
     "appended": (
         rings.append_kernel,
