@@ -13,7 +13,6 @@ from pixcontrast._bank.ring import QUEUES, WHOLE, Shard, append_all
 from pixcontrast._bank.state import BankBuffers, UpdateGuard
 from pixcontrast._distributed import GroupReference, Ranks, ranks_of
 from pixcontrast._pixels import maps
-from pixcontrast._tensors import mark_ignored
 
 
 class MemoryBank(BankBuffers):
@@ -209,8 +208,8 @@ class MemoryBank(BankBuffers):
         if check.values_can_be_seen(labels):
             self.check_label_range(labels)
         emb_map = maps.as_map(emb)
-        flat_labels = maps.flat_map(labels, emb_map.shape[2:])
-        marked = mark_ignored(flat_labels, self.ignore_index, self.num_classes)
+        options = emb_map.shape[2:], self.ignore_index, self.num_classes
+        marked, _ = maps.flat_maps(labels, None, None, *options)
         drawn = self._entry_maker.draw_pixels(emb_map, marked, None, generator)
         self._store(self._entry_maker.entries_at(emb_map, drawn))
 

@@ -111,9 +111,8 @@ class ContrastLoss(LossOptions):
         size = features.shape[2:]
         weight = None if weight is None else maps.flat_map(weight, size)
         num_classes = None if self.bank is None else self.bank.num_classes
-        flat_labels = maps.flat_map(labels, size)
-        marked = mark_ignored(flat_labels, self.ignore_index, num_classes, weight)
-        preds = None if preds is None else maps.flat_predictions(preds, size)
+        options = size, self.ignore_index, num_classes
+        marked, preds = maps.flat_maps(labels, preds, weight, *options)
         return Batch(features, self.projection, marked, preds, weight)
 
     def _bank_to_update(self) -> MemoryBank | None:

@@ -12,6 +12,7 @@ from ahead_of_time import SHARED_MEMORY, Constant, compiled  # noqa: E402
 
 from pixcontrast._bank import ring_kernels as rings  # noqa: E402
 from pixcontrast._pixels import group_kernels as groups  # noqa: E402
+from pixcontrast._pixels import map_kernel as maps  # noqa: E402
 from pixcontrast._pixels import region_kernel as regions  # noqa: E402
 from pixcontrast._pixels import row_kernels as rows  # noqa: E402
 
@@ -21,6 +22,7 @@ MEASURED = dict.fromkeys(("order", "start", "size", "num_first", "labels"), LONG
 ANCHORS = {"indices": LONG, "taken_labels": LONG}
 RING = {"vectors": "*bf16", "counts": LONG, "next_positions": LONG, "new": "*fp32", "valid": "*i1"}
 ROWS = {"maps": "*bf16", "indices": LONG, "labels": LONG, "unit": "*fp32", "smallest": "fp32"}
+MAPS = dict.fromkeys(("labels", "marked", "classes"), LONG)
 # A kernel, the types of its tensors, and its constants; None is a tensor that is not given.
 CASES = {
     "keys of halves": (
@@ -75,6 +77,12 @@ CASES = {
         },
         {"BLOCK_D": 512},
     ),
+    "logits": (
+        maps.maps_kernel,
+        {**MAPS, "preds": "*fp32", "weight": "*fp32"},
+        {"BLOCK": maps.BLOCK},
+    ),
+    "classes": (maps.maps_kernel, {**MAPS, "preds": LONG, "weight": None}, {"BLOCK": maps.BLOCK}),
     "regions": (
         regions.merge_kernel,
         {"sums": "*fp32", "counts": "*i32", "means": "*fp32", "present": "*i1", "smallest": "fp32"},
