@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -163,6 +164,10 @@ class MemoryBank(BankBuffers):
     def count(self, queue: str) -> Tensor:
         """Return the number of valid entries per class of the queue `"pixels"` or `"regions"`."""
         return self._rings(queue).counts
+
+    def _copy_counts(self, queues: Sequence[str]) -> Tensor | None:
+        """Return the number of valid entries per queue and class, or None without a queue."""
+        return torch.stack([self.count(queue) for queue in queues]) if queues else None
 
     def entries(self, queue: str) -> tuple[Tensor, Tensor]:
         """Return a queue and its labels, as `info_nce` takes them.

@@ -271,8 +271,8 @@ class ContrastLoss(LossOptions):
             batch_labels=contrast.batch_labels,
             bank_entries=contrast.bank_entries
             if result.num_shard_entries is None
-            else (result.num_shard_entries,),
-            written=() if bank is None else tuple(bank.count(queue).sum() for queue in QUEUES),
+            else result.num_shard_entries,
+            written=None if bank is None else bank._copy_counts(QUEUES),
             slots=0 if bank is None else bank.num_classes * sum(map(bank.slots, QUEUES)),
             num_classes=MAX_CLASSES if bank is None else bank.num_classes,
         )
