@@ -11,7 +11,7 @@ from torch import Tensor
 
 ENTRIES = 8
 """Entries that a program writes."""
-BLOCK = 1024
+BLOCK, BLOCK_D = 1024, 256
 """Slots or flags that a program reads at a time, and components that it copies at a time."""
 
 
@@ -34,7 +34,7 @@ def append_entries(appends: Sequence[tuple[Tensor, ...]], shard: tuple[int, int]
             *(tensor.contiguous() for append in (first, last) for tensor in append),
             *(previous, num_images, dim, *sizes[0], *sizes[1], *shard),
             BLOCK=BLOCK,
-            BLOCK_D=min(BLOCK, int(triton.next_power_of_2(dim))),
+            BLOCK_D=BLOCK_D,
             ENTRIES=ENTRIES,
         )
 
@@ -131,7 +131,7 @@ def _flags(valid, ids, num_entries, num_new, num_classes, of_class):
     return tl.load(valid + entry, mask=ids < num_entries, other=0) != 0
 
 
-@triton.jit(do_not_specialize=["num_labels", "num_slots"])
+@triton.jit(do_not_specialize=["num_labels", "num_slots", "ignored"])
 def labels_kernel(counts, labels, num_labels, num_slots, ignored: tl.int64, BLOCK: tl.constexpr):
     ids = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = ids < num_labels

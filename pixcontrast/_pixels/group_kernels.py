@@ -21,7 +21,7 @@ GROUPS, VIEWS = 32, 16
 
 def write_keys(
     labels: Tensor,
-    other: Tensor | None,
+    other: Tensor,
     usable: Tensor | None,
     draw: Tensor,
     num_labels: int,
@@ -29,19 +29,18 @@ def write_keys(
     ignore_index: int,
     random_bits: int,
     draw_shift: int,
-    halves: bool,
+    num_halves: int,
 ) -> Tensor:
     """Return the sort keys (n,) of pixels with labels (B, P) and random numbers `draw` (n,).
 
-    The group of a pixel is image · `num_labels` + label, or `num_groups` if it is ignored. With
-    `halves` it is twice that, plus 1 unless `other` (B, P) differs from the label.
+    The group of a pixel is image · `num_labels` + label, or `num_groups` if it is ignored. With two
+    halves it is twice that, plus 1 unless `other` (B, P) differs from the label.
     """
     keys = torch.empty_like(draw)
     with torch.cuda.device_of(draw):
         keys_kernel[(triton.cdiv(draw.numel(), BLOCK),)](
             *(labels, other, usable, draw, keys, labels.shape[1], draw.numel(), num_labels),
-            *(num_groups, ignore_index, random_bits, draw_shift),
-            HALVES=halves,
+            *(num_groups, ignore_index, random_bits, draw_shift, num_halves),
             BLOCK=BLOCK,
         )
     return keys
@@ -128,11 +127,16 @@ def take_first(
     return indices, valid
 
 
-@triton.jit(do_not_specialize=["num_pixels", "num_keys", "random_bits", "draw_shift"])
+@triton.jit(
+    do_not_specialize=[
+        *("num_pixels", "num_keys", "num_labels", "num_groups", "ignore_index"),
+        *("random_bits", "draw_shift", "num_halves"),
+    ]
+)
 def keys_kernel(
     labels, other, usable, draw, keys, num_pixels, num_keys,
     num_labels: tl.int64, num_groups: tl.int64, ignore_index: tl.int64,
-    random_bits, draw_shift, HALVES: tl.constexpr, BLOCK: tl.constexpr,
+    random_bits, draw_shift, num_halves, BLOCK: tl.constexpr,
 ):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < num_keys
@@ -141,17 +145,14 @@ def keys_kernel(
     if usable is not None:
         ignored |= tl.load(usable + pixel, mask=inside, other=0) == 0
     group = pixel // num_pixels * num_labels + label
-    if HALVES:
-        last = pixel >= 0
-        if other is not None:
-            last = tl.load(other + pixel, mask=inside, other=0).to(tl.int64) == label
-        group = 2 * group + last.to(tl.int64)
+    last = (tl.load(other + pixel, mask=inside, other=0).to(tl.int64) == label) & (num_halves > 1)
+    group = group * num_halves + last.to(tl.int64)
     group = tl.where(ignored, num_groups, group)
     random = tl.load(draw + pixel, mask=inside, other=0) >> draw_shift
     tl.store(keys + pixel, (group << random_bits) + random, mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_keys", "shift"])
+@triton.jit(do_not_specialize=["num_keys", "num_groups", "min_pixels", "shift", "draw_mask"])
 def priorities_kernel(
     keys, draw, priorities, num_keys, num_groups: tl.int64, min_pixels: tl.int64, shift,
     draw_mask: tl.int64, BLOCK: tl.constexpr,
@@ -163,7 +164,11 @@ def priorities_kernel(
     tl.store(priorities + position, tl.where(starts, priority, -1), mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_keys", "num_starts", "random_bits", "num_steps"])
+@triton.jit(
+    do_not_specialize=[
+        *("num_keys", "num_starts", "num_groups", "min_pixels", "random_bits", "num_steps")
+    ]
+)
 def measure_kernel(
     keys, start, size, num_first, num_keys, num_starts, num_groups: tl.int64, min_pixels: tl.int64,
     random_bits, num_steps, BLOCK: tl.constexpr,
@@ -179,7 +184,11 @@ def measure_kernel(
     tl.store(size + ids, tl.where(exists, both, 0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_groups", "num_anchors"])
+@triton.jit(
+    do_not_specialize=[
+        *("num_groups", "num_anchors", "max_anchors", "max_views", "hard_bits", "ignore_index")
+    ]
+)
 def take_kernel(
     order, start, size, num_first, labels, share, chance, indices, taken_labels, num_groups,
     num_anchors, max_anchors: tl.int64, max_views: tl.int64, hard_bits: tl.int64,

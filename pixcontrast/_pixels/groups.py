@@ -101,7 +101,7 @@ def sort_pixels(
 
         keys = write_keys(
             labels.contiguous(),
-            None if other is None else other.contiguous(),
+            (labels if other is None else other).contiguous(),
             usable,
             draw,
             num_labels,
@@ -109,7 +109,7 @@ def sort_pixels(
             ignore_index,
             random_bits,
             draw_bits - random_bits,
-            halves,
+            1 + halves,
         )
     else:
         first_group = torch.arange(0, labels.shape[0] * num_labels, num_labels, device=draw.device)

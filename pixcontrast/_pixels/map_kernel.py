@@ -61,12 +61,15 @@ def _layout(pixel_map: Tensor | None, num_dims: int) -> tuple[int, ...]:
     return (*sizes, pixel_map.stride(0), *missing * (0,), *pixel_map.stride()[-num_dims:])
 
 
-@triton.jit(
-    do_not_specialize=[
-        *("label_depth", "label_height", "label_width", "pred_depth", "pred_height", "pred_width"),
-        *("num_logits", "depth", "height", "width"),
-    ]
-)
+DIMS = ("depth", "height", "width")
+NUMBERS = [
+    *(f"{tensor}_{dim}" for tensor in ("label", "pred") for dim in DIMS),
+    *(f"{tensor}_{dim}_stride" for tensor in ("label", "pred") for dim in ("image", *DIMS)),
+    *("logit_stride", "num_logits", *DIMS, "ignore_index", "num_classes", "ignored"),
+]
+
+
+@triton.jit(do_not_specialize=NUMBERS)
 def maps_kernel(
     labels, preds, weight, marked, classes,
     label_depth, label_height, label_width,

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pixcontrast._pixels.row_kernels import padded
+
 BLOCK_REGIONS = 32
 TILE_SIZE = 1 << 13
 """Components of a tile. A program holds two copies, and a multiprocessor runs two programs."""
@@ -30,7 +32,7 @@ def merge_regions(
         with torch.cuda.device_of(flat):
             merge_kernel[(triton.cdiv(present.numel(), MERGED_ROWS),)](
                 *(sums, counts, means, present, num_splits, present.numel(), dim, smallest),
-                BLOCK_D=triton.next_power_of_2(dim),
+                BLOCK_D=padded(dim),
                 ROWS=MERGED_ROWS,
             )
     return means, present, usable

@@ -17,8 +17,8 @@ from pixcontrast._tensors import IGNORED, SMALLEST
 
 ROWS, WARPS = 4, 2
 """Pixels of a program that gathers, and its warps."""
-MAX_DIM = 4096
-"""A program holds complete vectors."""
+MAX_DIM, LEAST_BLOCK = 4096, 64
+"""A program holds complete vectors, in a block of components."""
 
 
 class UnitRows(NamedTuple):
@@ -75,7 +75,7 @@ def _launch_gather(
                 *(emb_map, indices.contiguous(), labels.contiguous(), *outputs, len(indices)),
                 *(num_pixels, emb_map.shape[0] * num_pixels, *_strides(emb_map)),
                 *(emb_map.shape[1], ignore_index, IGNORED, SMALLEST),
-                BLOCK_D=triton.next_power_of_2(emb_map.shape[1]),
+                BLOCK_D=padded(emb_map.shape[1]),
                 ROWS=ROWS,
                 num_warps=WARPS,
             )
@@ -98,9 +98,14 @@ def scatter_gradient(
             scatter_kernel[(len(keys),)](
                 *(upstream.contiguous(), unit, inverse_length, ascending, order, emb_map),
                 *(len(keys), num_pixels, shape[0] * num_pixels, *_strides(emb_map), shape[1]),
-                BLOCK_D=triton.next_power_of_2(shape[1]),
+                BLOCK_D=padded(shape[1]),
             )
     return emb_map
+
+
+def padded(dim: int) -> int:
+    """Return the number of components of a block. Few different ones need few compilations."""
+    return max(LEAST_BLOCK, int(triton.next_power_of_2(dim)))
 
 
 def _strides(emb_map: Tensor) -> tuple[int, int, int]:
@@ -108,7 +113,15 @@ def _strides(emb_map: Tensor) -> tuple[int, int, int]:
     return emb_map.stride(0), emb_map.stride(1), emb_map.stride(-1)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_pixels", "num_keys", "dim"])
+STRIDES = ("image_stride", "component_stride", "pixel_stride")
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("num_rows", "num_pixels", "num_keys", "dim", "ignore_index", "ignored"),
+        *STRIDES,
+    ]
+)
 def gather_kernel(
     maps, indices, labels, unit, vectors, marked, inverse_length, keys, num_rows, num_pixels,
     num_keys: tl.int64, image_stride: tl.int64, component_stride: tl.int64, pixel_stride: tl.int64,
@@ -153,7 +166,7 @@ def gather_kernel(
         tl.store(vectors + stored, rounded, mask=inside[:, None] & in_vector)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_pixels", "dim"])
+@triton.jit(do_not_specialize=["num_rows", "num_pixels", "num_keys", "dim", *STRIDES])
 def scatter_kernel(
     upstream, unit, inverse_length, ascending, order, maps, num_rows, num_pixels,
     num_keys: tl.int64, image_stride: tl.int64, component_stride: tl.int64, pixel_stride: tl.int64,

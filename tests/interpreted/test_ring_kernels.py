@@ -12,6 +12,7 @@ from pixcontrast._bank.ring import Rings, Shard, append_all
 def _small_programs(monkeypatch):
     monkeypatch.setattr(ring_kernels, "ENTRIES", 4)
     monkeypatch.setattr(ring_kernels, "BLOCK", 8)
+    monkeypatch.setattr(ring_kernels, "BLOCK_D", 8)
 
 
 def empty_rings(slots, dim, dtype):

@@ -28,12 +28,12 @@ CASES = {
     "keys of halves": (
         groups.keys_kernel,
         {**KEYS, "other": LONG, "usable": None},
-        {"HALVES": True, "BLOCK": groups.BLOCK},
+        {"BLOCK": groups.BLOCK},
     ),
     "keys of groups": (
         groups.keys_kernel,
-        {**KEYS, "other": None, "usable": "*i1"},
-        {"HALVES": False, "BLOCK": groups.BLOCK},
+        {**KEYS, "other": LONG, "usable": "*i1"},
+        {"BLOCK": groups.BLOCK},
     ),
     "priorities": (
         groups.priorities_kernel,
@@ -91,7 +91,7 @@ CASES = {
     "appended": (
         rings.append_kernel,
         {**RING, **{f"last_{name}": kind for name, kind in RING.items()}, "previous": LONG},
-        {"BLOCK": rings.BLOCK, "BLOCK_D": 256, "ENTRIES": rings.ENTRIES},
+        {"BLOCK": rings.BLOCK, "BLOCK_D": rings.BLOCK_D, "ENTRIES": rings.ENTRIES},
     ),
     "labels": (rings.labels_kernel, {"counts": LONG, "labels": LONG}, {"BLOCK": rings.BLOCK}),
 }
