@@ -17,7 +17,7 @@ from pixcontrast._tensors import IGNORED, SMALLEST
 
 ROWS, WARPS = 4, 2
 """Pixels of a program that gathers, and its warps."""
-MAX_DIM, LEAST_BLOCK = 4096, 64
+MAX_DIM, LEAST_BLOCK = 4096, 256
 """A program holds complete vectors, in a block of components."""
 
 
