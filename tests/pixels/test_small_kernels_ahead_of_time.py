@@ -11,6 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from ahead_of_time import SHARED_MEMORY, Constant, compiled  # noqa: E402
 
 from pixcontrast._bank import ring_kernels as rings  # noqa: E402
+from pixcontrast._info_nce import key_kernel  # noqa: E402
 from pixcontrast._pixels import group_kernels as groups  # noqa: E402
 from pixcontrast._pixels import map_kernel as maps  # noqa: E402
 from pixcontrast._pixels import region_kernel as regions  # noqa: E402
@@ -92,6 +93,11 @@ CASES = {
         rings.append_kernel,
         {**RING, **{f"last_{name}": kind for name, kind in RING.items()}, "previous": LONG},
         {"BLOCK": rings.BLOCK, "BLOCK_D": rings.BLOCK_D, "ENTRIES": rings.ENTRIES},
+    ),
+    "bits": (
+        key_kernel.bits_kernel,
+        {"seed": LONG, "ids": LONG, "bits": "*i32"},
+        {"OF_ANCHORS": True, "BLOCK": key_kernel.BLOCK},
     ),
     "labels": (rings.labels_kernel, {"counts": LONG, "labels": LONG}, {"BLOCK": rings.BLOCK}),
 }
