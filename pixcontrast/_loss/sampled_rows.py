@@ -62,7 +62,7 @@ class _UnitRows(torch.autograd.Function):
         ctx.shape = emb_map.shape
         # Dense strides in the memory format of the map, for example channels_last.
         ctx.strides = torch.empty_like(emb_map, device="meta").stride()
-        return made.vectors, made.labels
+        return made.unit.to(emb_map.dtype), made.labels
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:

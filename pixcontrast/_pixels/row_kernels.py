@@ -24,9 +24,8 @@ MAX_DIM, LEAST_BLOCK = 4096, 256
 class UnitRows(NamedTuple):
     """K pixels, of which those with an ignored label are zeros; and what their gradient needs."""
 
-    vectors: Tensor  # unit vectors in the dtype of the map, (K, D)
-    labels: Tensor  # int64 labels, `IGNORED` where ignored, (K,)
     unit: Tensor  # unit vectors in float32, (K, D)
+    labels: Tensor  # int64 labels, `IGNORED` where ignored, (K,)
     inverse_length: Tensor  # 1 / length before scaling, 0 of a zero vector, (K,)
     keys: Tensor  # flat index of each pixel, B·P where ignored, (K,)
 
@@ -43,21 +42,19 @@ def supports(emb_map: Tensor) -> bool:
 
 def gather_rows(emb_map: Tensor, indices: Tensor, labels: Tensor, ignore_index: int) -> UnitRows:
     """Gather the pixels at flat indices (K,), with integer labels (K,)."""
-    vectors = emb_map.new_empty(len(indices), emb_map.shape[1])
-    is_wide = emb_map.dtype == torch.float32
-    unit = vectors if is_wide else torch.empty_like(vectors, dtype=torch.float32)
+    unit = emb_map.new_empty(len(indices), emb_map.shape[1], dtype=torch.float32)
     marked, keys = torch.empty_like(indices), torch.empty_like(indices)
     inverse_length = torch.empty_like(indices, dtype=torch.float32)
-    outputs = unit, None if is_wide else vectors, marked, inverse_length, keys
+    outputs = unit, marked, inverse_length, keys
     _launch_gather(emb_map, indices, labels, outputs, ignore_index)
-    return UnitRows(vectors, marked, unit, inverse_length, keys)
+    return UnitRows(unit, marked, inverse_length, keys)
 
 
 def gather_usable_rows(emb_map: Tensor, indices: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Gather n pixels in float32, and return which of the `valid` (n,) have a direction."""
     unit = emb_map.new_empty(len(indices), emb_map.shape[1], dtype=torch.float32)
     usable = torch.empty_like(valid)
-    _launch_gather(emb_map, indices, valid, (unit, None, usable, None, None), 0)
+    _launch_gather(emb_map, indices, valid, (unit, usable, None, None), 0)
     return unit, usable
 
 
@@ -123,7 +120,7 @@ STRIDES = ("image_stride", "component_stride", "pixel_stride")
     ]
 )
 def gather_kernel(
-    maps, indices, labels, unit, vectors, marked, inverse_length, keys, num_rows, num_pixels,
+    maps, indices, labels, unit, marked, inverse_length, keys, num_rows, num_pixels,
     num_keys: tl.int64, image_stride: tl.int64, component_stride: tl.int64, pixel_stride: tl.int64,
     dim, ignore_index: tl.int64, ignored, smallest, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -161,9 +158,6 @@ def gather_kernel(
         tl.store(marked + rows, tl.where(valid, label, ignored), mask=inside)
         tl.store(keys + rows, tl.where(valid, index, num_keys), mask=inside)
     tl.store(unit + stored, made, mask=inside[:, None] & in_vector)
-    if vectors is not None:
-        rounded = made.to(vectors.dtype.element_ty)
-        tl.store(vectors + stored, rounded, mask=inside[:, None] & in_vector)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_pixels", "num_keys", "dim", *STRIDES])

@@ -10,10 +10,10 @@ from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, Pixe
 QUEUES = ("pixels", "regions")
 CASES = {
     # Case: sources, negative sampler, and the most launches of a step, and of it around the loss.
-    "batch": (("batch",), None, 75, 16),
-    "bank": (QUEUES, None, 75, 29),
-    "batch and bank": (("batch", *QUEUES), None, 95, 29),
-    "mining": (QUEUES, HardNegativeSampler(), 325, 30),
+    "batch": (("batch",), None, 60, 16),
+    "bank": (QUEUES, None, 70, 29),
+    "batch and bank": (("batch", *QUEUES), None, 80, 29),
+    "mining": (QUEUES, HardNegativeSampler(), 255, 33),
 }
 OF_THE_LOSS = ("_info_nce", "autograd")
 
@@ -48,6 +48,6 @@ def test_few_launches(case, dtype, monkeypatch):
     assert steps[0] == steps[1]  # whatever the labels: what a CUDA graph can hold
     around = [launch for launch in steps[0] if launch.file.parts[0] not in OF_THE_LOSS]
     assert len(steps[0]) <= limit
-    assert len(around) <= limit_around
+    assert len(around) <= limit_around + (dtype == torch.bfloat16)  # one conversion
     kernels = {launch.name for launch in around if launch.name.endswith("_kernel")}
     assert len(kernels) >= (7 if bank is None else 12)

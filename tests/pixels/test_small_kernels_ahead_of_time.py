@@ -58,12 +58,12 @@ CASES = {
     ),
     "anchors": (
         rows.gather_kernel,
-        {**ROWS, "vectors": "*bf16", "marked": LONG, "inverse_length": "*fp32", "keys": LONG},
+        {**ROWS, "marked": LONG, "inverse_length": "*fp32", "keys": LONG},
         {"BLOCK_D": 512, "ROWS": rows.ROWS},
     ),
     "entries": (
         rows.gather_kernel,
-        {**ROWS, "vectors": None, "marked": "*i1", "inverse_length": None, "keys": None},
+        {**ROWS, "marked": "*i1", "inverse_length": None, "keys": None},
         {"BLOCK_D": 256, "ROWS": rows.ROWS},
     ),
     "gradient": (
