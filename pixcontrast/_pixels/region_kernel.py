@@ -44,17 +44,17 @@ def sum_regions(
     """Compute partial results of `groups.sums_in_chunks` over S splits of the pixels.
 
     An embedding without a component above `smallest` counts as zero. Return sums of unit vectors
-    (S, B, R, D), the numbers of these vectors (S, B, R), and which pixels are usable (B, P).
+    (S, B, R, D), the numbers of these vectors (S, B, R), and which pixels are usable (B, P). Sums
+    of no vector may be unwritten.
     """
     num_images, dim, num_pixels = flat.shape
     usable = torch.empty(slots.shape, dtype=torch.bool, device=flat.device)
     block_dim, block_pixels = tile_shape(dim)
-    num_blocks = triton.cdiv(num_slots, BLOCK_REGIONS)
     num_splits = min(MAX_SPLITS, triton.cdiv(num_pixels, 4 * block_pixels))
     sums = flat.new_empty(num_splits, num_images, num_slots, dim, dtype=torch.float32)
-    counts = torch.empty(sums.shape[:3], dtype=torch.int32, device=flat.device)
+    counts = torch.zeros(sums.shape[:3], dtype=torch.int32, device=flat.device)
     with torch.cuda.device_of(flat):
-        region_kernel[(num_blocks, num_splits, num_images)](
+        region_kernel[(num_splits, num_images)](
             flat,
             slots.contiguous(),
             usable,
@@ -100,30 +100,35 @@ def region_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):
-    """Program (r, k, b) sums region block r of image b over split k of the pixels.
+    """Program (k, b) sums the regions of image b over split k of the pixels.
 
     The sum of unit vectors is a product with the one-hot map of the labels. Each component is split
-    into two parts, because a TF32 operand has only 11 bits. A program skips pixels without a member
-    of its regions: neighbours mostly have the same label, so that most are read once.
+    into two parts, because a TF32 operand has only 11 bits. Only regions with a pixel in the split
+    are written, BLOCK_R at a time: neighbours mostly have the same label, so that the pixels are
+    read once.
     """
-    block_of_regions = tl.program_id(0)
-    image = tl.program_id(2)
-    split = tl.program_id(1)
-    regions = block_of_regions * BLOCK_R + tl.arange(0, BLOCK_R)
+    split = tl.program_id(0)
+    image = tl.program_id(1)
     components = tl.arange(0, BLOCK_D)
     in_vector = components < D
     columns = maps + image.to(tl.int64) * image_stride + components.to(tl.int64) * component_stride
     first_pixel = image.to(tl.int64) * num_pixels
+    first_row = (split * tl.num_programs(1) + image).to(tl.int64) * num_slots
     num_blocks = (num_pixels + BLOCK_P - 1) // BLOCK_P
-    total = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
-    count = tl.zeros([BLOCK_R], dtype=tl.int32)
-    for block in range(num_blocks * split // num_splits, num_blocks * (split + 1) // num_splits):
-        pixels = block * BLOCK_P + tl.arange(0, BLOCK_P)
-        inside = pixels < num_pixels
-        slot = tl.load(slots + first_pixel + pixels, mask=inside, other=-1)
-        # Pixels without a slot belong to the first block of regions.
-        own = inside & (tl.maximum(slot, 0) // BLOCK_R == block_of_regions)
-        if tl.max(own.to(tl.int32), axis=0) > 0:
+    start = num_blocks * split // num_splits
+    stop = num_blocks * (split + 1) // num_splits
+    num_written = num_slots * 0
+    num_present = num_slots * 0 + 1
+    while num_written < num_present:
+        regions, num_present = _present_regions(
+            slots + first_pixel, start * BLOCK_P, tl.minimum(stop * BLOCK_P, num_pixels),
+            num_slots, num_written, BLOCK_R,
+        )  # fmt: skip
+        total = tl.zeros([BLOCK_R, BLOCK_D], dtype=tl.float32)
+        count = tl.zeros([BLOCK_R], dtype=tl.int32)
+        for block in range(start, stop):
+            pixels = block * BLOCK_P + tl.arange(0, BLOCK_P)
+            inside = pixels < num_pixels
             pointers = columns[:, None] + pixels.to(tl.int64)[None, :] * pixel_stride
             vectors = tl.load(pointers, mask=in_vector[:, None] & inside[None, :], other=0.0)
             vectors = vectors.to(tl.float32)
@@ -135,8 +140,9 @@ def region_kernel(
             vectors = tl.where(is_usable[None, :], vectors, 0.0)
             vectors = vectors / tl.where(is_usable, largest, 1.0)[None, :]
             factor = tl.rsqrt(tl.maximum(tl.sum(vectors * vectors, axis=0), 1.0))
-            tl.store(usable + first_pixel + pixels, is_usable, mask=own)
+            tl.store(usable + first_pixel + pixels, is_usable, mask=inside)
             unit = vectors * factor[None, :]
+            slot = tl.load(slots + first_pixel + pixels, mask=inside, other=-1)
             is_member = (regions[:, None] == slot[None, :]) & is_usable[None, :]
             count += tl.sum(is_member.to(tl.int32), axis=1)
             members = is_member.to(tl.float32)
@@ -144,13 +150,40 @@ def region_kernel(
             upper = (unit.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
             total = tl.dot(members, tl.trans(upper), acc=total, input_precision="tf32")
             total = tl.dot(members, tl.trans(unit - upper), acc=total, input_precision="tf32")
-    rows = (split * tl.num_programs(2) + image).to(tl.int64) * num_slots + regions
-    tl.store(counts + rows, count, mask=regions < num_slots)
-    tl.store(
-        sums + rows[:, None] * D + components[None, :],
-        total,
-        mask=(regions < num_slots)[:, None] & in_vector[None, :],
-    )
+        rows = first_row + regions
+        tl.store(counts + rows, count, mask=regions >= 0)
+        tl.store(
+            sums + rows[:, None] * D + components[None, :],
+            total,
+            mask=(regions >= 0)[:, None] & in_vector[None, :],
+        )
+        num_written += BLOCK_R
+
+
+@triton.jit
+def _present_regions(slots, first, stop, num_slots, skipped, BLOCK_R: tl.constexpr):
+    """Return BLOCK_R of the regions that have a pixel from `first` to `stop`, and their number.
+
+    The regions ascend; the first `skipped` of them are left out, and where there are no more, the
+    region is −2, which no pixel has.
+    """
+    index = tl.arange(0, BLOCK_R)
+    regions = index * 0 - 2
+    num_present = num_slots * 0
+    for region in range(0, num_slots, BLOCK_R):
+        present = index * 0
+        for pixel in range(first, stop, 4 * BLOCK_R):
+            pixels = pixel + tl.arange(0, 4 * BLOCK_R)
+            slot = tl.load(slots + pixels, mask=pixels < stop, other=-1)
+            found = (region + index)[:, None] == slot[None, :]
+            present = tl.maximum(present, tl.max(found.to(tl.int32), axis=1))
+        position = num_present + tl.cumsum(present, 0) - 1 - skipped
+        chosen = (position[None, :] == index[:, None]) & (present > 0)[None, :]
+        regions = tl.maximum(
+            regions, tl.max(tl.where(chosen, (region + index)[None, :], -2), axis=1)
+        )
+        num_present += tl.sum(present)
+    return regions, num_present
 
 
 @triton.jit(do_not_specialize=["num_splits", "num_regions", "dim"])
@@ -167,8 +200,10 @@ def merge_kernel(
     count = tl.zeros([ROWS], dtype=tl.int32)
     of_split = rows.to(tl.int64)
     for _ in range(num_splits):
-        count += tl.load(counts + of_split, mask=inside, other=0)
-        total += tl.load(sums + of_split[:, None] * dim + components, mask=mask, other=0.0)
+        number = tl.load(counts + of_split, mask=inside, other=0)
+        count += number
+        written = mask & (number > 0)[:, None]
+        total += tl.load(sums + of_split[:, None] * dim + components, mask=written, other=0.0)
         of_split += num_regions
     largest = tl.max(tl.abs(total), axis=1)
     scaled = total / tl.where(largest > smallest, largest, float("inf"))[:, None]

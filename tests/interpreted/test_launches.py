@@ -11,9 +11,9 @@ QUEUES = ("pixels", "regions")
 CASES = {
     # Case: sources, negative sampler, and the most launches of a step, and of it around the loss.
     "batch": (("batch",), None, 60, 16),
-    "bank": (QUEUES, None, 70, 29),
-    "batch and bank": (("batch", *QUEUES), None, 80, 29),
-    "mining": (QUEUES, HardNegativeSampler(), 255, 33),
+    "bank": (QUEUES, None, 70, 30),
+    "batch and bank": (("batch", *QUEUES), None, 80, 30),
+    "mining": (QUEUES, HardNegativeSampler(), 255, 34),
 }
 OF_THE_LOSS = ("_info_nce", "autograd")
 

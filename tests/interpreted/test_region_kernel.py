@@ -10,7 +10,6 @@ from pixcontrast._pixels.groups import (
     means_operator,
     region_means,
     sums_in_chunks,
-    usable_pixels,
 )
 from pixcontrast._tensors import SMALLEST
 
@@ -34,7 +33,7 @@ def sums_of(flat, slots, num_slots):
     sums, counts, usable = region_kernel.sum_regions(flat, slots, num_slots, SMALLEST)
     members = (slots[:, None] == torch.arange(num_slots)[:, None]) & usable[:, None]
     assert torch.equal(counts.sum(dim=0), members.sum(dim=2))
-    return sums.sum(dim=0), usable
+    return torch.where((counts > 0)[..., None], sums, 0.0).sum(dim=0), usable
 
 
 def check(flat, slots, num_slots):
@@ -132,26 +131,11 @@ def test_means(dim, slots, pixels):
     )  # fmt: skip
 
 
-def test_skipped_pixels_are_not_read(monkeypatch):
-    """Each tile of one class is read by one of the programs, whatever the number of classes."""
-    monkeypatch.setattr(region_kernel, "BLOCK_REGIONS", 16)
-    flat, _, _ = scene(dim=16, pixels=160, images=1)
-    labels = torch.arange(10).repeat_interleave(16)[None] * 8
-    expected = sums_of(flat, labels, 80)
-    wrong = flat.clone()
-    wrong[..., labels[0] != 8] = float("nan")
-    # Programs of other regions meet NaN alone; that of region 8 does not.
-    sums, usable = sums_of(wrong, labels, 80)
-    assert torch.equal(sums[:, 8], expected[0][:, 8])
-    assert torch.equal(usable, labels == 8)
-
-
-def test_usable_pixels_are_told_by_the_kernel(monkeypatch):
-    flat, _, _ = scene()
-    flat[0, :, 3] = 0
-    flat[1, 2, 5] = float("nan")
-    flat[1, 0, 7] = float("inf")
-    expected = usable_pixels(flat)
-    assert expected.sum() == expected.numel() - 3
-    monkeypatch.setattr(groups, "_is_fused", lambda flat: True)
-    assert torch.equal(usable_pixels(flat), expected)
+@pytest.mark.parametrize("classes", [3, 16, 17, 50])
+def test_any_number_of_regions_in_a_split(classes, monkeypatch):
+    """More of them than a program sums at a time, and fewer; labels in any order."""
+    monkeypatch.setattr(region_kernel, "MAX_SPLITS", 2)
+    flat, _, _ = scene(dim=16, pixels=400, images=2)
+    labels = 3 * torch.randint(0, classes, (2, 400))
+    labels[:, ::7] = IGNORED
+    check(flat, labels, 171)
