@@ -18,21 +18,18 @@ def write_bits(seed: Tensor, ids: Tensor, *, of_anchors: bool) -> Tensor:
     if ids.numel() > 0:
         with torch.cuda.device_of(ids):
             bits_kernel[(triton.cdiv(ids.numel(), BLOCK),)](
-                *(seed, ids, bits, ids.numel()), OF_ANCHORS=of_anchors, BLOCK=BLOCK
+                *(seed, ids, bits, ids.numel(), int(of_anchors)), BLOCK=BLOCK
             )
     return bits
 
 
-@triton.jit(do_not_specialize=["num_ids"])
-def bits_kernel(seed, ids, bits, num_ids, OF_ANCHORS: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["num_ids", "of_anchors"])
+def bits_kernel(seed, ids, bits, num_ids, of_anchors, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < num_ids
     drawn = tl.load(seed)
     low = (drawn & 0x7FFFFFFF).to(tl.int32)
+    high = ((drawn >> 31) & 0x7FFFFFFF).to(tl.int32)
     numbers = tl.load(ids + index, mask=inside, other=0).to(tl.int32)
-    if OF_ANCHORS:
-        high = ((drawn >> 31) & 0x7FFFFFFF).to(tl.int32)
-        numbers = mix_bits(numbers + high) ^ low
-    else:
-        numbers = numbers + low
-    tl.store(bits + index, mix_bits(numbers), mask=inside)
+    mixed = mix_bits(numbers + tl.where(of_anchors != 0, high, low))
+    tl.store(bits + index, tl.where(of_anchors != 0, mix_bits(mixed ^ low), mixed), mask=inside)

@@ -98,7 +98,7 @@ CASES = {
     "bits": (
         key_kernel.bits_kernel,
         {"seed": LONG, "ids": LONG, "bits": "*i32"},
-        {"OF_ANCHORS": True, "BLOCK": key_kernel.BLOCK},
+        {"BLOCK": key_kernel.BLOCK},
     ),
     "labels": (rings.labels_kernel, {"counts": LONG, "labels": LONG}, {"BLOCK": rings.BLOCK}),
 }
@@ -111,6 +111,9 @@ def test_it_compiles_without_a_spill(case, card):
     types = {param.name: param.annotation_type or "i32" for param in kernel.params}
     types |= {name: Constant(None) if kind is None else kind for name, kind in tensors.items()}
     options = {"num_warps": rows.WARPS if kernel is rows.gather_kernel else 4, "num_stages": 3}
+    if kernel is groups.take_kernel:  # as PyTorch, which rounds a product before it adds
+        options["enable_fp_fusion"] = False
     made = compiled(kernel, types, constants, set(), card, options)
+    assert "fma.rn.f64" not in made.ptx
     if VERSION >= (3, 6):  # earlier versions spill a few bytes
         assert made.stack == 0
