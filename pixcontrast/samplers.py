@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._pixels.groups import MAX_LABEL, DrawnGroups, draw_groups, share_of_class, source
+from pixcontrast._pixels.groups import (
+    MAX_LABEL,
+    draw_groups,
+    share_of_class,
+    source,
+    take_pixels,
+)
 from pixcontrast._tensors import widest_float
-from pixcontrast._triton import takes_kernels
 
 Strategy = Literal["hardest", "semi-hard", "random"]
 
@@ -88,59 +93,13 @@ class _GroupSampler:
             chance = torch.rand(
                 groups.size.shape, dtype=dtype, device=labels.device, **source(generator)
             )
-        return self._take_pixels(groups, labels.flatten(), share, chance, ignore_index)
+        limits = min(self.max_anchors, labels.numel()), self.max_anchors, self.max_views
+        hard = chance, self.hard_fraction or 0.0
+        return AnchorSample(*take_pixels(groups, labels, share, *hard, *limits, ignore_index))
 
     def _check_preds(self, preds: Tensor | None, labels: Tensor) -> Tensor | None:
         """Return the predictions (B, P) that tell which pixels are hard, or None if none are."""
         return None
-
-    def _take_pixels(
-        self,
-        groups: DrawnGroups,
-        labels: Tensor,
-        share: Tensor | None,
-        chance: Tensor | None,
-        ignore_index: int,
-    ) -> AnchorSample:
-        """Take some of the hard pixels of each group, and of the easy ones.
-
-        Shapes must not depend on the counts, so compute the pixel of each of K anchors.
-
-        Args:
-            groups (DrawnGroups): A groups, whose hard pixels come first.
-            labels (Tensor): integer labels of all n pixels, shape (n,).
-            share (Tensor, optional): largest number of pixels of each group, shape (A,).
-            chance (Tensor, optional): random numbers in [0, 1) that round the number of hard
-                pixels, shape (A,); None: no pixel is hard.
-            ignore_index (int): label of padding.
-        """
-        num_anchors = min(self.max_anchors, labels.numel())
-        if takes_kernels(labels):
-            from pixcontrast._pixels.group_kernels import take_groups
-
-            given = groups, labels, share, chance, self.hard_fraction or 0.0, num_anchors
-            options = self.max_anchors, self.max_views, ignore_index
-            return AnchorSample(*take_groups(*given, *options))
-        num_groups = (groups.size > 0).sum()
-        views = (self.max_anchors // num_groups.clamp(min=1)).clamp(1, self.max_views)
-        taken = torch.minimum(groups.size, views)
-        if share is not None:
-            taken = torch.minimum(taken, share)
-        stop = taken.cumsum(0)
-        anchor = torch.arange(num_anchors, device=taken.device)
-        group = torch.searchsorted(stop, anchor, right=True).clamp(max=len(stop) - 1)
-        offset = anchor - (stop - taken)[group]
-        if chance is not None and self.hard_fraction is not None:
-            num_hard = (self.hard_fraction * taken + chance).to(torch.int64)
-            num_easy = groups.size - groups.num_first
-            num_hard = num_hard.maximum(taken - num_easy).minimum(groups.num_first)
-            is_easy = offset >= num_hard[group]
-            offset = offset + is_easy * (groups.num_first - num_hard)[group]
-        padding = anchor >= stop[-1]
-        position = (groups.start[group] + offset).masked_fill(padding, 0)
-        indices = groups.order[position].masked_fill(padding, 0)
-        taken_labels = labels[indices].to(torch.int64)
-        return AnchorSample(indices, taken_labels.masked_fill(padding, ignore_index))
 
 
 @dataclass(frozen=True, kw_only=True)

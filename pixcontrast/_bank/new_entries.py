@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, agree, gather, pad
-from pixcontrast._pixels import groups
+from pixcontrast._pixels import groups, regions
 from pixcontrast._pixels.maps import take_pixels
 from pixcontrast._tensors import at_least_float32, unit_length
 from pixcontrast._triton import takes_kernels
@@ -27,7 +27,7 @@ class DrawnPixels(NamedTuple):
 
     indices: Tensor  # int64 flat index in [0, B·P), (B·C·E,)
     valid: Tensor  # whether the pixel exists, (B, C, E)
-    regions: groups.Regions | None  # regions of all pixels, if the bank needs them
+    regions: regions.Regions | None  # regions of all pixels, if the bank needs them
 
 
 class NewEntries(NamedTuple):
@@ -53,7 +53,7 @@ class EntryMaker:
         self,
         feature_map: Tensor,
         labels: Tensor,
-        embed: groups.Embed | None,
+        embed: regions.Embed | None,
         generator: torch.Generator | None,
     ) -> DrawnPixels:
         """Draw the pixels that both queues need, at random and without replacement.
@@ -64,22 +64,22 @@ class EntryMaker:
         feature_map = feature_map.detach()
         if labels.numel() == 0:  # images without a pixel add nothing
             feature_map, labels = feature_map[:0], labels[:0]
-        regions = usable = None
+        of_all = usable = None
         if self.region_pixels is None:
-            regions = groups.region_means(feature_map, labels, self.classes, embed)
-            usable = regions.usable
+            of_all = regions.region_means(feature_map, labels, self.classes, embed)
+            usable = of_all.usable
         elif self.pixels and not self.region_pixels and embed is None:
-            usable = groups.usable_pixels(feature_map)
+            usable = regions.usable_pixels(feature_map)
         num_images = labels.shape[0] if labels.shape[1] > 0 else 0
         num_drawn = min(max(self.pixels, self.region_pixels or 0), labels.shape[1])
         shape = num_images, self.classes, num_drawn
         if num_images == 0 or num_drawn == 0:
             nothing = torch.zeros(shape, device=labels.device)
-            return DrawnPixels(labels.new_empty(0), nothing.to(torch.bool), regions)
+            return DrawnPixels(labels.new_empty(0), nothing.to(torch.bool), of_all)
         draw = groups.draw_integers(labels, groups.DRAW_BITS, generator).flatten()
         pixels = groups.sort_pixels(labels, self.classes, draw, groups.DRAW_BITS, usable=usable)
         indices, valid = pixels.take_first(num_drawn)
-        return DrawnPixels(indices.flatten(), valid.view(shape), regions)
+        return DrawnPixels(indices.flatten(), valid.view(shape), of_all)
 
     def entries_at(self, feature_map: Tensor, drawn: DrawnPixels) -> NewEntries:
         """Make the entries of both queues from a map (B, D, *S) of embeddings."""
@@ -115,7 +115,7 @@ class EntryMaker:
         elif self.region_pixels:
             of_region = valid[:, :, : self.region_pixels, None]
             sums = torch.where(of_region, unit[:, :, : self.region_pixels], 0.0).sum(dim=2)
-            means, present = groups.mean_directions(sums, of_region.sum(dim=(2, 3)))
+            means, present = regions.mean_directions(sums, of_region.sum(dim=(2, 3)))
             new_regions = (means[:, :, None], present[:, :, None])
         return NewEntries(new_pixels, new_regions)
 

@@ -23,7 +23,7 @@ MERGED_ROWS = 2
 def merge_regions(
     flat: Tensor, slots: Tensor, num_slots: int, smallest: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the fields of `groups.Regions` for a map (B, D, P) and its slots (B, P)."""
+    """Compute the fields of `regions.Regions` for a map (B, D, P) and its slots (B, P)."""
     sums, counts, usable = sum_regions(flat, slots, num_slots, smallest)
     num_splits, *shape, dim = sums.shape
     means = sums.new_empty(*shape, dim)
@@ -41,7 +41,7 @@ def merge_regions(
 def sum_regions(
     flat: Tensor, slots: Tensor, num_slots: int, smallest: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute partial results of `groups.sums_in_chunks` over S splits of the pixels.
+    """Compute partial results of `regions.sums_in_chunks` over S splits of the pixels.
 
     An embedding without a component above `smallest` counts as zero. Return sums of unit vectors
     (S, B, R, D), the numbers of these vectors (S, B, R), and which pixels are usable (B, P). Sums

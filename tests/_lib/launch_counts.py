@@ -38,7 +38,7 @@ class Counts(Launches):
 
         from pixcontrast import _check, _triton
         from pixcontrast._info_nce import problem
-        from pixcontrast._pixels import groups
+        from pixcontrast._pixels import regions
 
         def launch(kernel: Any, *_: Any, **__: Any) -> None:
             self._record(kernel.fn.__name__)
@@ -46,7 +46,7 @@ class Counts(Launches):
         monkeypatch.setattr(InterpretedFunction, "run", launch)
         monkeypatch.setattr(_check, "values_can_be_seen", lambda tensor: False)
         monkeypatch.setattr(_triton, "auto_takes_fused", lambda *_: True)
-        for module in (_triton, problem, groups):
+        for module in (_triton, problem, regions):
             monkeypatch.setattr(module, "is_eager", lambda tensor: True)
         for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
             monkeypatch.setattr(owner, name, _zeroed(getattr(owner, name)))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pixcontrast import MemoryBank
-from pixcontrast._pixels import groups, region_kernel
-from pixcontrast._pixels.groups import (
+from pixcontrast._pixels import region_kernel, regions
+from pixcontrast._pixels.regions import (
     Regions,
     means_operator,
     region_means,
@@ -99,7 +99,7 @@ def test_a_bank_takes_in_the_same(region_slots, monkeypatch):
     emb, labels = torch.randn(2, 5, 6, 7), torch.randint(-1, 3, (2, 6, 7))
     emb[1, 2, 3] = float("nan")
     for bank, form in zip(banks, ("tiled", "triton"), strict=True):
-        monkeypatch.setattr(groups, "choose", lambda backend, flat, form=form: form)
+        monkeypatch.setattr(regions, "choose", lambda backend, flat, form=form: form)
         bank.update(emb, labels, generator=torch.Generator().manual_seed(0))
     for one, other in zip(banks[0].buffers(), banks[1].buffers(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
