@@ -42,6 +42,7 @@ def supports(emb_map: Tensor) -> bool:
 
 def gather_rows(emb_map: Tensor, indices: Tensor, labels: Tensor, ignore_index: int) -> UnitRows:
     """Gather the pixels at flat indices (K,), with integer labels (K,)."""
+    indices = indices.to(torch.int64)
     unit = emb_map.new_empty(len(indices), emb_map.shape[1], dtype=torch.float32)
     marked, keys = torch.empty_like(indices), torch.empty_like(indices)
     inverse_length = torch.empty_like(indices, dtype=torch.float32)
