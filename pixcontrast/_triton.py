@@ -31,6 +31,7 @@ MIN_CAPABILITY = (8, 0)
 _lock = threading.Lock()
 _warned: set[str] = set()
 _launch_failures: dict[int, str | None] = {}
+_ready: set[torch.device] = set()
 
 
 def choose(backend: Backend, anchors: Tensor) -> Form:
@@ -108,10 +109,16 @@ def takes_kernels(tensor: Tensor) -> bool:
 
     Only in eager code: torch.compile fuses the operations, and a transform has to see them.
     """
-    if not auto_takes_fused(tensor.device.type, tensor.device.index):
+    if not is_eager(tensor):
         return False
+    device = tensor.device
+    if device not in _ready:  # asked several times in a step
+        if not auto_takes_fused(device.type, device.index):
+            return False
+        if device.type == "cuda":
+            _ready.add(device)
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return is_eager(tensor) and not transformed and forward_ad._current_level < 0
+    return not transformed and forward_ad._current_level < 0
 
 
 def is_eager(tensor: Tensor) -> bool:
