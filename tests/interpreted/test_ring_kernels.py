@@ -15,6 +15,20 @@ def _small_programs(monkeypatch):
     monkeypatch.setattr(ring_kernels, "BLOCK_D", 8)
 
 
+@pytest.fixture(params=["in order", "reversed"])
+def _programs(request, monkeypatch):
+    """The order of the programs of a launch, which run at the same time on a GPU."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    set_index = builder.set_grid_idx
+
+    def set_reversed(*index):
+        set_index(*(size - 1 - each for size, each in zip(builder.grid_dim, index, strict=True)))
+
+    if request.param == "reversed":
+        monkeypatch.setattr(builder, "set_grid_idx", set_reversed)
+
+
 def empty_rings(slots, dim, dtype):
     counters = torch.zeros(2, 3, dtype=torch.int64)
     return Rings(torch.zeros(3, slots, dim, dtype=dtype), *counters)
@@ -25,6 +39,7 @@ def append_by(form, queues, news, shard, monkeypatch):
     append_all([(rings, *new) for rings, new in zip(queues, news, strict=True)], shard)
 
 
+@pytest.mark.usefixtures("_programs")
 @pytest.mark.parametrize("shard", [Shard(0, 1), Shard(0, 3), Shard(2, 3)], ids=str)
 @pytest.mark.parametrize(
     ("slots", "most", "dim", "dtype"),
