@@ -68,7 +68,7 @@ class Problem:
         is_anchors (sequence of bool): for each contrast tensor, whether it is the anchors.
         first_entry_id (int): id of the first contrast entry; see `ContrastTensor`.
         first_anchor_id (int): id of the first anchor among the anchors of all ranks.
-        want_gradient (bool): whether the forward computes the anchors' gradient.
+        want_gradient (bool): whether the gradient of the anchors is requested.
         form (str): `"dense"`, `"tiled"` or `"triton"`.
         group (str, optional): name of the ranks that hold the shards; None without shards.
         temperature (float): softmax temperature τ.
@@ -195,6 +195,25 @@ class Problem:
             tensors.append(ContrastTensor(entries, labels, own, first_id))
             first_id += labels.shape[0]
         return tuple(tensors)
+
+    @property
+    def is_self_contrast(self) -> bool:
+        """Whether the kernels compute the anchors against themselves alone, without mining.
+
+        The backward then computes their gradient in both roles, and the forward none.
+        """
+        is_plain = self.negative_sampler is None and self.group is None
+        return is_plain and self.form == "triton" and list(self.is_anchors) == [True]
+
+    @property
+    def has_forward_gradient(self) -> bool:
+        """Whether the forward computes a gradient of the anchors."""
+        return self.want_gradient and not self.is_self_contrast
+
+    @property
+    def entries_gradient_dtype(self) -> torch.dtype:
+        """The dtype of the backward's gradients: the anchors' if nothing is added to them."""
+        return self.anchors.dtype if self.is_self_contrast else self.compute_dtype
 
     @property
     def is_eager(self) -> bool:

@@ -37,12 +37,13 @@ def count_kernel(
     with `BY_KEY`, by their random keys, where smaller keys rank higher. With `min_hardness`, only
     candidates that are at least as hard are counted.
     """
-    first_anchor = tl.program_id(0) * settings.BLOCK_M
+    anchor_block = tl.program_id(0)
+    first_anchor = anchor_block * settings.BLOCK_M
     split = tl.program_id(1)
     valid_anchors = tl.load(anchors.num_valid)
     if first_anchor >= valid_anchors:
         return
-    rows = tile.load_anchors(anchors, first_anchor, valid_anchors, settings.BLOCK_M, settings)
+    rows = tile.load_anchors(anchors, anchor_block, valid_anchors, settings.BLOCK_M, settings)
     anchor_ids, is_anchor = rows[0], rows[1]
     bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[:, None]
     if min_hardness is not None:
