@@ -79,28 +79,31 @@ def compile_kernel(
 ) -> Compiled:
     """A pass with gradients, compiled as it is launched for contiguous vectors of `dim`.
 
-    `constants` replace the flags below; `largest=None` is that of entries which are not converted.
+    `constants` replace the flags below; `largest=None` is that of entries which are not converted,
+    and `SMALL` compiles the passes over a few anchors against themselves.
     """
     kernel: Any = {**KERNELS, **MERGING_KERNELS}[name]
     flags = {
-        "IS_ANCHORS": name == "entries",
+        "IS_ANCHORS": name in ("entries", "small"),
         "BOTH_ROLES": name == "entries",
         "ALL": False,
         "BOUNDED": False,
-        "WEIGHTED": True,
+        "WEIGHTED": name != "small",
         "MINED": name == "selection",
         "IN_FLOAT32": False,
         "POSITIVE": False,
         "BY_KEY": False,
         "POOLED": False,
         "STRIDED": False,
+        "SMALL": name == "small",
         **({} if kind == "mixed" else {"largest": None}),
         **constants,
     }
     none = Constant(None)
     bits = "*i32" if flags["MINED"] else none
     operand = "*fp32" if kind in ("tf32", "ieee") else "*bf16"
-    anchors = Vectors(operand, "*i32", bits, "*i32", none, none, none)
+    labels = ("*i64", none, none) if flags["SMALL"] else ("*i32", bits, "*i32")
+    anchors = Vectors(operand, *labels, none, none, none)
     entries = Vectors(
         "*bf16" if kind == "16" else "*fp32",
         *("*i32", bits, none, *(("i32", Constant(1)) if flags["STRIDED"] else (none, none))),
@@ -126,6 +129,7 @@ def compile_kernel(
         "order": "*i64",
         **dict.fromkeys(("num_valid", "survey", "prefixes", "counts", "requested"), "*i32"),
         **dict.fromkeys(("lse", "upstream", "gradients"), "*fp32"),
+        **({"gradients": operand} if flags["SMALL"] else {}),
         **dict.fromkeys(("shrink", "expand", "inverse_temperature"), "fp32"),
         **dict.fromkeys(
             ("first_split", "shift", "upstream_stride", *(f"num_{size}" for size in sizes)), "i32"

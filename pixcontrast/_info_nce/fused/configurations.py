@@ -69,7 +69,7 @@ _ROWS = {
     (90, "16", 512): C(K(32, 32, 8, 2), K(32, 32, 8, 2), K(32, 64, 8, 2), K(32, 16, 4, 1)),
     (90, "mixed", 64): C(K(128, 128, 8, 3), K(64, 32, 4, 2), K(128, 64, 8, 2), K(128, 64, 8, 2)),
     (90, "mixed", 128): C(K(128, 128, 8, 2), K(64, 32, 4, 2), K(128, 64, 8, 2), K(128, 32, 8, 2)),
-    (90, "mixed", 256): C(K(128, 32, 8, 3), K(128, 32, 8, 1), K(128, 32, 8, 2), K(64, 32, 8, 1)),
+    (90, "mixed", 256): C(K(128, 32, 8, 3), K(128, 32, 8, 1), K(128, 16, 8, 2), K(64, 32, 8, 1)),
     (90, "mixed", 512): C(K(32, 32, 8, 1), K(32, 32, 8, 1), K(32, 64, 8, 2), K(16, 16, 8, 1)),
     (90, "tf32", 64): C(K(128, 64, 8, 2), K(64, 32, 4, 2), K(128, 32, 8, 2), K(128, 64, 8, 2)),
     (90, "tf32", 128): C(K(64, 64, 8, 2), K(64, 32, 4, 2), K(128, 32, 8, 2), K(128, 32, 8, 2)),
@@ -124,7 +124,7 @@ INTERPRETED = C(K(32, 32, 1, 1), K(16, 16, 1, 1), K(16, 32, 1, 1), K(32, 64, 1, 
 
 def small_configuration(bytes_per_vector: int) -> Configuration:
     """Return the tile of a few anchors against themselves: many small programs, on any GPU."""
-    return Configuration(16, max(16, min(64, (1 << 15) // bytes_per_vector)), 4, 2)
+    return Configuration(16, max(16, min(32, (1 << 15) // bytes_per_vector)), 4, 2)
 
 
 _tried: list[Configurations] = []
