@@ -127,7 +127,9 @@ def compile_kernel(
         "settings": Settings("fp32", "fp32", "fp32", *map(Constant, compiled_in)),
         "min_hardness": "*fp32" if flags["POOLED"] else none,
         "order": "*i64",
-        **dict.fromkeys(("num_valid", "survey", "prefixes", "counts", "requested"), "*i32"),
+        **dict.fromkeys(
+            ("num_valid", "survey", "prefixes", "counts", "requested", "above"), "*i32"
+        ),
         **dict.fromkeys(("lse", "upstream", "gradients"), "*fp32"),
         **({"gradients": operand} if flags["SMALL"] else {}),
         **dict.fromkeys(("shrink", "expand", "inverse_temperature"), "fp32"),
@@ -136,7 +138,12 @@ def compile_kernel(
         ),
     }
     warps = {"num_warps": configuration.warps, "num_stages": configuration.stages}
-    values = {"TILES": 1, **flags, **dict(zip(Settings._fields[3:], compiled_in, strict=True))}
+    values = {
+        "TILES": 1,
+        "NUM_DIGITS": 1024,
+        **flags,
+        **dict(zip(Settings._fields[3:], compiled_in, strict=True)),
+    }
     return compiled(kernel, types, values, {"row_stride"}, card, warps)
 
 
