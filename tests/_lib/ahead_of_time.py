@@ -91,7 +91,6 @@ def compile_kernel(
         "WEIGHTED": name != "small",
         "MINED": name == "selection",
         "IN_FLOAT32": False,
-        "POSITIVE": False,
         "BY_KEY": False,
         "POOLED": False,
         "STRIDED": False,
@@ -134,7 +133,14 @@ def compile_kernel(
         **({"gradients": operand} if flags["SMALL"] else {}),
         **dict.fromkeys(("shrink", "expand", "inverse_temperature"), "fp32"),
         **dict.fromkeys(
-            ("first_split", "shift", "upstream_stride", *(f"num_{size}" for size in sizes)), "i32"
+            (
+                "first_split",
+                "shift",
+                "upstream_stride",
+                "of_positives",
+                *(f"num_{size}" for size in sizes),
+            ),
+            "i32",
         ),
     }
     warps = {"num_warps": configuration.warps, "num_stages": configuration.stages}

@@ -34,7 +34,7 @@ DIMS = (64, 128, 256, 512)
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 PASSES = ("denominator", "positives", "entries")
-POOL_OF_KEYS = {"BY_KEY": True, "POOLED": True, "POSITIVE": True, "IS_ANCHORS": True}
+POOL_OF_KEYS = {"BY_KEY": True, "POOLED": True, "IS_ANCHORS": True}
 # Each card, kind and width once; the other rows are compiled by `pytest -m slow`.
 REPRESENTATIVE = {
     (80, "16", 128),

@@ -69,7 +69,7 @@ class _Candidates(CountedCandidates):
                 prefixes=prefixes,
                 counts=counts,
                 shift=shift,
-                POSITIVE=self._positive,
+                of_positives=int(self._positive),
                 BY_KEY=by_key,
             )
             tile = Configuration(32 if num_digits == 16 else 4, 1, 4, 3)

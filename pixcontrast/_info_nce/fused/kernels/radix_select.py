@@ -23,7 +23,16 @@ HISTOGRAM, HISTOGRAM_BITS = tl.constexpr(1024), tl.constexpr(10)
 FIRST_BIT = tl.constexpr(20)
 
 
-@triton.jit(do_not_specialize=["num_anchors", "num_entries", "num_blocks", "first_split", "shift"])
+@triton.jit(
+    do_not_specialize=[
+        "num_anchors",
+        "num_entries",
+        "num_blocks",
+        "first_split",
+        "shift",
+        "of_positives",
+    ]
+)
 def count_kernel(
     anchors,
     num_anchors,
@@ -36,8 +45,8 @@ def count_kernel(
     counts,
     first_split,
     shift,
+    of_positives,
     settings,
-    POSITIVE: tl.constexpr,
     BY_KEY: tl.constexpr,
 ):
     """Program (i, k): counts of anchor block i over the k-th split, for each next digit.
@@ -64,7 +73,8 @@ def count_kernel(
 
     # Visit the nonempty blocks with candidates, and leave out a gap without candidates.
     low, high = blocks.class_range(anchors, first_anchor, valid_anchors, settings.BLOCK_M)
-    if POSITIVE:
+    is_positive = of_positives != 0
+    if is_positive:
         hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
         gap = hull
         gap_stop = hull
@@ -83,9 +93,8 @@ def count_kernel(
         ids, _, hardness, positive, negative, _ = tile.load_pairs(
             rows, entries, block, num_entries, anchors, settings
         )
-        candidate = positive if POSITIVE else negative
-        if POSITIVE:
-            hardness = -hardness
+        candidate = tl.where(is_positive, positive, negative)
+        hardness = tl.where(is_positive, -hardness, hardness)
         if BY_KEY:
             other_bits = tile.load(entries.key_bits, ids, ids < num_entries)[None, :]
             values = -1 - tile.mix_bits(bits ^ other_bits)
