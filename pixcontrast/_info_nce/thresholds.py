@@ -52,7 +52,7 @@ class Candidates(Protocol):
     """
 
     def available(self) -> Tensor:
-        """Return the number of candidates, (R, 1) int64."""
+        """Return the number of candidates, (R, 1) integers."""
 
     def kth_hardness(self, k: Tensor) -> Tensor:
         """Return the k-th largest hardness, (R, 1), for k (R, 1) int64.
@@ -75,15 +75,17 @@ def find_threshold(
     `count` is the number to select for each anchor; None: all. `like` has R rows and the dtype and
     device of the similarities. If it has no element, there is no candidate.
     """
-    min_hardness = like.new_full((like.shape[0], 1), -torch.inf)
-    max_key = torch.full_like(min_hardness, LARGEST_KEY, dtype=torch.int32)
+
+    def all_of(value: float, dtype: torch.dtype) -> Tensor:
+        return like.new_full((like.shape[0], 1), value, dtype=dtype)
+
     if count is None or like.numel() == 0:
-        return min_hardness, max_key
+        return all_of(-torch.inf, like.dtype), all_of(LARGEST_KEY, torch.int32)
     if sampler.strategy == "hardest":
-        k = torch.full_like(max_key, count, dtype=torch.int64)
-        return candidates.kth_hardness(k), max_key
+        hardness = candidates.kth_hardness(all_of(count, torch.int64))
+        return hardness, all_of(LARGEST_KEY, torch.int32)
     if sampler.strategy == "random":
-        return min_hardness, candidates.kth_key(count, None)
+        return all_of(-torch.inf, like.dtype), candidates.kth_key(count, None)
     # In floating point 0.07 · 100 is 7.000000000000001; without the margin its ceiling is 8.
     available = candidates.available().to(widest_float(like.device))
     pool_size = (sampler.ratio * available - 1e-6).ceil().clamp(min=1).to(torch.int64)

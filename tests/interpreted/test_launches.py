@@ -10,10 +10,10 @@ from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, Pixe
 QUEUES = ("pixels", "regions")
 CASES = {
     # Case: sources, negative sampler, and the most launches of a step, and of it around the loss.
-    "batch": (("batch",), None, 60, 16),
-    "bank": (QUEUES, None, 70, 30),
-    "batch and bank": (("batch", *QUEUES), None, 80, 30),
-    "mining": (QUEUES, HardNegativeSampler(), 255, 34),
+    "batch": (("batch",), None, 30, 16),
+    "bank": (QUEUES, None, 66, 30),
+    "batch and bank": (("batch", *QUEUES), None, 76, 30),
+    "mining": (QUEUES, HardNegativeSampler(), 180, 31),
 }
 OF_THE_LOSS = ("_info_nce", "autograd")
 
@@ -47,7 +47,7 @@ def test_few_launches(case, dtype, monkeypatch):
         steps.append(counts.launches)
     assert steps[0] == steps[1]  # whatever the labels: what a CUDA graph can hold
     around = [launch for launch in steps[0] if launch.file.parts[0] not in OF_THE_LOSS]
-    assert len(steps[0]) <= limit
+    assert len(steps[0]) <= limit + (dtype == torch.bfloat16)
     assert len(around) <= limit_around + (dtype == torch.bfloat16)  # one conversion
     kernels = {launch.name for launch in around if launch.name.endswith("_kernel")}
     assert len(kernels) >= (7 if bank is None else 12)

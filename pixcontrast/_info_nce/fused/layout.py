@@ -156,13 +156,17 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
         return classes, blocks
 
     def key_bits(
-        bits_of: Callable[[Tensor, Tensor], Tensor], indices: Tensor, first_id: int
+        bits_of: Callable[[Tensor, Tensor], Tensor], like: Tensor, first_id: int
     ) -> Tensor | None:
         if problem.negative_sampler is None:
             return None
         if problem.seed is None:
-            return torch.zeros_like(indices, dtype=torch.int32)
-        return bits_of(problem.seed, indices + first_id)
+            return torch.zeros_like(like, dtype=torch.int32)
+        if like is not order:
+            ids = torch.arange(first_id, first_id + len(like), device=like.device)
+        else:
+            ids = order + first_id if first_id != 0 else order
+        return bits_of(problem.seed, ids)
 
     classes, anchor_blocks = survey(anchor_labels)
     bits = key_bits(anchor_bits, order, problem.first_anchor_id)
@@ -175,8 +179,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
             entries, blocks = anchors._replace(key_bits=bits), anchor_blocks
         else:
             values, labels = tensor.entries.detach(), tensor.labels.contiguous()
-            indices = torch.arange(len(labels), device=labels.device)
-            bits = key_bits(entry_bits, indices, tensor.first_id)
+            bits = key_bits(entry_bits, labels, tensor.first_id)
             classes, blocks = survey(labels)
             largest = narrowest if torch.finfo(values.dtype).max > narrowest else None
             entries = Vectors(values, classes, bits, None, None, None, largest)

@@ -86,13 +86,15 @@ def fused_forward(
         result, layout = small_forward(problem)
         return result, None, layout
     result = allocate_forward(problem)
-    thresholds = None if problem.negative_sampler is None else allocate_thresholds(problem)
+    thresholds = None
     num_entries = sum(tensor.labels.numel() for tensor in problem.contrast)
     if problem.labels.numel() == 0 or num_entries == 0:
+        if problem.negative_sampler is not None:
+            thresholds = allocate_thresholds(problem)
         return result, thresholds, None
     with on_device(problem.anchors.device):
         layout = lay_out(problem)
-        if problem.negative_sampler is not None and thresholds is not None:
+        if problem.negative_sampler is not None:
             selected = select_thresholds(layout, problem.negative_sampler)
             layout = replace(layout, thresholds=selected)
             thresholds = Thresholds(*map(layout.unsort, selected))
