@@ -44,6 +44,7 @@ def test_a_fused_step_waits_for_nothing(options, monkeypatch):
 
 
 @each_option
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("around", ["operations", "kernels"])
 def test_a_fused_step_is_a_tiled_step(options, around, monkeypatch):
     """Whether kernels or operations are around the loss, random numbers are the same."""
