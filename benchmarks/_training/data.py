@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,15 +47,36 @@ class Split:
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Training and held-out images of one data set, and the names of its classes in label order."""
+    """Images of one data set, and the names of its classes in label order.
+
+    `other` are held-out images of a scene without training images, if any.
+    """
 
     train: Split
     heldout: Split
     classes: tuple[str, ...]
+    other: Split | None = None
+
+    def splits(self) -> dict[str, Split]:
+        """Return the splits by name."""
+        found = {"train": self.train, "heldout": self.heldout, "other": self.other}
+        return {name: split for name, split in found.items() if split is not None}
 
     def to(self, device: torch.device) -> SegmentationData:
         """Return the data on a device."""
-        return replace(self, train=self.train.to(device), heldout=self.heldout.to(device))
+        moved: dict[str, Any] = {name: one.to(device) for name, one in self.splits().items()}
+        return replace(self, **moved)
+
+    def without_classes(self, left_out: tuple[str, ...]) -> SegmentationData:
+        """Return the data with some classes void and the others renumbered."""
+        known = [index for index, name in enumerate(self.classes) if name not in left_out]
+        renumbered = torch.full((256,), IGNORE_INDEX, dtype=torch.uint8)
+        renumbered[known] = torch.arange(len(known), dtype=torch.uint8)
+        changed: dict[str, Any] = {
+            name: Split(split.images, renumbered.to(split.labels.device)[split.labels.long()])
+            for name, split in self.splits().items()
+        }
+        return replace(self, classes=tuple(self.classes[index] for index in known), **changed)
 
     @property
     def num_classes(self) -> int:

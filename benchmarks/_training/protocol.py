@@ -25,7 +25,11 @@ ALONE: Rows = {"cross entropy alone": {"sources": ()}}
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are compared with the first one, seed by seed."""
+    """Rows that are compared with the first one, seed by seed.
+
+    With `class_splits`, seed i leaves the classes of split i (modulo their number) out of training.
+    `file` holds the runs.
+    """
 
     title: str
     base: Recipe
@@ -33,13 +37,16 @@ class Table:
     seeds: tuple[int, ...] = TUNING_SEEDS
     split: str = "tuning"
     data: str = "camvid"
+    class_splits: tuple[tuple[str, ...], ...] = ((),)
+    file: str = "ablation.jsonl"
 
     def key(self, row: str, seed: int) -> Key:
         """Return the key of a row's run.
 
         Equivalent recipes are written in one form, so that one run serves every table that has it.
         """
-        recipe = replace(self.base, **self.rows[row], seeds=1)
+        left_out = self.class_splits[seed % len(self.class_splits)]
+        recipe = replace(self.base, **self.rows[row], seeds=1, left_out=left_out)
         if not recipe.has_contrast:
             recipe = replace(recipe, weight=0.0, bank=0, warmup=0.0, fade=0.0)
         elif recipe.sources is None:
@@ -70,6 +77,22 @@ LARGE = replace(
     learning_rate=0.1,
     max_anchors=2048,
     max_views=32,
+)
+
+NEW_CLASSES = (
+    ("sign", "fence", "car", "bicyclist"),
+    ("pole", "pavement", "tree", "pedestrian"),
+    ("sky", "building", "road"),
+)
+"""Every class is new in one of the splits."""
+EMBEDDING = replace(
+    ADAMW,
+    size=(96, 128),
+    steps=300,
+    network="lite0",
+    learning_rate=0.001,
+    weight=0.5,
+    projected="samples",
 )
 
 CHOSEN: dict[str, Any] = {"sources": ("batch",)}
@@ -174,6 +197,21 @@ TABLES = {
     ),
     "digits": pair_table("digits", "val", RECIPES["digits"], 10),
     "camvid": pair_table("camvid", "val", RECIPES["camvid"], 5),
+    "embedding-tuning": Table(
+        "What the embedding is good for besides: options, on tuning",
+        replace(EMBEDDING, without="0001TP"),
+        {
+            **ALONE,
+            "rate 0.0005": {"sources": (), "learning_rate": 0.0005},
+            "rate 0.002": {"sources": (), "learning_rate": 0.002},
+            "label smoothing 0.1": {"sources": (), "label_smoothing": 0.1},
+            "twice the steps": {"sources": (), "steps": 600},
+            **{f"contrast, weight {weight:g}": {"weight": weight} for weight in (0.1, 0.5, 2)},
+        },
+        seeds=(0, 1, 2),
+        class_splits=NEW_CLASSES,
+        file="embedding.jsonl",
+    ),
     "gpu": Table(
         "360×480, 6.7 million parameters, on a GPU",
         LARGE,
