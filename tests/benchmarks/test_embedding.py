@@ -245,7 +245,7 @@ def test_both_arms_are_compared_at_their_best_on_tuning():
     runs = {}
     tuned = {
         "cross entropy alone": {"a": 0.5, "b": 0.4},
-        "twice the steps": {"a": 0.3, "b": 0.3},
+        "rate 0.0005": {"a": 0.3, "b": 0.3},
         "contrast, weight 0.5": {"a": 0.1, "b": 0.7},
         "contrast, weight 2": {"a": 0.9, "b": 0.1},
     }
@@ -265,6 +265,9 @@ def test_both_arms_are_compared_at_their_best_on_tuning():
     assert found["retrieval"] == expected
     rows = tables.rows_table("embedding-tuning", "other", runs).rows
     assert ["contrast, weight 2", *["90.00"] * 4, "2"] in [list(row) for row in rows]
+    # The variant of the study's rows is that of tuning, and not their best.
+    rows = tables.rows_table("embedding", "heldout", runs).rows
+    assert list(rows[0]) == ["cross entropy alone", *["50.00"] * 4, "3"]
     by_split = tables.splits_table("heldout", runs).rows
     # Seed 100 leaves out the second of the three splits.
     assert [row[1:] for row in by_split] == [[f"+{gain}.00"] * 4 for gain in (103, 101, 102)]
