@@ -62,15 +62,12 @@ def lines_of(table: Table, runs: Runs) -> list[Line]:
     first, lines = runs_of(table, next(iter(table.rows)), runs), []
     for row in table.rows:
         own = runs_of(table, row, runs)
-        ious = [
-            [100 * of[seed]["measured"]["mean_iou"] for seed in first if seed in own]
-            for of in (first, own)
-        ]
+        ious = [[mean_iou(table, of[seed]) for seed in first if seed in own] for of in (first, own)]
         compared = Compared(math.nan, math.nan, math.nan, math.nan)
         if ious[0]:
             compared = compare(*ious)
         elif own:
-            mean = fmean(100 * run["measured"]["mean_iou"] for run in own.values())
+            mean = fmean(mean_iou(table, run) for run in own.values())
             compared = compared._replace(contrast=mean)
         differences = [after - before for before, after in zip(*ious, strict=True)]
         ratios = [ratio for run in own.values() for ratio in run["ratios"]]
@@ -78,6 +75,13 @@ def lines_of(table: Table, runs: Runs) -> list[Line]:
         seconds = [run["seconds"] for run in own.values()] or [math.nan]
         lines.append(Line(row, compared, differences, median(ratios), median(seconds)))
     return lines
+
+
+def mean_iou(table: Table, run: Run) -> float:
+    """Return the mean IoU of a run in percent, on the images that the table compares."""
+    measured = run["measured"]
+    found: float = (measured if table.scored == "heldout" else measured[table.scored])["mean_iou"]
+    return 100 * found
 
 
 def ablation_table(table: Table, runs: Runs) -> TextTable:

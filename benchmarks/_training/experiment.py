@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from benchmarks._measure.environment import describe_environment
 from benchmarks._training import camvid, scenes
-from benchmarks._training.data import SegmentationData
+from benchmarks._training.data import CORRUPTIONS, SegmentationData, corrupted
 from benchmarks._training.embedding import embedding_scores
 from benchmarks._training.measures import measure
 from benchmarks._training.network import SegmentationNetwork
@@ -45,6 +45,10 @@ def run_experiment(
     """Train a network and measure it, on the device of the data."""
     recipe, seed = key.recipe, key.seed
     seen = data.without_classes(recipe.left_out)
+    if recipe.labelled:
+        seen = seen.with_few_labels(recipe.labelled, seed)
+    if recipe.wrong:
+        seen = seen.with_wrong_labels(recipe.wrong, seed)
     with _DRAWING:
         torch.manual_seed(seed)
         network = SegmentationNetwork(recipe, seen.num_classes)
@@ -54,7 +58,10 @@ def run_experiment(
     seconds = time.perf_counter() - start
     measured = measure(network, seen.heldout, seen.num_classes)
     if seen.other is not None:
-        measured["other"] = measure(network, seen.other, seen.num_classes)
+        scored = {"other": seen.other}
+        scored |= {name: corrupted(seen.heldout, name) for name in CORRUPTIONS}
+        for name, split in scored.items():
+            measured[name] = measure(network, split, seen.num_classes)
     if recipe.left_out:
         measured["embedding"] = embedding_scores(network, seen, data)
     return {

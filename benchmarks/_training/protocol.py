@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks._training.data import CORRUPTIONS
 from benchmarks._training.recipe import RECIPES, Recipe
 from benchmarks._training.runs import Key
 
@@ -28,7 +29,8 @@ class Table:
     """Rows that are compared with the first one, seed by seed.
 
     With `class_splits`, seed i leaves the classes of split i (modulo their number) out of training.
-    `file` holds the runs.
+    `file` holds the runs, and `scored` names the images whose mean IoU is compared: the held-out
+    ones, those of the `"other"` sequence, or a corruption of the held-out ones.
     """
 
     title: str
@@ -39,6 +41,7 @@ class Table:
     data: str = "camvid"
     class_splits: tuple[tuple[str, ...], ...] = ((),)
     file: str = "ablation.jsonl"
+    scored: str = "heldout"
 
     def key(self, row: str, seed: int) -> Key:
         """Return the key of a row's run.
@@ -127,8 +130,14 @@ def _embedding(title: str, rows: Rows, seeds: tuple[int, ...], split: str = "tun
     """Compare embeddings of classes that training has not seen, on a known and on a new scene."""
     other = "0001TP" if split == "tuning" else "0006R0"
     base = replace(EMBEDDING, without=other)
-    file, data = "embedding.jsonl", "camvid"
-    return Table(title, base, rows, seeds, split, data, NEW_CLASSES, file)
+    return Table(title, base, rows, seeds, split, class_splits=NEW_CLASSES, file="embedding.jsonl")
+
+
+def _regime(title: str, scored: str = "heldout", **changes: Any) -> Table:
+    """Screen contrast with the pretrained network, where cross entropy may leave it room."""
+    base = replace(EMBEDDING, without="0001TP", **changes)
+    rows: Rows = {**ALONE, **{f"weight {weight:g}": {"weight": weight} for weight in (0.01, 0.1)}}
+    return Table(title, base, rows, (0, 1, 2, 3), file="regimes.jsonl", scored=scored)
 
 
 TABLES = {
@@ -237,6 +246,19 @@ TABLES = {
         seeds=tuple(range(100, 112)),
         split="val",
     ),
+    "pretrained": _regime("A network pretrained on ImageNet"),
+    "pretrained-long": _regime("The same, 1,500 steps", steps=1500),
+    # These are scores of the runs of `pretrained`.
+    "new-sequence": _regime("A sequence that training has not seen", "other"),
+    **{name: _regime(f"Corrupted images: {name}", name) for name in CORRUPTIONS},
+    **{
+        f"few-{count}": _regime(f"{count} labelled images", labelled=count)
+        for count in (12, 25, 50, 100)
+    },
+    **{
+        f"wrong-{percent}": _regime(f"{percent}% wrong labels", wrong=percent / 100)
+        for percent in (10, 30)
+    },
     "gpu": Table(
         "360×480, 6.7 million parameters, on a GPU",
         LARGE,

@@ -45,6 +45,8 @@ class Recipe:
         left_out: names of classes whose training labels are void; the embedding is scored on them.
         without: name of the training sequence that is left out, and scored in addition; `""` for
             none.
+        labelled: number of training images, drawn by the seed; 0 for all.
+        wrong: fraction of the classes of an image whose pixels get the label of another class.
     """
 
     size: tuple[int, int]
@@ -81,6 +83,8 @@ class Recipe:
     label_smoothing: float = 0.0
     left_out: tuple[str, ...] = ()
     without: str = ""
+    labelled: int = 0
+    wrong: float = 0.0
 
     @property
     def has_contrast(self) -> bool:

