@@ -64,7 +64,7 @@ KINDS: dict[str, Callable[[str], TextTable]] = {
     "ablation": lambda name: ablation_table(TABLES[name], load_runs(_runs_of(name))),
     "reading": lambda name: readings_table(TABLES[name], load_runs(COMMITTED)),
     "classes": lambda name: classes_table(TABLES[name], load_runs(COMMITTED)),
-    "study": lambda scene: embedding.study_table(scene, load_runs(_runs_of("embedding"))),
+    "study": lambda name: embedding.study_table(name, load_runs(_runs_of("embedding"))),
     "splits": lambda scene: embedding.splits_table(scene, load_runs(_runs_of("embedding"))),
     "rows": _rows,
     "price": lambda name: price_table(_record(name)["rows"]),

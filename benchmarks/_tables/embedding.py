@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from benchmarks._training.embedding import SCORES
 from benchmarks._training.protocol import TABLES, Table
 from benchmarks._training.runs import Runs
 
-TUNING, STUDY = TABLES["embedding-tuning"], TABLES["embedding"]
+TUNING = TABLES["embedding-tuning"]
+STUDY = replace(TABLES["embedding"], rows=TABLES["embedding"].rows | TABLES["embedding-lower"].rows)
 HEADLINES = ("retrieval", "new mean 5", "all mean 5", "unknown")
 NAMES = {"heldout": "known scene", "other": "new scene"}
 
@@ -49,9 +51,17 @@ def values(
 
 
 def best_of(
-    rows: Iterable[str], scene: str, score: str, runs: Runs, table: Table = TUNING
+    rows: Iterable[str],
+    scene: str,
+    score: str,
+    runs: Runs,
+    table: Table = TUNING,
+    layer: str = "",
 ) -> Best | None:
-    """Choose the row and the variant with the largest mean of a score; None without runs."""
+    """Choose the row and the variant with the largest mean of a score; None without runs.
+
+    `layer` limits the choice to the transforms of a layer.
+    """
     means: dict[Best, float] = {}
     for row in rows:
         for run in runs_of(table, row, runs).values():
@@ -59,7 +69,9 @@ def best_of(
                 means[Best(row, variant)] = math.nan
     for best in means:
         means[best] = fmean(values(table, best, scene, score, runs).values())
-    known = (best for best in means if not math.isnan(means[best]))
+    known = (
+        best for best in means if best.variant.startswith(layer) and not math.isnan(means[best])
+    )
     return max(known, key=means.__getitem__, default=None)
 
 
@@ -83,11 +95,15 @@ def _compared(plain: dict[int, float], contrast: dict[int, float]) -> tuple[str,
     return number(found.plain), number(found.contrast), cells
 
 
-def study_table(scene: str, runs: Runs) -> TextTable:
-    """Compare cross entropy and contrast, each at its best, in every score."""
+def study_table(name: str, runs: Runs) -> TextTable:
+    """Compare cross entropy and contrast, each at its best, in every score.
+
+    `name` is a scene, or a layer and a scene, as in `"decoder-other"`.
+    """
+    layer, _, scene = name.rpartition("-")
     rows = []
     for score in SCORES:
-        bests = [best_of(arm, scene, score, runs) for arm in _arms(STUDY)]
+        bests = [best_of(arm, scene, score, runs, layer=layer) for arm in _arms(STUDY)]
         found = [values(STUDY, best, scene, score, runs) for best in bests]
         plain, contrast, cells = _compared(*found)
         names = ["" if best is None else f"{best.row}: {best.variant}" for best in bests]
@@ -115,8 +131,8 @@ def rows_table(name: str, scene: str, runs: Runs) -> TextTable:
 
     The variants of the study are chosen on tuning, those of the other tables on the table itself.
     """
-    table, rows = TABLES[name], []
-    chosen_on = TUNING if table is STUDY else table
+    table, chosen_on = (STUDY, TUNING) if name == "embedding" else (TABLES[name], TABLES[name])
+    rows = []
     for row in table.rows:
         cells: list[str] = []
         for score in HEADLINES:
