@@ -65,6 +65,12 @@ KINDS: dict[str, Callable[[str], TextTable]] = {
     "reading": lambda name: readings_table(TABLES[name], load_runs(COMMITTED)),
     "classes": lambda name: classes_table(TABLES[name], load_runs(COMMITTED)),
     "study": lambda name: embedding.study_table(name, load_runs(_runs_of("embedding"))),
+    "pairs": lambda scene: embedding.study_table(
+        scene,
+        load_runs(_runs_of("embedding")),
+        TABLES["embedding"],
+        embedding.HEADLINES,
+    ),
     "splits": lambda scene: embedding.splits_table(scene, load_runs(_runs_of("embedding"))),
     "rows": _rows,
     "price": lambda name: price_table(_record(name)["rows"]),

@@ -7,12 +7,12 @@ tuning table; the figures are those of the study, whose runs had no part in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
-from benchmarks._tables.pairs import compare, runs_of
+from benchmarks._tables.pairs import compare, mean_iou, runs_of
 from benchmarks._tables.text import TextTable, number, signed
 from benchmarks._training.embedding import SCORES
 from benchmarks._training.protocol import TABLES, Table
@@ -95,16 +95,18 @@ def _compared(plain: dict[int, float], contrast: dict[int, float]) -> tuple[str,
     return number(found.plain), number(found.contrast), cells
 
 
-def study_table(name: str, runs: Runs) -> TextTable:
-    """Compare cross entropy and contrast, each at its best, in every score.
+def study_table(
+    name: str, runs: Runs, table: Table = STUDY, scores: Sequence[str] = SCORES
+) -> TextTable:
+    """Compare cross entropy and contrast, each at its best among the rows of a table.
 
     `name` is a scene, or a layer and a scene, as in `"decoder-other"`.
     """
     layer, _, scene = name.rpartition("-")
     rows = []
-    for score in SCORES:
-        bests = [best_of(arm, scene, score, runs, layer=layer) for arm in _arms(STUDY)]
-        found = [values(STUDY, best, scene, score, runs) for best in bests]
+    for score in scores:
+        bests = [best_of(arm, scene, score, runs, layer=layer) for arm in _arms(table)]
+        found = [values(table, best, scene, score, runs) for best in bests]
         plain, contrast, cells = _compared(*found)
         names = ["" if best is None else f"{best.row}: {best.variant}" for best in bests]
         rows.append([score, plain, names[0], contrast, names[1], *cells])
@@ -134,10 +136,12 @@ def rows_table(name: str, scene: str, runs: Runs) -> TextTable:
     table, chosen_on = (STUDY, TUNING) if name == "embedding" else (TABLES[name], TABLES[name])
     rows = []
     for row in table.rows:
+        own = runs_of(table, row, runs).values()
         cells: list[str] = []
         for score in HEADLINES:
             best = best_of([row], scene, score, runs, chosen_on)
             found = values(table, best, scene, score, runs)
             cells.append(number(fmean(found.values())) if found else "not run")
-        rows.append([row, *cells, str(len(runs_of(table, row, runs)))])
-    return TextTable((NAMES[scene], *HEADLINES, "runs"), rows)
+        ious = [mean_iou(replace(table, scored=scene), run) for run in own]
+        rows.append([row, *cells, number(fmean(ious)) if ious else "not run", str(len(own))])
+    return TextTable((NAMES[scene], *HEADLINES, "mean IoU", "runs"), rows)

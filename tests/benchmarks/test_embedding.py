@@ -238,7 +238,13 @@ def test_a_run_at_a_tiny_size(tmp_path, sequences):
 def scored_run(**variants):
     """A run whose scores are all the same in each variant."""
     scores = {name: [value] * len(embedding.SCORES) for name, value in variants.items()}
-    return {"measured": {"embedding": {"heldout": scores, "other": scores}}}
+    return {
+        "measured": {
+            "embedding": {"heldout": scores, "other": scores},
+            "mean_iou": 0.6,
+            "other": {"mean_iou": 0.4},
+        }
+    }
 
 
 def test_both_arms_are_compared_at_their_best_on_tuning():
@@ -264,10 +270,10 @@ def test_both_arms_are_compared_at_their_best_on_tuning():
     expected = ["50.00", plain, "152.00", contrast, "+102.00 ± 0.58", "3 of 3"]
     assert found["retrieval"] == expected
     rows = tables.rows_table("embedding-tuning", "other", runs).rows
-    assert ["contrast, weight 2", *["90.00"] * 4, "2"] in [list(row) for row in rows]
+    assert ["contrast, weight 2", *["90.00"] * 4, "40.00", "2"] in [list(row) for row in rows]
     # The variant of the study's rows is that of tuning, and not their best.
     rows = tables.rows_table("embedding", "heldout", runs).rows
-    assert list(rows[0]) == ["cross entropy alone", *["50.00"] * 4, "3"]
+    assert list(rows[0]) == ["cross entropy alone", *["50.00"] * 4, "60.00", "3"]
     by_split = tables.splits_table("heldout", runs).rows
     # Seed 100 leaves out the second of the three splits.
     assert [row[1:] for row in by_split] == [[f"+{gain}.00"] * 4 for gain in (103, 101, 102)]
