@@ -269,6 +269,9 @@ def test_both_arms_are_compared_at_their_best_on_tuning():
     plain, contrast = "cross entropy alone: a", "contrast, weight 0.5: b"
     expected = ["50.00", plain, "152.00", contrast, "+102.00 ± 0.58", "3 of 3"]
     assert found["retrieval"] == expected
+    layered = {row[0]: row[1:] for row in tables.study_table("a-heldout", runs).rows}
+    expected = ["50.00", plain, "99.00", "contrast, weight 0.5: a", "+49.00 ± 0.00", "3 of 3"]
+    assert layered["retrieval"] == expected
     rows = tables.rows_table("embedding-tuning", "other", runs).rows
     assert ["contrast, weight 2", *["90.00"] * 4, "40.00", "2"] in [list(row) for row in rows]
     # The variant of the study's rows is that of tuning, and not their best.
@@ -301,6 +304,8 @@ def test_few_and_wrong_labels(sequences):
             changed += int(given != label)
     classes = sum(len(labels.unique()) - 1 for labels in data.train.labels)
     assert 0.2 < changed / classes < 0.6
+    wrong = data.with_wrong_labels(1.0, seed=1).train.labels
+    assert torch.equal(wrong == data.train.labels, wrong == IGNORE_INDEX)
     assert torch.equal(data.with_wrong_labels(0.0, seed=1).train.labels, data.train.labels)
 
 
@@ -325,6 +330,8 @@ def test_regimes_share_their_runs_and_differ_in_what_is_compared(tmp_path, seque
     ablation.main([*quick, *options, "--table", *names])
     runs = load_runs(tmp_path / "regimes.jsonl")
     assert len(runs) == 3 * len(TABLES["pretrained"].rows)
+    ratios = {tuple(run["ratios"]) for key, run in runs.items() if key.recipe.weight == 0.1}
+    assert len(ratios) == 3
     printed = capsys.readouterr().out.splitlines()
     shown = [line.split()[3] for line in printed if line.startswith("cross entropy alone")]
     (measured,) = (
