@@ -34,13 +34,12 @@ def mark_ignored(
     """
     # Convert first: uint8 cannot represent IGNORED and cannot be compared with -100.
     wide = labels.to(torch.int64)
-    ignored = wide < 0
-    ignored |= wide == ignore_index
+    ignored = wide == ignore_index
     if num_classes is not None:
         ignored |= wide >= num_classes
     if weight is not None:
         ignored |= weight == 0
-    return wide.masked_fill(ignored, IGNORED)
+    return wide.masked_fill(ignored, IGNORED).clamp_(min=IGNORED)  # so are all negative labels
 
 
 def product_dtype(vectors: Tensor) -> torch.dtype:

@@ -9,6 +9,7 @@ same code. The forward computes the anchors' gradient, so both are differentiabl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,13 +46,16 @@ class _EagerLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outputs = _forward(problem)
+        outputs, ctx.layout = _forward(problem)
         _save(ctx, problem, outputs)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        by_anchors, by_entries = _gradients(ctx, upstream, _entries_gradient)
+        compute = partial(_entries_gradient, layout=ctx.layout)
+        # Release its memory. Another backward of the same graph computes it anew.
+        ctx.layout = None
+        by_anchors, by_entries = _gradients(ctx, upstream, compute)
         return None, by_anchors, *by_entries
 
 
@@ -67,10 +71,13 @@ def losses_operator(*arguments: Any) -> tuple[Tensor, ...]:
         The losses, has_positive, the anchors' gradient, the `AnchorStatistics`, the `Thresholds`
         and the number of entries in all shards.
     """
-    return _forward(Problem.of_arguments(*arguments))
+    outputs, _ = _forward(Problem.of_arguments(*arguments))
+    return outputs
 
 
-def _forward(problem: Problem) -> tuple[Tensor, ...]:
+def _forward(problem: Problem) -> tuple[tuple[Tensor, ...], Any]:
+    """Return the outputs of the operator, and the layout of the fused form if there is one."""
+    layout = None
     thresholds: Thresholds | None = None
     num_shard_entries = problem.labels.new_empty(0)
     with without_autocast(problem.anchors.device):
@@ -79,12 +86,12 @@ def _forward(problem: Problem) -> tuple[Tensor, ...]:
         elif problem.form == "triton":
             from pixcontrast._info_nce.fused.passes import fused_forward
 
-            result, thresholds = fused_forward(problem)
+            result, thresholds, layout = fused_forward(problem)
         elif problem.negative_sampler is None:
             result = tiled_forward(problem)
         else:
             result, thresholds = mined_forward(problem)
-    return *_as_tensors(result, thresholds), num_shard_entries
+    return (*_as_tensors(result, thresholds), num_shard_entries), layout
 
 
 def _as_tensors(result: ForwardResult, thresholds: Thresholds | None) -> tuple[Tensor, ...]:
@@ -147,13 +154,14 @@ def _entries_gradient(
     wanted: Sequence[bool],
     statistics: Sequence[Tensor],
     thresholds: Sequence[Tensor],
+    layout: Any = None,
 ) -> list[Tensor]:
     known, selected, want = AnchorStatistics(*statistics), Thresholds(*thresholds), list(wanted)
     with without_autocast(problem.anchors.device):
         if problem.form == "triton":
             from pixcontrast._info_nce.fused.passes import fused_entries_gradient
 
-            gradients = fused_entries_gradient(problem, known, selected, upstream, want)
+            gradients = fused_entries_gradient(problem, known, selected, upstream, want, layout)
         elif problem.negative_sampler is None:
             gradients = tiled_entries_gradient(problem, known, upstream, want)
         else:

@@ -186,6 +186,10 @@ def mean_directions(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return unit_length(sums, dim=2), torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
 
 
+def _identity(features: Tensor) -> Tensor:
+    return features
+
+
 def sums_in_chunks(
     flat: Tensor, slots: Tensor, num_slots: int, embed: Embed | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -193,7 +197,7 @@ def sums_in_chunks(
 
     `flat` is the map (B, D, P); `slots` (B, P) is as in `region_means`.
     """
-    embed = embed or (lambda vectors: vectors)
+    embed = _identity if embed is None else embed  # PyTorch 2.7 cannot compile `or`
     like = embed(flat[:, :, :0])
     size = (flat.shape[0], num_slots, like.shape[1])
     sums = like.new_zeros(size, dtype=at_least_float32(like))

@@ -1,12 +1,14 @@
 """`benchmarks.hot_path`: cases, implementations, the check against the truth, and the record."""
 
 import json
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 
-from benchmarks import hot_path
+from benchmarks import host, hot_path
 from benchmarks._measure import timers
 from benchmarks._measure.command import DEVICE_LOST, REFUSED
 from benchmarks._measure.device import measured_peak
@@ -308,3 +310,12 @@ def test_memory_of_one_way_in_this_process():
     small()
     # Several matrices of 500 x 20,000 float32 numbers, 38 MB each.
     assert 100 < measured_peak(run) < 600
+
+
+def test_the_host_time_of_kernels_that_do_nothing():
+    pytest.importorskip("triton")
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.host"]
+    run = subprocess.run(command, cwd=host.HERE, capture_output=True, text=True, check=True)
+    launches = [int(line.split(", ")[1].split()[0]) for line in run.stdout.splitlines()]
+    bank, anchors, both = launches
+    assert 0 < max(bank, anchors) < both <= 11

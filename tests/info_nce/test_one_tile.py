@@ -7,7 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pixcontrast import HardNegativeSampler
 from pixcontrast._info_nce import dispatch
-from pixcontrast._info_nce.tiled import one_tile
+from pixcontrast._info_nce.tiled import complete_rows, one_tile
 from pixcontrast.functional import info_nce
 
 
@@ -77,8 +77,8 @@ def test_sizes_around_the_limits(shape, denominator, dtype, classes, single):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
 def test_ignored_vectors_are_not_read(value, denominator, ungathered, single, monkeypatch):
     """Nor have they, or anchors without a positive, a gradient other than an exact 0."""
-    monkeypatch.setattr(one_tile, "MAX_UNGATHERED", ungathered)
-    monkeypatch.setattr(one_tile, "MAX_GATHERED", 1.0)
+    monkeypatch.setattr(complete_rows, "MAX_UNGATHERED", ungathered)
+    monkeypatch.setattr(complete_rows, "MAX_GATHERED", 1.0)
     generator = torch.Generator().manual_seed(7)
     anchors, anchor_labels = vectors(30, 4, generator), labels(30, 3, generator)
     anchor_labels[4] = 70
@@ -104,8 +104,8 @@ def test_ignored_vectors_are_not_read(value, denominator, ungathered, single, mo
 @pytest.mark.parametrize("length", [1.0, 1e3, 1e19])
 def test_no_negative_and_no_positive(length, ungathered, monkeypatch):
     """A loss of exactly 0 beside others, and never NaN, even where similarities saturate."""
-    monkeypatch.setattr(one_tile, "MAX_UNGATHERED", ungathered)
-    monkeypatch.setattr(one_tile, "MAX_GATHERED", 1.0)
+    monkeypatch.setattr(complete_rows, "MAX_UNGATHERED", ungathered)
+    monkeypatch.setattr(complete_rows, "MAX_GATHERED", 1.0)
     anchors = length * torch.nn.functional.normalize(torch.randn(6, 3), dim=1)
     for given in ([0, 0, 0, 0, 0, IGNORE], [0, 1, 2, 3, 4, 5]):
         leaf = anchors.clone().requires_grad_()
@@ -115,6 +115,22 @@ def test_no_negative_and_no_positive(length, ungathered, monkeypatch):
         assert (leaf.grad == 0).all()
     losses = info_nce(anchors, torch.tensor([0, 0, 1, 1, 1, 2]), reduction="none")
     assert torch.isfinite(losses).all()
+
+
+@pytest.mark.parametrize(("dtype", "logit"), [(torch.float32, 39.9), (torch.float64, 299.9)])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_similarities_at_the_bound(dtype, logit, sign, single):
+    """Exponentials whose ratios are as large, or as small, as they can be."""
+    anchors = torch.tensor([[1.0, 0.0], [-sign, 0.0]], dtype=dtype)
+    entries = torch.tensor([[sign, 0.0]], dtype=dtype).repeat(2000, 1)
+    names = torch.ones(2000, dtype=torch.int64)
+    given = torch.tensor([0, 0]), [None, entries], [None, names]
+    options = {"temperature": 1 / logit, "reduction": "sum"}
+    found = loss_and_gradients("tiled", anchors, *given, **options)
+    exact = given[0], [None, entries.double()], [None, names]
+    expected = loss_and_gradients("dense", anchors.double(), *exact, **options)
+    assert single == [True]
+    assert worst_error(found, expected) < 200 * torch.finfo(dtype).eps
 
 
 def test_a_weight_whose_product_with_1_over_tau_overflows_leaves_no_nan():

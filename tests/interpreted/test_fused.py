@@ -132,6 +132,19 @@ def test_a_loss_far_below_one_keeps_its_digits():
     torch.testing.assert_close(loss.double(), truth, rtol=BOUND, atol=0)
 
 
+@pytest.mark.parametrize("mining", [None, MININGS["hardest"]], ids=["all", "mined"])
+def test_a_second_backward_without_the_layout_of_the_forward(mining):
+    anchors, labels, pieces, names = draw("several")
+    leaves = [leaf.detach().requires_grad_() for leaf in (anchors, *pieces) if leaf is not None]
+    given = iter(leaves)
+    anchors, *pieces = (None if one is None else next(given) for one in (anchors, *pieces))
+    loss = info_nce(anchors, labels, pieces, names, backend="triton", negative_sampler=mining)
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for one, again in zip(first, torch.autograd.grad(loss, leaves), strict=True):
+        assert one.abs().max() > 0
+        assert torch.equal(one, again)
+
+
 @each_contrast
 def test_vectors_known_to_be_of_unit_length(pieces, denominator, monkeypatch):
     """No maximum is kept then; nothing else changes."""

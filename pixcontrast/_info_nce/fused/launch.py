@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 
 from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, product_precision
-from pixcontrast._info_nce.problem import LOG2_E
 
 MIN_BLOCKS = 4
 """Smallest number of blocks of entries of one program."""
@@ -64,29 +63,24 @@ def launch(
 ) -> None:
     """Launch a kernel. Arguments are found by name in the layout, the tensor and `arguments`."""
     problem = layout.problem
-    dim = problem.anchors.shape[1]
-    constants: dict[str, Any] = {
-        "D": dim,
-        "BLOCK_D": padded_dim(dim),
-        "BLOCK_M": configuration.rows,
-        "BLOCK_N": configuration.columns,
-        "PRECISION": product_precision(problem.product_dtype),
-        "ALL": problem.denominator == "all",
-        "BOUNDED": layout.bounded,
-        "IS_ANCHORS": tensor is not None and tensor.is_anchors,
-        "WEIGHTED": weighted,
-    }
-    inverse = problem.inverse_temperature
-    scale = min(inverse * LOG2_E, torch.finfo(torch.float32).max)
-    limit = problem.logit_limit * LOG2_E
+    constants, settings = _settings(
+        layout.scales,
+        problem.anchors.shape[1],
+        (configuration.rows, configuration.columns),
+        product_precision(problem.product_dtype),
+        problem.denominator == "all",
+        layout.bounded,
+        tensor is not None and tensor.is_anchors,
+        weighted,
+    )
     given: dict[str, Any] = {
         **vars(layout),
         "num_anchors": len(layout),
         "num_valid": layout.anchors.num_valid,
-        "inverse_temperature": inverse,
+        "inverse_temperature": settings.inverse_temperature,
         # Kernels that use few constants take these alone, and so have fewer variants.
         **constants,
-        "settings": Settings(scale, limit, inverse, *map(tl.constexpr, constants.values())),
+        "settings": settings,
         **arguments,
     }
     if tensor is not None:
@@ -96,12 +90,50 @@ def launch(
             "num_blocks": tensor.num_blocks,
         }
     taken = {name: given[name] for name in kernel.arg_names if name in given}
-    kernel[grid](**taken, num_warps=configuration.warps, num_stages=configuration.stages)
+    options = {"num_warps": configuration.warps, "num_stages": configuration.stages}
+    # The default of Triton until 3.9.
+    kernel[grid](**taken, **options, enable_fp_fusion=True)
+
+
+@lru_cache(maxsize=256)  # every step makes the same launches
+def _settings(
+    scales: tuple[float, float, float],
+    dim: int,
+    block: tuple[int, int],
+    precision: str,
+    all_in_denominator: bool,
+    bounded: bool,
+    is_anchors: bool,
+    weighted: bool,
+) -> tuple[dict[str, Any], Settings]:
+    constants = {
+        "D": dim,
+        "BLOCK_D": padded_dim(dim),
+        "BLOCK_M": block[0],
+        "BLOCK_N": block[1],
+        "PRECISION": precision,
+        "ALL": all_in_denominator,
+        "BOUNDED": bounded,
+        "IS_ANCHORS": is_anchors,
+        "WEIGHTED": weighted,
+    }
+    return constants, Settings(*scales, *map(tl.constexpr, constants.values()))
+
+
+# Those of Triton are functions of its language too, and take 4 µs a call.
+def ceil_div(numerator: int, denominator: int) -> int:
+    """Return the quotient, rounded up."""
+    return -(-numerator // denominator)
+
+
+def next_power_of_2(number: int) -> int:
+    """Return the smallest power of two that is at least `number`, which is above 0."""
+    return 1 << (number - 1).bit_length()
 
 
 def padded_dim(dim: int) -> int:
     """Return D rounded up to a power of two that a matrix unit supports."""
-    return max(16, int(triton.next_power_of_2(dim)))
+    return max(16, next_power_of_2(dim))
 
 
 class Splits(NamedTuple):
@@ -124,7 +156,7 @@ def plan_splits(layout: Layout, configuration: Configuration) -> list[Splits]:
         for tensor in layout.contrast
         if tensor.num_blocks > 0
     ]
-    row_blocks = triton.cdiv(len(layout), configuration.rows)
+    row_blocks = ceil_div(len(layout), configuration.rows)
     plan: list[Splits] = []
     first = 0
     for tensor, weighted in sorted(tensors, key=lambda pair: not pair[1]):
@@ -139,6 +171,7 @@ def has_both_roles(layout: Layout, tensor: SurveyedTensor) -> bool:
     return tensor.is_anchors and layout.problem.negative_sampler is None
 
 
+@lru_cache(maxsize=256)
 def num_splits_for(num_processors: int, row_blocks: int, num_blocks: int) -> int:
     """Return the number of splits of `num_blocks` blocks of entries that takes the least time.
 
@@ -148,11 +181,11 @@ def num_splits_for(num_processors: int, row_blocks: int, num_blocks: int) -> int
     """
 
     def cost(num_splits: int) -> float:
-        waves = triton.cdiv(row_blocks * num_splits, num_processors)
+        waves = ceil_div(row_blocks * num_splits, num_processors)
         merging = SPLIT_COST * row_blocks * num_splits / num_processors
         return float(waves * num_blocks / num_splits + merging)
 
-    max_splits = min(MAX_SPLITS, triton.cdiv(num_blocks, MIN_BLOCKS))
+    max_splits = min(MAX_SPLITS, ceil_div(num_blocks, MIN_BLOCKS))
     return min(range(1, max(1, max_splits) + 1), key=cost)
 
 
@@ -160,7 +193,7 @@ def launch_splits(
     kernel: Any, layout: Layout, configuration: Configuration, plan: list[Splits], **arguments: Any
 ) -> None:
     """Launch a kernel once for each contrast tensor. Each launch writes its range of results."""
-    row_blocks = triton.cdiv(len(layout), configuration.rows)
+    row_blocks = ceil_div(len(layout), configuration.rows)
     for tensor, weighted, first_split, num_splits in plan:
         launch(
             kernel,

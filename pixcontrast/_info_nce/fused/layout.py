@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -21,13 +21,15 @@ from pixcontrast._info_nce.fused.configurations import (
     for_mining,
 )
 from pixcontrast._info_nce.fused.kernels.blocks import SURVEY_ROWS, classes_kernel, index_kernel
-from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.thresholds import Thresholds, anchor_bits, entry_bits
 from pixcontrast._info_nce.tiled.similarities import BOUNDED_LOGIT
 from pixcontrast._tensors import IGNORED
 from pixcontrast._triton import interpreted
 
 INTERPRETED_PROCESSORS = 6
+# Triton reads this once too, when a kernel is decorated.
+_IS_INTERPRETED = interpreted()
 
 
 class Vectors(NamedTuple):
@@ -92,7 +94,14 @@ class Layout:
     def __len__(self) -> int:
         return self.order.shape[0]
 
-    @property
+    @cached_property
+    def scales(self) -> tuple[float, float, float]:
+        """log2(e) / τ, the limit of similarities to the base 2, and 1/τ."""
+        inverse = self.problem.inverse_temperature
+        scale = min(inverse * LOG2_E, torch.finfo(torch.float32).max)
+        return scale, self.problem.logit_limit * LOG2_E, inverse
+
+    @cached_property
     def bounded(self) -> bool:
         """Whether exp2 of every similarity is known to be in the range of the dtypes."""
         problem = self.problem
@@ -104,7 +113,7 @@ class Layout:
     @property
     def num_processors(self) -> int:
         """How many programs run at the same time."""
-        return INTERPRETED_PROCESSORS if interpreted() else _card(self.order.device)[1]
+        return INTERPRETED_PROCESSORS if _IS_INTERPRETED else _card(self.order.device)[1]
 
     def unsort(self, values: Tensor) -> Tensor:
         """Return numbers or vectors of the sorted anchors in the caller's order."""
@@ -115,19 +124,19 @@ class Layout:
 
 def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
     """Sort the anchors, survey the contrast tensors, and choose the tiles."""
-    configurations = INTERPRETED if interpreted() else _configurations(problem)
+    configurations = INTERPRETED if _IS_INTERPRETED else _configurations(problem)
     if problem.negative_sampler is not None:
         configurations = for_mining(configurations)
     block_size = configurations.denominator.columns
 
-    valid = problem.labels != IGNORED
+    # Without its sign, IGNORED is the largest number.
+    order = problem.labels.bitwise_and(torch.iinfo(torch.int64).max).sort(stable=True).indices
+    anchor_labels = problem.labels.index_select(0, order)
+    valid = anchor_labels != IGNORED
     num_valid = valid.sum(dtype=torch.int32)
-    last = torch.iinfo(torch.int64).max
-    ascending, order = problem.labels.masked_fill(~valid, last).sort(stable=True)
-    anchor_labels = ascending.masked_fill(ascending == last, IGNORED)
-    values = problem.saturate(problem.anchors.detach()[order]).to(problem.product_dtype)
+    values = problem.saturate(problem.anchors.detach().index_select(0, order))
     # Ignored anchors may contain NaN and are multiplied too: 0 · NaN is NaN.
-    values = torch.where((anchor_labels != IGNORED)[:, None], values, 0.0).contiguous()
+    values = torch.where(valid[:, None], values.to(problem.product_dtype), 0.0).contiguous()
 
     def survey(labels: Tensor) -> tuple[Tensor, Tensor]:
         classes = torch.empty_like(labels, dtype=torch.int32)

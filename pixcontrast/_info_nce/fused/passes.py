@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from pixcontrast._info_nce.derivative import inverse_or_zero
@@ -25,9 +24,11 @@ from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradien
 from pixcontrast._info_nce.fused.kernels.positives import merge_kernel, positives_kernel
 from pixcontrast._info_nce.fused.launch import (
     Splits,
+    ceil_div,
     has_both_roles,
     launch,
     launch_splits,
+    next_power_of_2,
     num_splits_for,
     on_device,
     plan_splits,
@@ -72,17 +73,20 @@ class PositiveSums(NamedTuple):
     positive_sums: Tensor
 
 
-def fused_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None]:
+def fused_forward(
+    problem: Problem,
+) -> tuple[ForwardResult, Thresholds | None, Layout | None]:
     """Compute the losses and, if requested, the gradient of the anchors.
 
     The backward computes the gradient of the anchors against themselves. Z in the statistics and
-    the thresholds (None without a negative sampler) are to the base 2.
+    the thresholds (None without a negative sampler) are to the base 2. The layout is None if there
+    is nothing to contrast.
     """
     result = allocate_forward(problem)
     thresholds = None if problem.negative_sampler is None else allocate_thresholds(problem)
     num_entries = sum(tensor.labels.numel() for tensor in problem.contrast)
     if problem.labels.numel() == 0 or num_entries == 0:
-        return result, thresholds
+        return result, thresholds, None
     with on_device(problem.anchors.device):
         layout = lay_out(problem)
         if problem.negative_sampler is not None and thresholds is not None:
@@ -92,7 +96,7 @@ def fused_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None]:
         partials = denominator_pass(layout)
         sums = positives_pass(layout, partials.lse)
         merge(layout, partials, sums, result)
-    return result, thresholds
+    return result, thresholds, layout
 
 
 def denominator_pass(layout: Layout) -> DenominatorSums:
@@ -102,7 +106,7 @@ def denominator_pass(layout: Layout) -> DenominatorSums:
     maxima, totals, weighted_sums = _allocate(layout, plan, torch.float32, torch.float32)
     partials = DenominatorSums(maxima, totals, weighted_sums, totals.new_empty(len(layout)))
     launch_splits(denominator_kernel, layout, configuration, plan, partials=partials)
-    grid = (triton.cdiv(len(layout), LSE_TILE.rows),)
+    grid = (ceil_div(len(layout), LSE_TILE.rows),)
     num_splits = len(partials.totals)
     launch(lse_kernel, grid, layout, LSE_TILE, partials=partials, num_splits=num_splits)
     return partials
@@ -129,7 +133,7 @@ def positives_pass(layout: Layout, lse: Tensor) -> PositiveSums:
 def positives_limit(layout: Layout) -> float:
     """Return a power of two that is at least the number of positives of any anchor."""
     total = sum(len(tensor) for tensor in layout.contrast)
-    return float(triton.next_power_of_2(max(1, total)))
+    return float(next_power_of_2(max(1, total)))
 
 
 def _allocate(layout: Layout, plan: list[Splits], *dtypes: torch.dtype) -> list[Tensor]:
@@ -149,8 +153,8 @@ def merge(
     launch(
         merge_kernel,
         (
-            triton.cdiv(len(layout), MERGED_TILE.rows),
-            triton.cdiv(num_components, MERGED_TILE.columns),
+            ceil_div(len(layout), MERGED_TILE.rows),
+            ceil_div(num_components, MERGED_TILE.columns),
         ),
         layout,
         MERGED_TILE,
@@ -170,20 +174,25 @@ def fused_entries_gradient(
     thresholds: Thresholds | None,
     upstream: Tensor,
     wanted: list[bool],
+    layout: Layout | None = None,
 ) -> list[Tensor | None]:
     """Compute Σ_i g_i ∂L_i/∂k_j for each requested contrast tensor, None for the others.
 
     For the anchors as contrast tensor, the result includes g_i ∂L_i/∂a_i against themselves.
+
+    Args:
+        layout: that of the forward, if it is known.
     """
     if problem.labels.numel() == 0:
         return allocate_entries_gradient(problem, wanted)
     results: list[Tensor | None] = [None] * len(wanted)
     with on_device(problem.anchors.device):
-        layout = lay_out(problem, index_blocks=False)
+        if layout is None:
+            layout = lay_out(problem, index_blocks=False)
+            if problem.negative_sampler is not None and thresholds is not None:
+                ordered = (column[layout.order].contiguous() for column in thresholds)
+                layout = replace(layout, thresholds=Thresholds(*ordered))
         order = layout.order
-        if problem.negative_sampler is not None and thresholds is not None:
-            thresholds = Thresholds(*(column[order].contiguous() for column in thresholds))
-            layout = replace(layout, thresholds=thresholds)
         statistics, upstream = statistics.of(order), upstream[order]
         for index, tensor in enumerate(layout.contrast):
             if wanted[index]:
@@ -198,8 +207,8 @@ def entries_gradient_pass(
     """Compute the gradient (n, D) of a contrast tensor; of the anchors, in both of their roles."""
     configuration = layout.configurations.entries
     num_anchors, dim = layout.anchors.vectors.shape
-    row_blocks = triton.cdiv(len(tensor), configuration.rows)
-    anchor_blocks = triton.cdiv(num_anchors, configuration.columns)
+    row_blocks = ceil_div(len(tensor), configuration.rows)
+    anchor_blocks = ceil_div(num_anchors, configuration.columns)
     num_splits = num_splits_for(layout.num_processors, row_blocks, anchor_blocks)
     gradients = upstream.new_empty(num_splits, len(tensor), dim, dtype=torch.float32)
     if len(tensor) > 0:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel, digit_kernel
-from pixcontrast._info_nce.fused.launch import launch, launch_splits, plan_splits
+from pixcontrast._info_nce.fused.launch import ceil_div, launch, launch_splits, plan_splits
 from pixcontrast._info_nce.fused.layout import Layout
 from pixcontrast._info_nce.radix_select import DIGIT_BITS, NUM_DIGITS, CountedCandidates
 from pixcontrast._info_nce.thresholds import Thresholds, find_thresholds
@@ -70,7 +69,7 @@ class _Candidates(CountedCandidates):
             )
             launch(
                 digit_kernel,
-                (triton.cdiv(len(layout), DIGIT_TILE.rows),),
+                (ceil_div(len(layout), DIGIT_TILE.rows),),
                 layout,
                 DIGIT_TILE,
                 counts=counts,

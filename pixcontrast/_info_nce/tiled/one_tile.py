@@ -1,9 +1,8 @@
 """The tiled form of a small problem on the CPU, whose similarities fit into one tile.
 
-The masks, the similarities and their exponentials are computed once. Positives are gathered,
-because most anchors have few. The tile of ∂L/∂s is saved for the backward, where each role of a
-vector costs one matrix product. This form is an autograd function for eager mode; compiled code
-uses `operators.py`.
+The tile of ∂L/∂s is computed by the forward and saved for the backward, where each role of a vector
+costs one matrix product. This form is an autograd function for eager mode; compiled code uses
+`operators.py`.
 """
 
 from __future__ import annotations
@@ -11,26 +10,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixcontrast._info_nce.derivative import losses_and_weight, positives_of
 from pixcontrast._info_nce.once_differentiable import once_differentiable, refuse_transforms
-from pixcontrast._info_nce.problem import Problem
+from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.results import Losses
 from pixcontrast._info_nce.tiled.class_order import reads_are_free
+from pixcontrast._info_nce.tiled.complete_rows import (
+    Columns,
+    can_use_ratios,
+    losses_by_ratios,
+    losses_by_softmax,
+)
 from pixcontrast._info_nce.tiled.similarities import Similarities, max_norm
 from pixcontrast._tensors import without_autocast
 
 # Largest number of valid anchors, and of valid entries: 16 MB of similarities in float32. For
 # larger problems sorted tiles are faster, and sum long rows with a smaller rounding error.
 MAX_LENGTH = 2048
-# With more similarities than this, it is faster to gather the positives than to compute their terms
-# for every entry, unless an anchor has more positives than `MAX_GATHERED` of the entries.
-MAX_UNGATHERED = 1 << 17
-MAX_GATHERED = 1 / 3
 # Up to this number of similarities, adding the transpose of the tile costs less than a second
 # matrix product.
 MAX_TRANSPOSED = 1 << 16
@@ -87,20 +87,6 @@ def _take(tensors: Sequence[Tensor], indices: Sequence[Tensor]) -> list[Tensor]:
     return [tensor[index] for tensor, index in zip(tensors, indices, strict=True)]
 
 
-class _Columns(NamedTuple):
-    """A contrast tensor in the tile.
-
-    Attributes:
-        range: its columns.
-        operand: (n, D), the entries as operands.
-        is_anchors: whether the entries are the anchors.
-    """
-
-    range: slice
-    operand: Tensor
-    is_anchors: bool
-
-
 class _OneTile(torch.autograd.Function):
     """The losses (M,) and has_positive (M,) of a problem, from its anchors and entries."""
 
@@ -118,34 +104,25 @@ class _OneTile(torch.autograd.Function):
             operand = rows
             if not tensor.is_anchors:
                 operand = problem.operand(tensor.entries)
-            parts.append(_Columns(slice(*bounds), operand, tensor.is_anchors))
+            parts.append(Columns(slice(*bounds), operand, tensor.is_anchors))
 
-        logits, bounded = _similarities(problem, rows, parts, len(labels))
-        gathered = None
-        if logits.numel() > MAX_UNGATHERED:
-            gathered = _gather(problem.labels, labels, parts)
-        if gathered is None:
-            positive_logits = logits
-            masked_logits, positive = _mask(
-                problem, logits, torch.empty_like(logits), labels, parts
-            )
+        row_norm = max_norm(rows)
+        norms = [row_norm if part.is_anchors else max_norm(part.operand) for part in parts]
+        similarities = Similarities(problem, row_norm, norms)
+        logits = rows.new_empty(len(rows), len(labels))
+        by_ratios = can_use_ratios(problem, logits, similarities.bounded)
+        for index, part in enumerate(parts):
+            out = logits[:, part.range]
+            similarities.write(out, rows, part.operand, index, LOG2_E if by_ratios else 1.0)
+        if by_ratios:
+            losses, has_positive, grad_logits = losses_by_ratios(problem, logits, labels, parts)
         else:
-            indices, positive = gathered
-            positive_logits = logits.gather(1, indices)
-            masked_logits, _ = _mask(problem, logits, logits, labels, parts)
-        likelihood, lse = _softmax(masked_logits, bounded=bounded)
-        means, strength = positives_of(positive_logits, positive, lse, problem.denominator)
-        losses, has_positive, weight = losses_and_weight(lse, means, problem.denominator)
-
+            losses, has_positive, grad_logits = losses_by_softmax(
+                problem, logits, labels, parts, bounded=similarities.bounded
+            )
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(has_positive)
         if is_grad_enabled and any(ctx.needs_input_grad):
-            # ∂L/∂s as in `derivative_`: w·exp(s − Z) − f·σ(Z − s).
-            grad_logits = likelihood.mul_(weight[:, None])
-            if gathered is None:
-                grad_logits.sub_(strength)
-            else:
-                grad_logits.scatter_add_(1, indices, strength.neg_())
             ctx.inverse_temperature = problem.inverse_temperature
             _save_for_backward(ctx, grad_logits, rows, parts, anchors, entries)
         return losses, has_positive
@@ -192,7 +169,7 @@ def _save_for_backward(
     ctx: Any,
     grad_logits: Tensor,
     rows: Tensor,
-    parts: list[_Columns],
+    parts: list[Columns],
     anchors: Tensor,
     entries: tuple[Tensor, ...],
 ) -> None:
@@ -213,70 +190,3 @@ def _save_for_backward(
         elif by_anchors:
             fixed.append(grad_logits[:, part.range] @ part.operand)
     ctx.save_for_backward(grad_logits, rows, anchors, *operands, *given, *fixed)
-
-
-def _similarities(
-    problem: Problem, rows: Tensor, parts: list[_Columns], num_columns: int
-) -> tuple[Tensor, bool]:
-    """Return the similarities (M, N), and whether exp needs no maximum to be subtracted."""
-    row_norm = max_norm(rows)
-    norms = [row_norm if part.is_anchors else max_norm(part.operand) for part in parts]
-    similarities = Similarities(problem, row_norm, norms)
-    logits = rows.new_empty(len(rows), num_columns)
-    for index, part in enumerate(parts):
-        similarities.write(logits[:, part.range], rows, part.operand, index)
-    return logits, similarities.bounded
-
-
-def _softmax(masked_logits: Tensor, *, bounded: bool) -> tuple[Tensor, Tensor]:
-    """Return exp(s − Z) (M, N) and Z (M,) of the result of `_mask`, which is overwritten."""
-    if bounded:
-        likelihood = masked_logits.exp_()
-        sums = likelihood.sum(dim=1)
-        # An empty denominator has no exponential above 0.
-        inverse = sums.clamp(min=torch.finfo(sums.dtype).tiny).reciprocal_()
-        return likelihood.mul_(inverse[:, None]), sums.log_()
-    likelihood = masked_logits.softmax(dim=1)
-    return likelihood, masked_logits.amax(dim=1) - likelihood.amax(dim=1).log_()
-
-
-def _mask(
-    problem: Problem, logits: Tensor, out: Tensor, labels: Tensor, parts: list[_Columns]
-) -> tuple[Tensor, Tensor]:
-    """Return the similarities, very low outside the denominator, and the mask of the positives.
-
-    Both are (M, N). The similarities are written to `out`, which may be `logits`. The mask is 0
-    and 1 in the same dtype, because adding it is faster than `where`. The low value is finite: the
-    softmax of a row of −∞ would be NaN.
-    """
-    # Similarities are within a quarter of the largest number, so the sum is finite.
-    lowest = -0.75 * torch.finfo(logits.dtype).max
-    positive = torch.eq(problem.labels[:, None], labels, out=torch.empty_like(logits))
-    excludes_positives = problem.denominator == "negatives"
-    torch.add(logits, positive, alpha=lowest if excludes_positives else 0.0, out=out)
-    for part in parts:
-        if part.is_anchors:
-            positive[:, part.range].fill_diagonal_(0.0)
-            if not excludes_positives:
-                out[:, part.range].fill_diagonal_(lowest)
-    return out, positive
-
-
-def _gather(
-    anchor_labels: Tensor, labels: Tensor, parts: list[_Columns]
-) -> tuple[Tensor, Tensor] | None:
-    """Return columns (M, P) with all positives, and which are positives; None if P is large."""
-    ascending, order = labels.sort(stable=True)
-    first = torch.searchsorted(ascending, anchor_labels)
-    count = torch.searchsorted(ascending, anchor_labels, right=True).sub_(first)
-    max_count = int(count.amax())
-    if max_count > MAX_GATHERED * len(labels):
-        return None
-    offsets = torch.arange(max_count, device=labels.device)
-    columns = order[(first[:, None] + offsets).clamp_(max=len(order) - 1)]
-    positive = offsets < count[:, None]
-    for part in parts:
-        if part.is_anchors:
-            own = torch.arange(part.range.start, part.range.stop, device=labels.device)
-            positive &= columns != own[:, None]
-    return columns, positive

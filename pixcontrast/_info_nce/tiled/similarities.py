@@ -72,13 +72,19 @@ class Similarities:
             norms[index] = max((max_norm(order.operands(tile)) for tile in tiles), default=0.0)
         return cls(problem, max_norm(rows), norms)
 
-    def write(self, logits: Tensor, rows: Tensor, entries: Tensor, index: int) -> None:
-        """Overwrite `logits` (R, T) by the similarities of rows with entries of tensor `index`."""
+    def write(
+        self, logits: Tensor, rows: Tensor, entries: Tensor, index: int, factor: float = 1.0
+    ) -> None:
+        """Overwrite `logits` (R, T) by the similarities of rows with entries of tensor `index`.
+
+        Similarities that cannot saturate are multiplied by `factor`.
+        """
         if self.may_saturate[index]:
             torch.mm(rows, entries.T, out=logits)
             logits.mul_(self._scale).clamp_(-self._limit, self._limit)
         else:
-            torch.addmm(logits, rows, entries.T, beta=0.0, alpha=self._scale, out=logits)
+            scale = self._scale * factor
+            torch.addmm(logits, rows, entries.T, beta=0.0, alpha=scale, out=logits)
 
 
 def tile_columns(device: torch.device) -> int:
