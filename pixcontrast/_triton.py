@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pixcontrast._check import short_dtype
 
@@ -30,6 +31,7 @@ MIN_CAPABILITY = (8, 0)
 _lock = threading.Lock()
 _warned: set[str] = set()
 _launch_failures: dict[int, str | None] = {}
+_ready: set[torch.device] = set()
 
 
 def choose(backend: Backend, anchors: Tensor) -> Form:
@@ -100,6 +102,30 @@ def auto_takes_fused(kind: str, index: int | None) -> bool:
             stacklevel=4,
         )
     return False
+
+
+def takes_kernels(tensor: Tensor) -> bool:
+    """Return whether kernels replace sequences of small operations on the device of a tensor.
+
+    Only in eager code: torch.compile fuses the operations, and a transform has to see them.
+    """
+    if not is_eager(tensor):
+        return False
+    device = tensor.device
+    if device not in _ready:  # asked several times in a step
+        if not auto_takes_fused(device.type, device.index):
+            return False
+        if device.type == "cuda":
+            _ready.add(device)
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return not transformed and forward_ad._current_level < 0
+
+
+def is_eager(tensor: Tensor) -> bool:
+    """Return whether the code is neither compiled nor traced, and the tensor has values."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    return type(tensor) is Tensor  # not a tensor without values
 
 
 # What a device supports does not change while a program runs, so torch.compile takes the result as

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,10 @@ from torch import Tensor
 
 from pixcontrast import _check as check
 from pixcontrast._bank.new_entries import EntryMaker, NewEntries, gather_entries
-from pixcontrast._bank.ring import QUEUES, WHOLE, Shard, prepare_write, write_all
+from pixcontrast._bank.ring import QUEUES, WHOLE, Shard, append_all
 from pixcontrast._bank.state import BankBuffers, UpdateGuard
 from pixcontrast._distributed import GroupReference, Ranks, ranks_of
 from pixcontrast._pixels import maps
-from pixcontrast._tensors import mark_ignored
 
 
 class MemoryBank(BankBuffers):
@@ -165,6 +165,10 @@ class MemoryBank(BankBuffers):
         """Return the number of valid entries per class of the queue `"pixels"` or `"regions"`."""
         return self._rings(queue).counts
 
+    def _copy_counts(self, queues: Sequence[str]) -> Tensor | None:
+        """Return the number of valid entries per queue and class, or None without a queue."""
+        return torch.stack([self.count(queue) for queue in queues]) if queues else None
+
     def entries(self, queue: str) -> tuple[Tensor, Tensor]:
         """Return a queue and its labels, as `info_nce` takes them.
 
@@ -179,11 +183,8 @@ class MemoryBank(BankBuffers):
 
     def _labelled(self, queue: str, ignored: int) -> tuple[Tensor, Tensor]:
         """Return a queue and its labels. Slots that are not written are labelled `ignored`."""
-        vectors, count, _ = self._rings(queue)
-        written = torch.arange(vectors.shape[1], device=count.device) < count[:, None]
-        classes = torch.arange(self.num_classes, device=count.device)[:, None]
-        labels = torch.where(written, classes, ignored)
-        return vectors.view(-1, self.dim), labels.flatten()
+        rings = self._rings(queue)
+        return rings.vectors.view(-1, self.dim), rings.labels(ignored)
 
     @torch.no_grad()
     def update(
@@ -212,11 +213,10 @@ class MemoryBank(BankBuffers):
         if check.values_can_be_seen(labels):
             self.check_label_range(labels)
         emb_map = maps.as_map(emb)
-        flat_labels = maps.flat_map(labels, emb_map.shape[2:])
-        marked = mark_ignored(flat_labels, self.ignore_index, self.num_classes)
+        options = emb_map.shape[2:], self.ignore_index, self.num_classes
+        marked, _ = maps.flat_maps(labels, None, None, *options)
         drawn = self._entry_maker.draw_pixels(emb_map, marked, None, generator)
-        rows = maps.take_pixels(emb_map, drawn.indices)
-        self._store(self._entry_maker.entries_of(rows, drawn))
+        self._store(self._entry_maker.entries_at(emb_map, drawn))
 
     @property
     def _entry_maker(self) -> EntryMaker:
@@ -232,14 +232,12 @@ class MemoryBank(BankBuffers):
         ranks = self.ranks
         if ranks is not None and any(queue is not None for queue in new):
             new = gather_entries(new, self.pixels.dtype, ranks, self._options())
-        # Prepare all writes before the first one, so that the bank is never updated in part.
-        write_all(
-            [
-                prepare_write(self._rings(queue), *entries, self._shard)
-                for queue, entries in zip(QUEUES, new, strict=True)
-                if entries is not None and entries[1].numel() > 0
-            ]
-        )
+        appends = [
+            (self._rings(queue), *entries)
+            for queue, entries in zip(QUEUES, new, strict=True)
+            if entries is not None and entries[1].numel() > 0
+        ]
+        append_all(appends, self._shard)
 
     def check_fits(self, emb: Tensor, name: str = "emb") -> None:
         """Raise if embeddings (B, D, *S) have another D or another device than the bank."""

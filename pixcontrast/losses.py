@@ -9,7 +9,7 @@ from pixcontrast._bank.new_entries import NewEntries
 from pixcontrast._loss.base import ContrastLoss
 from pixcontrast._loss.batch import Batch
 from pixcontrast._loss.gather import Labelled
-from pixcontrast._pixels.groups import classes_by_image, region_means
+from pixcontrast._pixels.regions import classes_by_image, region_means
 from pixcontrast._tensors import IGNORED
 
 MAX_CLASSES_PER_IMAGE = 256

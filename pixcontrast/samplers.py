@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from pixcontrast import _check as check
-from pixcontrast._pixels.groups import MAX_LABEL, DrawnGroups, draw_groups, share_of_class, source
-from pixcontrast._tensors import mark_ignored, widest_float
+from pixcontrast._pixels.groups import (
+    MAX_LABEL,
+    draw_groups,
+    share_of_class,
+    source,
+    take_pixels,
+)
+from pixcontrast._tensors import widest_float
 
 Strategy = Literal["hardest", "semi-hard", "random"]
 
@@ -42,12 +48,13 @@ class AnchorSampler(Protocol):
 
 
 class _GroupSampler:
-    """Base class of the samplers. A subclass defines which pixels are hard and how many to take."""
+    """Base class of the samplers. Without a `hard_fraction`, no pixel is hard."""
 
     max_anchors: int
     max_views: int
     min_pixels: int
     max_per_class: int | None
+    hard_fraction: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_anchors", "max_views", "min_pixels"):
@@ -71,33 +78,28 @@ class _GroupSampler:
             expected = f"classes up to {MAX_LABEL}, the largest label that the samplers support"
             fix = "number the classes from 0"
             check.check_largest_label(labels, ignore_index, MAX_LABEL, expected, fix)
-        hard = self._is_hard(labels, preds)
+        preds = self._check_preds(preds, labels)
         if labels.numel() == 0:
             empty = torch.zeros(0, dtype=torch.int64, device=labels.device)
             return AnchorSample(empty, empty.clone())
-        marked = mark_ignored(labels, ignore_index, MAX_LABEL + 1)
-        groups = draw_groups(marked, hard, self.max_anchors, self.min_pixels, generator)
-        num_groups = (groups.size > 0).sum()
-        views = (self.max_anchors // num_groups.clamp(min=1)).clamp(1, self.max_views)
-        taken = torch.minimum(groups.size, views)
+        options = self.max_anchors, self.min_pixels, ignore_index, generator
+        groups = draw_groups(labels, preds, *options)
+        share = None
         if self.max_per_class is not None:
-            share = share_of_class(groups, marked, self.max_per_class, generator)
-            taken = torch.minimum(taken, share)
-        taken_hard = self._num_hard(groups, taken, generator)
-        num_anchors = min(self.max_anchors, labels.numel())
-        indices, padding = _take_pixels(groups, taken, taken_hard, num_anchors)
-        taken_labels = labels.flatten()[indices].to(torch.int64)
-        return AnchorSample(indices, taken_labels.masked_fill(padding, ignore_index))
+            share = share_of_class(groups, labels, self.max_per_class, generator)
+        chance = None
+        if self.hard_fraction is not None:
+            dtype = widest_float(labels.device)
+            chance = torch.rand(
+                groups.size.shape, dtype=dtype, device=labels.device, **source(generator)
+            )
+        limits = min(self.max_anchors, labels.numel()), self.max_anchors, self.max_views
+        hard = chance, self.hard_fraction or 0.0
+        return AnchorSample(*take_pixels(groups, labels, share, *hard, *limits, ignore_index))
 
-    def _is_hard(self, labels: Tensor, preds: Tensor | None) -> Tensor | None:
-        """Return which pixels (B, P) come first in their group, or None if none do."""
+    def _check_preds(self, preds: Tensor | None, labels: Tensor) -> Tensor | None:
+        """Return the predictions (B, P) that tell which pixels are hard, or None if none are."""
         return None
-
-    def _num_hard(
-        self, groups: DrawnGroups, taken: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        """Return how many of the `taken` (A,) pixels of each group are hard."""
-        return torch.zeros_like(taken)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,7 @@ class HardAnchorSampler(_GroupSampler):
         hard_fraction = check.check_fraction("hard_fraction", self.hard_fraction)
         object.__setattr__(self, "hard_fraction", hard_fraction)
 
-    def _is_hard(self, labels: Tensor, preds: Tensor | None) -> Tensor | None:
+    def _check_preds(self, preds: Tensor | None, labels: Tensor) -> Tensor | None:
         if preds is None:
             return None
         preds = check.check_sampler_map("preds", preds)
@@ -170,16 +172,7 @@ class HardAnchorSampler(_GroupSampler):
             expected = f"the shape of labels, {check.shape_of(labels)}"
             check.refuse("preds", expected, check.shape_of(preds))
         check.check_same_device("preds", preds, "labels", labels)
-        return preds != labels
-
-    def _num_hard(
-        self, groups: DrawnGroups, taken: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        device, dtype = taken.device, widest_float(taken.device)
-        chance = torch.rand(taken.shape, dtype=dtype, device=device, **source(generator))
-        num_hard = (self.hard_fraction * taken + chance).to(torch.int64)
-        num_easy = groups.size - groups.num_first
-        return num_hard.maximum(taken - num_easy).minimum(groups.num_first)
+        return preds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,25 +205,6 @@ class RandomAnchorSampler(_GroupSampler):
     max_views: int = 100
     min_pixels: int = 1
     max_per_class: int | None = None
-
-
-def _take_pixels(
-    groups: DrawnGroups, taken: Tensor, taken_hard: Tensor, num_anchors: int
-) -> tuple[Tensor, Tensor]:
-    """Take the first `taken_hard` hard and `taken - taken_hard` easy pixels of each group.
-
-    Shapes must not depend on the counts, so compute the pixel of each of K anchors. Return the
-    indices (K,), 0 for padding, and which anchors are padding.
-    """
-    stop = taken.cumsum(0)
-    anchor = torch.arange(num_anchors, device=taken.device)
-    group = torch.searchsorted(stop, anchor, right=True).clamp(max=len(stop) - 1)
-    view = anchor - (stop - taken)[group]
-    num_hard = taken_hard[group]
-    offset = view + torch.where(view < num_hard, 0, groups.num_first[group] - num_hard)
-    padding = anchor >= stop[-1]
-    position = (groups.start[group] + offset).masked_fill(padding, 0)
-    return groups.order[position].masked_fill(padding, 0), padding
 
 
 @dataclass(frozen=True, kw_only=True)

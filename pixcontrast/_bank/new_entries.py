@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, agree, gather, pad
-from pixcontrast._pixels import groups
-from pixcontrast._tensors import IGNORED, at_least_float32, unit_length
+from pixcontrast._pixels import groups, regions
+from pixcontrast._pixels.maps import take_pixels
+from pixcontrast._tensors import at_least_float32, unit_length
+from pixcontrast._triton import takes_kernels
 
 
 class DrawnPixels(NamedTuple):
@@ -25,7 +27,7 @@ class DrawnPixels(NamedTuple):
 
     indices: Tensor  # int64 flat index in [0, B·P), (B·C·E,)
     valid: Tensor  # whether the pixel exists, (B, C, E)
-    regions: groups.Regions | None  # regions of all pixels, if the bank needs them
+    regions: regions.Regions | None  # regions of all pixels, if the bank needs them
 
 
 class NewEntries(NamedTuple):
@@ -51,7 +53,7 @@ class EntryMaker:
         self,
         feature_map: Tensor,
         labels: Tensor,
-        embed: groups.Embed | None,
+        embed: regions.Embed | None,
         generator: torch.Generator | None,
     ) -> DrawnPixels:
         """Draw the pixels that both queues need, at random and without replacement.
@@ -62,30 +64,33 @@ class EntryMaker:
         feature_map = feature_map.detach()
         if labels.numel() == 0:  # images without a pixel add nothing
             feature_map, labels = feature_map[:0], labels[:0]
-        regions = None
+        of_all = usable = None
         if self.region_pixels is None:
-            regions = groups.region_means(feature_map, labels, self.classes, embed)
-            labels = labels.masked_fill(~regions.usable, IGNORED)
+            of_all = regions.region_means(feature_map, labels, self.classes, embed)
+            usable = of_all.usable
         elif self.pixels and not self.region_pixels and embed is None:
-            labels = labels.masked_fill(~groups.usable_pixels(feature_map), IGNORED)
+            usable = regions.usable_pixels(feature_map)
         num_images = labels.shape[0] if labels.shape[1] > 0 else 0
         num_drawn = min(max(self.pixels, self.region_pixels or 0), labels.shape[1])
+        shape = num_images, self.classes, num_drawn
         if num_images == 0 or num_drawn == 0:
-            nothing = torch.zeros(num_images, self.classes, num_drawn, device=labels.device)
-            return DrawnPixels(labels.new_empty(0), nothing.to(torch.bool), regions)
-        num_groups = num_images * self.classes
-        first_group = torch.arange(0, num_groups, self.classes, device=labels.device)
-        group = (first_group[:, None] + labels).masked_fill(labels == IGNORED, num_groups)
-        draw = groups.draw_integers(group.flatten(), groups.DRAW_BITS, generator)
-        pixels = groups.sort_pixels(group.flatten(), num_groups, draw)
-        start = pixels.start_of(torch.arange(num_groups + 1, device=labels.device))
-        index = torch.arange(num_drawn, device=labels.device)
-        valid = index < start.diff()[:, None]
-        # Missing pixels all have the same index, so that reading them is fast.
-        positions = (start[:-1, None] + index).masked_fill(~valid, 0)
-        indices = pixels.order[positions.flatten()]
-        valid = valid.view(num_images, self.classes, num_drawn)
-        return DrawnPixels(indices, valid, regions)
+            nothing = torch.zeros(shape, device=labels.device)
+            return DrawnPixels(labels.new_empty(0), nothing.to(torch.bool), of_all)
+        draw = groups.draw_integers(labels, groups.DRAW_BITS, generator).flatten()
+        pixels = groups.sort_pixels(labels, self.classes, draw, groups.DRAW_BITS, usable=usable)
+        indices, valid = pixels.take_first(num_drawn)
+        return DrawnPixels(indices.flatten(), valid.view(shape), of_all)
+
+    def entries_at(self, feature_map: Tensor, drawn: DrawnPixels) -> NewEntries:
+        """Make the entries of both queues from a map (B, D, *S) of embeddings."""
+        if takes_kernels(feature_map):
+            from pixcontrast._pixels import row_kernels
+
+            if row_kernels.supports(feature_map):
+                given = feature_map, drawn.indices, drawn.valid.flatten()
+                unit, usable = row_kernels.gather_usable_rows(*given)
+                return self._entries(unit, usable, drawn)
+        return self.entries_of(take_pixels(feature_map, drawn.indices), drawn)
 
     def entries_of(self, rows: Tensor, drawn: DrawnPixels) -> NewEntries:
         """Make the entries of both queues from the embeddings (B·C·E, D) of the drawn pixels.
@@ -94,8 +99,12 @@ class EntryMaker:
         """
         unit = unit_length(rows.to(at_least_float32(rows)))
         usable = unit.abs().amax(dim=1) > 0  # False for NaN
-        valid = drawn.valid & usable.view(drawn.valid.shape)
-        unit = unit.view(*valid.shape, rows.shape[1])
+        return self._entries(unit, drawn.valid.flatten() & usable, drawn)
+
+    def _entries(self, unit: Tensor, usable: Tensor, drawn: DrawnPixels) -> NewEntries:
+        """Make the entries from the unit vectors of the drawn pixels, and which of them count."""
+        valid = usable.view(drawn.valid.shape)
+        unit = unit.view(*valid.shape, unit.shape[1])
         new_pixels = new_regions = None
         if self.pixels:
             # Copy: a view would keep the pixels of the regions in memory until the update.
@@ -106,7 +115,7 @@ class EntryMaker:
         elif self.region_pixels:
             of_region = valid[:, :, : self.region_pixels, None]
             sums = torch.where(of_region, unit[:, :, : self.region_pixels], 0.0).sum(dim=2)
-            means, present = groups.mean_directions(sums, of_region.sum(dim=(2, 3)))
+            means, present = regions.mean_directions(sums, of_region.sum(dim=(2, 3)))
             new_regions = (means[:, :, None], present[:, :, None])
         return NewEntries(new_pixels, new_regions)
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pixcontrast._triton import takes_kernels
+
 QUEUES = ("pixels", "regions")
 BUFFERS = {
     "pixels": ("pixels", "pixel_count", "pixel_next"),
@@ -39,6 +41,17 @@ class Rings(NamedTuple):
     vectors: Tensor  # stored embeddings, (C, slots, D)
     counts: Tensor  # int64 number of valid slots, (C,)
     next_positions: Tensor  # int64 position in the whole ring that is written next, (C,)
+
+    def labels(self, ignored: int) -> Tensor:
+        """Return the class of each slot, (C·slots,); `ignored` if the slot is not written."""
+        num_classes, slots, _ = self.vectors.shape
+        if takes_kernels(self.counts):
+            from pixcontrast._bank.ring_kernels import label_slots
+
+            return label_slots(self.counts, slots, ignored)
+        written = torch.arange(slots, device=self.counts.device) < self.counts[:, None]
+        classes = torch.arange(num_classes, device=self.counts.device)[:, None]
+        return torch.where(written, classes, ignored).flatten()
 
 
 class RingWrite(NamedTuple):
@@ -85,6 +98,20 @@ def prepare_write(rings: Rings, vectors: Tensor, valid: Tensor, shard: Shard = W
     counts = torch.maximum(rings.counts, slots_below(end, shard)).clamp(max=slots)
     counters = (rings.counts, rings.next_positions)
     return RingWrite(rows, indices, values, previous, counters, (counts, end % length))
+
+
+def append_all(appends: Sequence[tuple[Rings, Tensor, Tensor]], shard: Shard) -> None:
+    """Append new entries and their mask to the rings of every queue, or to none.
+
+    The arguments are those of `prepare_write`. All writes are prepared before the first one, so
+    that a bank is never updated in part; the kernel makes them in one launch.
+    """
+    if appends and takes_kernels(appends[0][2]):
+        from pixcontrast._bank.ring_kernels import append_entries
+
+        append_entries([(*rings, *entries) for rings, *entries in appends], shard)
+        return
+    write_all([prepare_write(*append, shard) for append in appends])
 
 
 def slots_below(end: Tensor, shard: Shard) -> Tensor:

@@ -114,7 +114,7 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
     return (
         losses,
         losses.new_empty(num_anchors, dtype=torch.bool),
-        losses.new_empty(problem.anchors.shape if problem.want_gradient else (0,)),
+        losses.new_empty(problem.anchors.shape if problem.has_forward_gradient else (0,)),
         *(losses.new_empty(num_anchors, 1) for _ in range(_NUM_STATISTICS)),
         *(
             losses.new_empty((num_anchors, 1) if mined else (0,), dtype=dtype)
@@ -139,7 +139,7 @@ def entries_gradient_operator(
     thresholds: Sequence[Tensor],
     *arguments: Any,
 ) -> list[Tensor]:
-    """Compute Σ_i g_i ∂L_i/∂k_j for the `wanted` contrast tensors, in the dtype that accumulates.
+    """Compute Σ_i g_i ∂L_i/∂k_j for the `wanted` tensors, in `Problem.entries_gradient_dtype`.
 
     The entries of the others are not read; with a negative sampler, their labels are.
     """
@@ -179,7 +179,7 @@ def _(
 ) -> list[Tensor]:
     problem = Problem.of_arguments(*arguments)
     return [
-        tensor.entries.new_empty(tensor.entries.shape, dtype=problem.compute_dtype)
+        tensor.entries.new_empty(tensor.entries.shape, dtype=problem.entries_gradient_dtype)
         for tensor, want in zip(problem.contrast, wanted, strict=True)
         if want
     ]
@@ -251,7 +251,7 @@ def _gradients(
         if any(ctx.wanted):
             statistics, thresholds = computed[:_NUM_STATISTICS], computed[_NUM_STATISTICS:]
             from_entries = entries_gradient(problem, upstream, ctx.wanted, statistics, thresholds)
-        if problem.want_gradient:
+        if problem.has_forward_gradient:
             # Add the gradients of both roles of an anchor before the conversion to its dtype. In
             # float16 most components of each would be subnormal.
             by_anchors = gradient * upstream[:, None]
@@ -261,8 +261,8 @@ def _gradients(
         by_tensor = next(remaining, None) if want else None
         if not own:
             by_entries.append(_cast(by_tensor, entries[len(by_entries)]))
-        elif by_anchors is not None and by_tensor is not None:
-            by_anchors = by_anchors + by_tensor
+        elif by_tensor is not None:
+            by_anchors = by_tensor if by_anchors is None else by_anchors + by_tensor
     sources = (upstream, anchors, *entries)
     return (
         once_differentiable(_cast(by_anchors, anchors), sources),

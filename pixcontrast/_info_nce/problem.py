@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixcontrast._distributed import Ranks, gather
 from pixcontrast._tensors import at_least_float32, product_dtype
-from pixcontrast._triton import Form
+from pixcontrast._triton import Form, is_eager
 from pixcontrast.samplers import HardNegativeSampler
 
 Denominator = Literal["negatives", "all"]
@@ -68,7 +68,7 @@ class Problem:
         is_anchors (sequence of bool): for each contrast tensor, whether it is the anchors.
         first_entry_id (int): id of the first contrast entry; see `ContrastTensor`.
         first_anchor_id (int): id of the first anchor among the anchors of all ranks.
-        want_gradient (bool): whether the forward computes the anchors' gradient.
+        want_gradient (bool): whether the gradient of the anchors is requested.
         form (str): `"dense"`, `"tiled"` or `"triton"`.
         group (str, optional): name of the ranks that hold the shards; None without shards.
         temperature (float): softmax temperature τ.
@@ -197,11 +197,28 @@ class Problem:
         return tuple(tensors)
 
     @property
+    def is_self_contrast(self) -> bool:
+        """Whether the kernels compute the anchors against themselves alone, without mining.
+
+        The backward then computes their gradient in both roles, and the forward none.
+        """
+        is_plain = self.negative_sampler is None and self.group is None
+        return is_plain and self.form == "triton" and list(self.is_anchors) == [True]
+
+    @property
+    def has_forward_gradient(self) -> bool:
+        """Whether the forward computes a gradient of the anchors."""
+        return self.want_gradient and not self.is_self_contrast
+
+    @property
+    def entries_gradient_dtype(self) -> torch.dtype:
+        """The dtype of the backward's gradients: the anchors' if nothing is added to them."""
+        return self.anchors.dtype if self.is_self_contrast else self.compute_dtype
+
+    @property
     def is_eager(self) -> bool:
         """Whether the call is neither compiled nor traced, and its tensors have values."""
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-            return False
-        return type(self.labels) is Tensor  # not a tensor without values
+        return is_eager(self.labels)
 
     @property
     def compute_dtype(self) -> torch.dtype:

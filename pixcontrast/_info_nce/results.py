@@ -106,7 +106,9 @@ def allocate_forward(problem: Problem) -> ForwardResult:
     return ForwardResult(
         losses=like.new_zeros(num_anchors),
         has_positive=like.new_zeros(num_anchors, dtype=torch.bool),
-        anchor_gradient=like.new_zeros(problem.anchors.shape) if problem.want_gradient else None,
+        anchor_gradient=like.new_zeros(problem.anchors.shape)
+        if problem.has_forward_gradient
+        else None,
         statistics=AnchorStatistics(*(like.new_zeros(num_anchors, 1) for _ in range(3))),
     )
 
@@ -114,7 +116,7 @@ def allocate_forward(problem: Problem) -> ForwardResult:
 def allocate_entries_gradient(problem: Problem, wanted: list[bool]) -> list[Tensor | None]:
     """Return zeros of each requested contrast tensor's shape, None for the others."""
     return [
-        contrast.entries.new_zeros(contrast.entries.shape, dtype=problem.compute_dtype)
+        contrast.entries.new_zeros(contrast.entries.shape, dtype=problem.entries_gradient_dtype)
         if want
         else None
         for contrast, want in zip(problem.contrast, wanted, strict=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._tensors import widest_float
+from pixcontrast._triton import takes_kernels
 from pixcontrast.samplers import HardNegativeSampler
 
 LARGEST_KEY = (1 << 31) - 1
@@ -213,12 +214,20 @@ class PairKeys(NamedTuple):
 
 def anchor_bits(seed: Tensor, ids: Tensor) -> Tensor:
     """Return the `PairKeys.row_bits` of anchors with these ids, (R,)."""
+    if takes_kernels(ids):
+        from pixcontrast._info_nce.key_kernel import write_bits
+
+        return write_bits(seed, ids, of_anchors=True)
     low, high = _halves(seed)
     return _mix_(_mix_(ids.to(torch.int32) + high).bitwise_xor_(low))
 
 
 def entry_bits(seed: Tensor, ids: Tensor) -> Tensor:
     """Return the `PairKeys.column_bits` of entries with these ids, (T,)."""
+    if takes_kernels(ids):
+        from pixcontrast._info_nce.key_kernel import write_bits
+
+        return write_bits(seed, ids, of_anchors=False)
     return _mix_(ids.to(torch.int32) + _halves(seed)[0])
 
 

@@ -15,11 +15,12 @@ from pixcontrast._bank.ring import QUEUES
 from pixcontrast._distributed import ranks_of
 from pixcontrast._info_nce.dispatch import Result, reduced_loss
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._loss.batch import Anchors, Batch, as_anchors
+from pixcontrast._loss.batch import Anchors, Batch
 from pixcontrast._loss.contrast_set import ContrastSet, contrast_set, split_by_image
 from pixcontrast._loss.gather import JointCall, Labelled
 from pixcontrast._loss.options import LossOptions
 from pixcontrast._loss.reports import MAX_CLASSES, Call, Stats, compute_stats
+from pixcontrast._loss.sampled_rows import sampled_rows, valid_rows
 from pixcontrast._pixels import maps
 from pixcontrast._tensors import IGNORED, mark_ignored
 from pixcontrast._triton import choose
@@ -65,7 +66,6 @@ class ContrastLoss(LossOptions):
         sampled = check.check_vector_labels(
             "anchor_labels", sample.labels, "the sampled indices", sample.indices
         )
-        sampled = mark_ignored(sampled, self.ignore_index)
         seed = draw_seed(self.negative_sampler, sampled.device, generator)
         drawn = self._draw_for_bank(batch, bank_to_update, generator)
         anchors, new_entries = self._embed(batch, sample.indices, sampled, drawn)
@@ -111,9 +111,8 @@ class ContrastLoss(LossOptions):
         size = features.shape[2:]
         weight = None if weight is None else maps.flat_map(weight, size)
         num_classes = None if self.bank is None else self.bank.num_classes
-        flat_labels = maps.flat_map(labels, size)
-        marked = mark_ignored(flat_labels, self.ignore_index, num_classes, weight)
-        preds = None if preds is None else maps.flat_predictions(preds, size)
+        options = size, self.ignore_index, num_classes
+        marked, preds = maps.flat_maps(labels, preds, weight, *options)
         return Batch(features, self.projection, marked, preds, weight)
 
     def _bank_to_update(self) -> MemoryBank | None:
@@ -144,18 +143,41 @@ class ContrastLoss(LossOptions):
 
         Embeddings that are no longer needed are freed on return, before the loss needs memory.
         """
-        vectors, rows = batch.embed(indices, labels != IGNORED, drawn)
-        if self.bank is not None and self.projection is not None:
-            self.bank.check_fits(vectors, "the output of projection")
-        new_entries = self._new_entries(rows, drawn)
-        anchors = as_anchors(batch, indices, labels, vectors, normalize=self.normalize)
-        return anchors, new_entries
+        projection, bank = batch.projection, self.bank
+        if projection is None:
+            vectors, labels = sampled_rows(
+                batch.features,
+                indices,
+                labels,
+                self.ignore_index,
+                normalize=self.normalize,
+                backend=self.backend,
+            )
+            new_entries = self._new_entries(batch, None, drawn)
+        else:
+            labels = mark_ignored(labels, self.ignore_index)
+            vectors, rows = batch.project(projection, indices, labels != IGNORED, drawn)
+            if bank is not None:
+                bank.check_fits(vectors, "the output of projection")
+            new_entries = self._new_entries(batch, rows, drawn)
+            vectors = valid_rows(vectors, labels, normalize=self.normalize)
+        weight = None if batch.weight is None else batch.weight.flatten()[indices]
+        images = None
+        if "image" in self.contrast_with:
+            images = indices // max(batch.labels.shape[1], 1)
+        return Anchors(vectors, labels, weight, images), new_entries
 
     @torch.no_grad()
-    def _new_entries(self, rows: Tensor, drawn: DrawnPixels | None) -> NewEntries | None:
+    def _new_entries(
+        self, batch: Batch, rows: Tensor | None, drawn: DrawnPixels | None
+    ) -> NewEntries | None:
+        """Make the new entries from the projected rows, or without a projection from the map."""
         if self.bank is None or drawn is None:
             return None
-        return self.bank._entry_maker.entries_of(rows, drawn)
+        maker = self.bank._entry_maker
+        if rows is None:
+            return maker.entries_at(batch.features.detach(), drawn)
+        return maker.entries_of(rows, drawn)
 
     def _contrasts_drawn_regions(self) -> bool:
         """Whether `"batch"` consists of regions of pixels that are drawn for the bank."""
@@ -198,7 +220,7 @@ class ContrastLoss(LossOptions):
             shards=contrast.shards,
         )
         problems = [problem]
-        if "image" in self.contrast_with:
+        if anchors.images is not None:
             problems = split_by_image(problem, anchors.images, num_images)
         ranks = None if gathered is None else gathered.ranks
         return contrast, reduced_loss(problems, anchors.weight, self.reduction, ranks)
@@ -249,8 +271,8 @@ class ContrastLoss(LossOptions):
             batch_labels=contrast.batch_labels,
             bank_entries=contrast.bank_entries
             if result.num_shard_entries is None
-            else (result.num_shard_entries,),
-            written=() if bank is None else tuple(bank.count(queue).sum() for queue in QUEUES),
+            else result.num_shard_entries,
+            written=None if bank is None else bank._copy_counts(QUEUES),
             slots=0 if bank is None else bank.num_classes * sum(map(bank.slots, QUEUES)),
             num_classes=MAX_CLASSES if bank is None else bank.num_classes,
         )

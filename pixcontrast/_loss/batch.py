@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from pixcontrast import _check as check
 from pixcontrast._bank.new_entries import DrawnPixels
-from pixcontrast._pixels.groups import Embed
 from pixcontrast._pixels.maps import take_pixels
-from pixcontrast._tensors import IGNORED, unit_length
+from pixcontrast._pixels.regions import Embed
 
 
 class Anchors(NamedTuple):
@@ -23,7 +22,7 @@ class Anchors(NamedTuple):
     vectors: Tensor  # embeddings, (K, D)
     labels: Tensor  # int64 labels, `IGNORED` for padding, (K,)
     weight: Tensor | None  # (K,)
-    images: Tensor  # image of each anchor, (K,)
+    images: Tensor | None  # image of each anchor, (K,), if the call needs it
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,13 @@ class Batch:
     preds: Tensor | None  # predicted classes, (B, P)
     weight: Tensor | None  # weight of each pixel, (B, P)
 
-    def embed(
-        self, anchors: Tensor, valid: Tensor, drawn: DrawnPixels | None
+    def project(
+        self, projection: nn.Module, anchors: Tensor, valid: Tensor, drawn: DrawnPixels | None
     ) -> tuple[Tensor, Tensor]:
         """Embed the sampled pixels and those that a bank needs, in one call of the projection.
 
         Args:
+            projection (Module): maps feature rows (n, C) to embeddings (n, D).
             anchors (Tensor): flat indices of the anchors, shape (K,).
             valid (Tensor): which of the anchors are valid, shape (K,).
             drawn (DrawnPixels, optional): n pixels that need no gradient; None: n = 0.
@@ -55,17 +55,13 @@ class Batch:
         if drawn is not None:
             indices = torch.cat([anchors, drawn.indices])
             valid = torch.cat([valid, drawn.valid.flatten()])
-        if self.projection is not None:
-            # Padding would count in batch statistics, so replace it by repeated valid pixels.
-            indices = _replace_invalid(indices, valid, self.labels.numel())
+        # Padding would count in batch statistics, so replace it by repeated valid pixels.
+        indices = _replace_invalid(indices, valid, self.labels.numel())
         rows = take_pixels(self.features, indices[:num_anchors])
-        others = rows[:0].detach()
         if drawn is not None:
             others = take_pixels(self.features.detach(), indices[num_anchors:])
-        if self.projection is None:
-            return rows, others
-        rows = rows if drawn is None else torch.cat([rows, others])
-        embeddings = check.check_projected(self.projection(rows), rows)
+            rows = torch.cat([rows, others])
+        embeddings = check.check_projected(projection(rows), rows)
         return embeddings[:num_anchors], embeddings[num_anchors:].detach()
 
     def embed_chunk(self) -> Embed | None:
@@ -109,17 +105,3 @@ def _replace_invalid(indices: Tensor, valid: Tensor, num_pixels: int) -> Tensor:
     repeated = indices[valid_first[position % num_valid.clamp(min=1)]]
     spread = position * num_pixels // max(len(indices), 1)
     return torch.where(valid, indices, torch.where(num_valid > 0, repeated, spread))
-
-
-def as_anchors(
-    batch: Batch, indices: Tensor, labels: Tensor, vectors: Tensor, *, normalize: bool
-) -> Anchors:
-    """Combine the sampled pixels (K,), their marked labels and their embeddings (K, D)."""
-    # The embedding of padding is that of some pixel and may be NaN. Replace it by zeros.
-    vectors = torch.where((labels != IGNORED)[:, None], vectors, 0.0)
-    return Anchors(
-        unit_length(vectors) if normalize else vectors,
-        labels,
-        None if batch.weight is None else batch.weight.flatten()[indices],
-        indices // max(batch.labels.shape[1], 1),
-    )

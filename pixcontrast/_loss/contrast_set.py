@@ -22,7 +22,7 @@ class ContrastSet(NamedTuple):
 
     tensors: list[tuple[Tensor | None, Tensor | None]]  # on this rank; None for the anchors
     batch_labels: Tensor | None  # labels of all entries from batches, (n,)
-    bank_entries: tuple[Tensor, ...]  # int64 number of valid entries of each queue, on this rank
+    bank_entries: Tensor | None  # int64 number of valid entries by queue and class, on this rank
     shards: Shards | None  # entries of a bank that is spread over ranks
 
 
@@ -41,19 +41,18 @@ def contrast_set(
     contrast: list[tuple[Tensor | None, Tensor | None]] = []
     shards: list[tuple[Tensor, Tensor]] = []
     batch_labels = None
-    bank_entries: list[Tensor] = []
+    queues = [source for source in sources if source in QUEUES]
     for source in sources:
         if source in QUEUES:
             assert bank is not None  # see `LossOptions`
             (shards if bank.is_spread else contrast).append(bank._labelled(source, IGNORED))
-            bank_entries.append(bank.count(source).sum())
         elif source == "image" or (batch_entries is None and joint is None):
             batch_labels = anchors.labels
             contrast.append((None, None))
         elif batch_entries is not None:
-            entries = batch_entries if joint is None else joint.all_entries(batch_entries)
-            batch_labels = entries.labels
-            contrast.append(entries)
+            labelled = batch_entries if joint is None else joint.all_entries(batch_entries)
+            batch_labels = labelled.labels
+            contrast.append(labelled)
         else:
             assert joint is not None
             before, after, batch_labels = joint.other_anchors(anchors)
@@ -63,7 +62,8 @@ def contrast_set(
         assert bank is not None
         assert bank.ranks is not None
         spread = Shards(bank.ranks, *zip(*shards, strict=True))
-    return ContrastSet(contrast, batch_labels, tuple(bank_entries), spread)
+    entries = None if bank is None else bank._copy_counts(queues)
+    return ContrastSet(contrast, batch_labels, entries, spread)
 
 
 def split_by_image(problem: Problem, images: Tensor, num_images: int) -> list[Problem]:

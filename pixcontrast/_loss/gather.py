@@ -64,7 +64,7 @@ class JointCall:
             pad(vectors, self.num_anchors),
             pad(labels, self.num_anchors, IGNORED),
             None if weight is None else pad(weight, self.num_anchors),
-            pad(images, self.num_anchors),
+            None if images is None else pad(images, self.num_anchors),
         )
 
     def other_anchors(self, anchors: Anchors) -> tuple[Labelled, Labelled, Tensor]:

@@ -42,8 +42,8 @@ class Call(NamedTuple):
     anchors: Tensor  # embeddings of the sampled pixels, detached, (K, D)
     has_positive: Tensor  # (K,)
     batch_labels: Tensor | None  # labels of the contrast entries from the batch, (n,)
-    bank_entries: tuple[Tensor, ...]  # number of valid entries of each contrasted queue
-    written: tuple[Tensor, ...]  # number of written slots of each queue after the call
+    bank_entries: Tensor | None  # numbers of valid entries of the contrasted queues
+    written: Tensor | None  # numbers of written slots after the call
     slots: int  # number of slots of the bank
     num_classes: int  # number of classes that are counted
 
@@ -56,17 +56,20 @@ def compute_stats(call: Call) -> Stats:
     hard = zero if call.preds is None else (valid & (call.preds != call.sampled)).sum()
     groups, skipped, classes = count_groups(call)
     positive, negative = similarities(call.anchors, call.sampled, call.num_classes)
-    of_batch = () if call.batch_labels is None else ((call.batch_labels != IGNORED).sum(),)
+    of_batch = zero if call.batch_labels is None else (call.batch_labels != IGNORED).sum()
+    of_bank, written = (
+        zero if counts is None else counts.sum() for counts in (call.bank_entries, call.written)
+    )
     return Stats(
         anchors=call.has_positive.sum(),
-        entries=sum((*of_batch, *call.bank_entries), zero),
+        entries=of_batch + of_bank,
         classes=classes,
         groups=groups,
         groups_skipped=skipped,
         hard_share=hard / valid.sum().clamp(min=1),
         positive_similarity=positive,
         negative_similarity=negative,
-        bank_occupancy=sum(call.written, zero).float() / max(1, call.slots),
+        bank_occupancy=written.float() / max(1, call.slots),
     )
 
 

@@ -1,21 +1,14 @@
-"""Draw pixels from groups, the pixels of one class in one image, and compute regions, their means.
-
-For the means the map is not normalized. Instead, the one-hot map of the labels is multiplied by the
-factors that scale the pixels to unit length, and the sums are its product with the map. Where
-Triton runs, a kernel reads the map once; otherwise it is read in chunks.
-"""
+"""Draw pixels from groups, the pixels of one class in one image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pixcontrast import _check as check
-from pixcontrast._tensors import IGNORED, SMALLEST, at_least_float32, unit_factors, unit_length
-from pixcontrast._triton import choose
+from pixcontrast._tensors import IGNORED, mark_ignored
+from pixcontrast._triton import takes_kernels
 
 _LABEL_BITS = 24
 MAX_LABEL = (1 << _LABEL_BITS) - 1
@@ -23,37 +16,92 @@ MAX_LABEL = (1 << _LABEL_BITS) - 1
 
 DRAW_BITS = 31
 
-# Components per chunk. On the CPU a chunk of 4 MB in float32 stays in the cache. On other devices
-# larger chunks need fewer launches.
-_CPU_CHUNK = 1 << 20
-_DEVICE_CHUNK = 1 << 24
-
-Embed = Callable[[Tensor], Tensor]
-"""Computes embeddings (b, D, p) from features (b, C, p)."""
-
 
 class SortedPixels(NamedTuple):
     """All n pixels, sorted by group, in random order within a group. Ignored pixels come last."""
 
     order: Tensor  # pixel at each position, (n,)
     keys: Tensor  # ascending sort keys: the group, followed by random bits, (n,)
+    num_groups: int  # the group of ignored pixels
     random_bits: int
 
     def start_of(self, groups: Tensor) -> Tensor:
         """Return the first position of each group; for an empty group, that of the next group."""
         return torch.searchsorted(self.keys, groups << self.random_bits)
 
+    def take_first(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return `count` pixels of each of G groups, and which of them exist, (G, `count`) each.
 
-def sort_pixels(groups: Tensor, num_groups: int, draw: Tensor) -> SortedPixels:
-    """Sort n pixels by group and shuffle them within each group.
+        Missing pixels all have the same index, so that reading them is fast.
+        """
+        if takes_kernels(self.keys):
+            from pixcontrast._pixels.group_kernels import take_first
 
-    `groups` (n,) is the int64 group of each pixel, or `num_groups` (at most 2 ** 61) for ignored
-    pixels. `draw` (n,) is random int64 in [0, 2 ** `DRAW_BITS`).
+            return take_first(self.keys, self.order, self.num_groups, count, self.random_bits)
+        device = self.keys.device
+        start = self.start_of(torch.arange(self.num_groups + 1, device=device))
+        index = torch.arange(count, device=device)
+        exists = index < start.diff()[:, None]
+        positions = (start[:-1, None] + index).masked_fill(~exists, 0)
+        return self.order[positions], exists
+
+
+def sort_pixels(
+    labels: Tensor,
+    num_labels: int,
+    draw: Tensor,
+    draw_bits: int,
+    *,
+    usable: Tensor | None = None,
+    other: Tensor | None = None,
+    halves: bool = False,
+    ignore_index: int = IGNORED,
+) -> SortedPixels:
+    """Sort n = B·P pixels by group and shuffle them within each group.
+
+    The group of a pixel is image · `num_labels` + label. With `halves` each group has two halves,
+    2 · group for pixels where `other` differs from the label, and 2 · group + 1 for the others.
+
+    Args:
+        labels (Tensor): integer labels, shape (B, P). Where no kernel runs they are marked int64.
+        num_labels (int): larger labels are ignored.
+        draw (Tensor): int64 random numbers in [0, 2 ** `draw_bits`), shape (n,).
+        draw_bits (int): at least `DRAW_BITS`.
+        usable (Tensor, optional): the pixels that are not ignored, shape (B, P). Default: all.
+        other (Tensor, optional): integer labels, shape (B, P). Default: None, those of `labels`.
+        halves (bool): whether groups have halves.
+        ignore_index (int): label of ignored pixels.
     """
+    num_groups = labels.shape[0] * num_labels * (1 + halves)
     random_bits = min(DRAW_BITS, 62 - num_groups.bit_length())
-    draw = draw >> (DRAW_BITS - random_bits)
-    keys, order = torch.add(draw, groups, alpha=1 << random_bits).sort(stable=True)
-    return SortedPixels(order, keys, random_bits)
+    if takes_kernels(labels):
+        from pixcontrast._pixels.group_kernels import write_keys
+
+        keys = write_keys(
+            labels.contiguous(),
+            (labels if other is None else other).contiguous(),
+            usable,
+            draw,
+            num_labels,
+            num_groups,
+            ignore_index,
+            random_bits,
+            draw_bits - random_bits,
+            1 + halves,
+        )
+    else:
+        first_group = torch.arange(0, labels.shape[0] * num_labels, num_labels, device=draw.device)
+        groups = first_group[:, None] + labels
+        if halves:
+            last = torch.ones_like(labels, dtype=torch.bool) if other is None else other == labels
+            groups = torch.add(last, groups, alpha=2)
+        ignored = labels == IGNORED
+        if usable is not None:
+            ignored |= ~usable
+        groups = groups.masked_fill(ignored, num_groups).flatten()
+        keys = torch.add(draw >> (draw_bits - random_bits), groups, alpha=1 << random_bits)
+    keys, order = keys.sort(stable=True)
+    return SortedPixels(order, keys, num_groups, random_bits)
 
 
 class DrawnGroups(NamedTuple):
@@ -70,34 +118,38 @@ class DrawnGroups(NamedTuple):
 
 def draw_groups(
     labels: Tensor,
-    first: Tensor | None,
+    preds: Tensor | None,
     max_groups: int,
     min_pixels: int,
+    ignore_index: int,
     generator: torch.Generator | None,
 ) -> DrawnGroups:
     """Return all groups of at least `min_pixels` pixels, or a random A of them.
 
     A = min(max_groups, n), with n = B·P pixels. Positions and sizes of groups are found by binary
-    search in the sorted keys, because a pass over all pixels takes longer. Labels (B, P) are int64
-    up to `MAX_LABEL`, or `IGNORED`. The mask `first` (B, P) marks the pixels that come first in
-    their group; None marks no pixel.
+    search in the sorted keys, because a pass over all pixels takes longer. The pixels where `preds`
+    (B, P) differs from `labels` (B, P) come first in their group; None: no pixel does. Labels above
+    `MAX_LABEL` are ignored.
     """
-    num_images, device = labels.shape[0], labels.device
-    num_groups = num_images << _LABEL_BITS
-    image = torch.arange(num_images, device=device)[:, None] << _LABEL_BITS
-    # A group has two halves, 2·group for the pixels that come first and 2·group + 1 for the others.
-    last = torch.ones_like(labels, dtype=torch.bool) if first is None else ~first
-    halves = torch.add(last, image + labels, alpha=2)
-    halves = halves.masked_fill(labels == IGNORED, 2 * num_groups).flatten()
     # One draw serves two purposes: the upper bits shuffle pixels, the lower bits select groups.
-    draw = draw_integers(halves, 2 * DRAW_BITS, generator)
-    pixels = sort_pixels(halves, 2 * num_groups, draw >> DRAW_BITS)
+    draw = draw_integers(labels, 2 * DRAW_BITS, generator).flatten()
+    num_labels, mask = MAX_LABEL + 1, (1 << DRAW_BITS) - 1
+    options: dict[str, Any] = {"other": preds, "halves": True}
+    if takes_kernels(labels):
+        from pixcontrast._pixels.group_kernels import measure_groups, write_priorities
 
+        options["ignore_index"] = ignore_index
+        pixels = sort_pixels(labels, num_labels, draw, 2 * DRAW_BITS, **options)
+        num_groups, bits = labels.shape[0] * num_labels, pixels.random_bits
+        given = pixels.keys, draw, num_groups, min_pixels, bits + 1, mask
+        start = _highest(write_priorities(*given), max_groups)[1].sort().values
+        found = measure_groups(pixels.keys, start, num_groups, min_pixels, bits)
+        return DrawnGroups(pixels.order, start, *found)
+    marked = mark_ignored(labels, ignore_index, num_labels)
+    pixels = sort_pixels(marked, num_labels, draw, 2 * DRAW_BITS, **options)
     group = pixels.keys >> (pixels.random_bits + 1)
-    priority = draw & ((1 << DRAW_BITS) - 1)
-    priority = priority.masked_fill(~_starts(group, num_groups, min_pixels), -1)
-    # Select the A groups with the highest random priority; with fewer groups, all of them.
-    priority, start = priority.topk(min(max_groups, labels.numel()), sorted=False)
+    starts = _starts(group, labels.shape[0] * num_labels, min_pixels)
+    priority, start = _highest(torch.where(starts, draw & mask, -1), max_groups)
     start, selected = start.sort()
     exists = priority[selected] >= 0
 
@@ -107,6 +159,11 @@ def draw_groups(
     return DrawnGroups(pixels.order, start, size * exists, num_first * exists)
 
 
+def _highest(priority: Tensor, max_groups: int) -> tuple[Tensor, Tensor]:
+    """Select the A positions with the highest priority (n,); with fewer groups, all of them."""
+    return priority.topk(min(max_groups, priority.numel()), sorted=False)
+
+
 def share_of_class(
     groups: DrawnGroups, labels: Tensor, max_per_class: int, generator: torch.Generator | None
 ) -> Tensor:
@@ -114,7 +171,7 @@ def share_of_class(
 
     The groups of a class get equal shares. The remainder goes to a random choice of them.
     """
-    label = labels.flatten()[groups.order[groups.start]]
+    label = labels.flatten()[groups.order[groups.start]].to(torch.int64)
     label = label.masked_fill(groups.size == 0, IGNORED)
     draw = draw_integers(label, DRAW_BITS, generator)
     keys, order = ((label << DRAW_BITS) + draw).sort(stable=True)
@@ -123,6 +180,61 @@ def share_of_class(
     position = torch.empty_like(order).scatter_(0, order, position)
     num_groups = end - first
     return max_per_class // num_groups + (position - first < max_per_class % num_groups)
+
+
+def take_pixels(
+    groups: DrawnGroups,
+    labels: Tensor,
+    share: Tensor | None,
+    chance: Tensor | None,
+    hard_fraction: float,
+    num_anchors: int,
+    max_anchors: int,
+    max_views: int,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """Take first and other pixels of each group, and return their indices and labels (K,).
+
+    Shapes must not depend on the counts, so compute the pixel of each of K anchors.
+
+    Args:
+        groups (DrawnGroups): A groups, whose hard pixels come first.
+        labels (Tensor): integer labels of all pixels, shape (B, P).
+        share (Tensor, optional): largest number of pixels of each group, shape (A,).
+        chance (Tensor, optional): random numbers in [0, 1) that round the number of hard pixels,
+            shape (A,); None: no pixel is hard.
+        hard_fraction (float): fraction of hard pixels.
+        num_anchors (int): K.
+        max_anchors (int): number of anchors that the groups share.
+        max_views (int): largest number of anchors of a group.
+        ignore_index (int): label of padding, whose index is 0.
+    """
+    labels = labels.flatten()
+    if takes_kernels(labels):
+        from pixcontrast._pixels.group_kernels import take_groups
+
+        limits = num_anchors, max_anchors, max_views, ignore_index
+        return take_groups(groups, labels, share, chance, hard_fraction, *limits)
+    num_groups = (groups.size > 0).sum()
+    views = (max_anchors // num_groups.clamp(min=1)).clamp(1, max_views)
+    taken = torch.minimum(groups.size, views)
+    if share is not None:
+        taken = torch.minimum(taken, share)
+    stop = taken.cumsum(0)
+    anchor = torch.arange(num_anchors, device=taken.device)
+    group = torch.searchsorted(stop, anchor, right=True).clamp(max=len(stop) - 1)
+    offset = anchor - (stop - taken)[group]
+    if chance is not None:
+        num_hard = (hard_fraction * taken + chance).to(torch.int64)
+        num_easy = groups.size - groups.num_first
+        num_hard = num_hard.maximum(taken - num_easy).minimum(groups.num_first)
+        is_easy = offset >= num_hard[group]
+        offset = offset + is_easy * (groups.num_first - num_hard)[group]
+    padding = anchor >= stop[-1]
+    position = (groups.start[group] + offset).masked_fill(padding, 0)
+    indices = groups.order[position].masked_fill(padding, 0)
+    taken_labels = labels[indices].to(torch.int64)
+    return indices, taken_labels.masked_fill(padding, ignore_index)
 
 
 def draw_integers(like: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
@@ -145,139 +257,3 @@ def _starts(group: Tensor, num_groups: int, min_pixels: int) -> Tensor:
     starts[:num_candidates] = group[:num_candidates] == group[min_pixels - 1 :]
     starts[1:] &= group[1:] != group[:-1]
     return starts & (group < num_groups)
-
-
-class Regions(NamedTuple):
-    """Regions of a batch: one for each image and slot.
-
-    A region does not exist if the slot has no usable pixel, or if the pixels cancel out.
-    """
-
-    means: Tensor  # unit-length means in at least float32, (B, R, D)
-    present: Tensor  # whether the region exists, (B, R)
-    usable: Tensor  # whether the embedding of a pixel is finite and not zero, (B, P)
-
-
-def region_means(
-    emb_map: Tensor, slots: Tensor, num_slots: int, embed: Embed | None = None
-) -> Regions:
-    """Compute the unit-length mean of the unit-length embeddings of each slot in each image.
-
-    The result is deterministic, because sums are matrix products and not scatters. Pixels whose
-    embedding is zero or not finite do not count. `slots` (B, P) is the int64 slot of each pixel
-    of `emb_map` (B, D, *S), below `num_slots`, or `IGNORED`. With `embed`, `emb_map` is a feature
-    map, and its embedding is computed a chunk at a time.
-    """
-    flat = emb_map.flatten(2)
-    if embed is None and _is_fused(flat):
-        sums, usable = sums_operator(flat, slots, num_slots)
-    else:
-        sums, usable = sums_in_chunks(flat, slots, num_slots, embed)
-    count = _count_slots(slots.masked_fill(~usable, IGNORED), num_slots)
-    return Regions(*mean_directions(sums, count), usable)
-
-
-def mean_directions(sums: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale sums (B, R, D) of unit vectors to unit length, and return which have a direction.
-
-    `count` (B, R) is the number of vectors. If they cancel out, the sum is rounding error and has
-    no direction.
-    """
-    return unit_length(sums, dim=2), torch.linalg.vector_norm(sums, dim=2) > 1e-6 * count
-
-
-def _identity(features: Tensor) -> Tensor:
-    return features
-
-
-def sums_in_chunks(
-    flat: Tensor, slots: Tensor, num_slots: int, embed: Embed | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the sums (B, R, D) of unit vectors in each slot, and which pixels (B, P) are usable.
-
-    `flat` is the map (B, D, P); `slots` (B, P) is as in `region_means`.
-    """
-    embed = _identity if embed is None else embed  # PyTorch 2.7 cannot compile `or`
-    like = embed(flat[:, :, :0])
-    size = (flat.shape[0], num_slots, like.shape[1])
-    sums = like.new_zeros(size, dtype=at_least_float32(like))
-    usable = torch.zeros_like(slots, dtype=torch.bool)
-    for images, pixels in _chunks(flat):
-        vectors, factor = unit_factors(embed(flat[images, :, pixels]))
-        usable[images, pixels] = factor > 0
-        slot = slots[images, pixels]
-        members = factor.new_zeros(factor.shape[0], num_slots, factor.shape[1])
-        members.scatter_(1, slot.clamp(min=0)[:, None], (factor * (slot != IGNORED))[:, None])
-        # Autocast does not affect in-place products. It would round the operands to 16 bits.
-        sums[images].baddbmm_(members, vectors.transpose(1, 2))
-    return sums, usable
-
-
-@torch.library.custom_op("pixcontrast::region_sums", mutates_args=())
-def sums_operator(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
-    """Compute `sums_in_chunks` with a Triton kernel, without a gradient."""
-    from pixcontrast._pixels.region_kernel import sum_regions
-
-    return sum_regions(flat, slots, num_slots, SMALLEST)
-
-
-@sums_operator.register_fake
-def _(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
-    sums = flat.new_empty((flat.shape[0], num_slots, flat.shape[1]), dtype=torch.float32)
-    return sums, slots.new_empty(slots.shape, dtype=torch.bool)
-
-
-def usable_pixels(emb_map: Tensor) -> Tensor:
-    """Return whether the embedding of each pixel is finite and not zero, shape (B, P)."""
-    flat = emb_map.flatten(2)
-    if _is_fused(flat):
-        no_slot = torch.full((flat.shape[0], flat.shape[2]), IGNORED, device=flat.device)
-        found: Tensor = sums_operator(flat, no_slot, 1)[1]
-        return found
-    usable = flat.new_zeros(flat.shape[0], flat.shape[2], dtype=torch.bool)
-    for images, pixels in _chunks(flat):
-        usable[images, pixels] = unit_factors(flat[images, :, pixels])[1] > 0
-    return usable
-
-
-def classes_by_image(labels: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
-    """Assign the classes of each image to slots, if the number of classes is unknown.
-
-    If an image has more than R = `num_slots` classes, only its R lowest labels get slots. Return
-    the slot of each pixel (B, P) and the label of each slot (B, R), both `IGNORED` without one.
-    """
-    ascending, order = labels.sort(dim=1)
-    is_new = ascending != IGNORED
-    is_new[:, 1:] &= ascending[:, 1:] != ascending[:, :-1]
-    slots = is_new.cumsum(dim=1) - 1  # IGNORED sorts first and gets slot -1
-    slots = slots.masked_fill(slots >= num_slots, IGNORED)
-    labels_of_slots = labels.new_full((labels.shape[0], num_slots + 1), IGNORED)
-    # The first pixel of each slot writes its label. All others write beyond the last slot.
-    target = torch.where(is_new & (slots != IGNORED), slots, num_slots)
-    labels_of_slots.scatter_(1, target, ascending)
-    return torch.zeros_like(slots).scatter_(1, order, slots), labels_of_slots[:, :num_slots]
-
-
-def _count_slots(slots: Tensor, num_slots: int) -> Tensor:
-    """Count the pixels of each slot, shape (B, R). Integer sums do not depend on the order."""
-    image = torch.arange(slots.shape[0], device=slots.device)[:, None] * (num_slots + 1)
-    index = image + slots + 1  # the first counter of each image is for IGNORED
-    count = slots.new_zeros(slots.shape[0] * (num_slots + 1))
-    count.scatter_add_(0, index.flatten(), torch.ones_like(slots).flatten())
-    return count.view(slots.shape[0], num_slots + 1)[:, 1:]
-
-
-def _chunks(flat: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Yield slices of images and pixels: several images at a time, or a part of one image."""
-    num_images, dim, num_pixels = flat.shape
-    size = max(1, (_CPU_CHUNK if check.values_can_be_seen(flat) else _DEVICE_CHUNK) // dim)
-    pixels = max(1, min(size, num_pixels))
-    images = max(1, size // pixels)
-    for image in range(0, num_images, images):
-        for pixel in range(0, num_pixels, pixels):
-            yield slice(image, image + images), slice(pixel, pixel + pixels)
-
-
-def _is_fused(flat: Tensor) -> bool:
-    """Return whether the kernel supports this map (B, D, P), by the rules for anchors (M, D)."""
-    return choose("auto", flat) == "triton"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from pixcontrast._check import (
     refuse,
     shape_of,
 )
+from pixcontrast._tensors import mark_ignored
+from pixcontrast._triton import takes_kernels
 
 
 def check_feature_map(
@@ -101,6 +104,35 @@ def as_map(emb: Tensor) -> Tensor:
     return emb.T[None] if emb.ndim == 2 else emb
 
 
+def flat_maps(
+    labels: Tensor,
+    preds: Tensor | None,
+    weight: Tensor | None,
+    size: Sequence[int],
+    ignore_index: int,
+    num_classes: int | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return marked labels and predicted classes (B, P) at the `size` of the embedding.
+
+    Args:
+        labels (Tensor): integer labels, shape (B, *S_any), or (N,) for points.
+        preds (Tensor, optional): classes like `labels`, or logits (B, C, *S_any) or (N, C).
+        weight (Tensor, optional): resized weight; pixels of weight 0 are ignored, shape (B, P).
+        size (sequence of int): spatial size S of the embedding.
+        ignore_index (int): label of ignored pixels.
+        num_classes (int, optional): larger labels are ignored. Default: None, no limit.
+    """
+    if takes_kernels(labels) and 0 not in (labels.numel(), math.prod(size)):
+        from pixcontrast._pixels.map_kernel import resize_maps
+
+        if labels.ndim == 1:
+            labels = labels[None]
+            preds = None if preds is None else preds.movedim(0, -1)[None]
+        return resize_maps(labels, preds, weight, size, ignore_index, num_classes)
+    marked = mark_ignored(flat_map(labels, size), ignore_index, num_classes, weight)
+    return marked, None if preds is None else flat_predictions(preds, size)
+
+
 def flat_map(pixel_map: Tensor, size: Sequence[int]) -> Tensor:
     """Resize a map (B, *S_any) to `size` and flatten it to (B, P); points (N,) become (1, N)."""
     if pixel_map.ndim == 1:
@@ -152,11 +184,11 @@ def take_pixels(emb_map: Tensor, indices: Tensor) -> Tensor:
         # most pixels are taken and then normalized. For rows the gradient is correct.
         return emb_map.flatten(2).transpose(1, 2).flatten(0, 1)[indices]
     taken: Tensor = TakePixels.apply(emb_map, indices)  # type: ignore[no-untyped-call]
-    _run_late(taken.grad_fn)
+    run_late(taken.grad_fn)
     return taken
 
 
-def _run_late(node: Any) -> None:
+def run_late(node: Any) -> None:
     """Let autograd run this node after others that are ready, to reduce peak memory.
 
     The node allocates a map of zeros. When it runs last, the buffers of other losses are freed.

@@ -20,6 +20,7 @@ from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel, 
 from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
 from pixcontrast._info_nce.fused.kernels.positives import merge_kernel, positives_kernel
 from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel, digit_kernel
+from pixcontrast._info_nce.fused.kernels.small import small_kernel
 from pixcontrast._info_nce.fused.launch import Settings, padded_dim
 from pixcontrast._info_nce.fused.layout import Vectors
 from pixcontrast._info_nce.fused.passes import DenominatorSums, PositiveSums
@@ -31,6 +32,7 @@ KERNELS = {
     "positives": positives_kernel,
     "entries": entries_gradient_kernel,
     "selection": count_kernel,
+    "small": small_kernel,
 }
 MERGING_KERNELS = {"lse": lse_kernel, "merge": merge_kernel, "digit": digit_kernel}
 # Bytes of shared memory that a program may have.
@@ -43,6 +45,26 @@ class Compiled(NamedTuple):
     shared: int
     stack: int
     ptx: str
+    cubin: bytes
+
+    def product_loops(self) -> list[int]:
+        """How many instructions each loop with a matrix product has, in the order of the loops.
+
+        The count of a loop includes the loops inside it.
+        """
+        code = _cuobjdump(self.cubin, "--dump-sass")
+        instructions = [
+            (int(address, 16), text)
+            for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", code)
+        ]
+        loops = []
+        for end, text in instructions:
+            branch = re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text)
+            if branch is not None and int(branch[1], 16) < end:
+                body = [text for at, text in instructions if int(branch[1], 16) <= at <= end]
+                if any("MMA" in text for text in body):
+                    loops.append(len(body))
+        return loops
 
 
 @dataclass(frozen=True)
@@ -57,30 +79,33 @@ def compile_kernel(
 ) -> Compiled:
     """A pass with gradients, compiled as it is launched for contiguous vectors of `dim`.
 
-    `constants` replace the flags below; `largest=None` is that of entries which are not converted.
+    `constants` replace the flags below; `largest=None` is that of entries which are not converted,
+    and `SMALL` compiles the passes over a few anchors against themselves.
     """
     kernel: Any = {**KERNELS, **MERGING_KERNELS}[name]
     flags = {
-        "IS_ANCHORS": name == "entries",
+        "IS_ANCHORS": name in ("entries", "small"),
         "BOTH_ROLES": name == "entries",
         "ALL": False,
         "BOUNDED": False,
-        "WEIGHTED": True,
+        "WEIGHTED": name != "small",
         "MINED": name == "selection",
         "IN_FLOAT32": False,
-        "POSITIVE": False,
         "BY_KEY": False,
         "POOLED": False,
+        "STRIDED": False,
+        "SMALL": name == "small",
         **({} if kind == "mixed" else {"largest": None}),
         **constants,
     }
     none = Constant(None)
     bits = "*i32" if flags["MINED"] else none
     operand = "*fp32" if kind in ("tf32", "ieee") else "*bf16"
-    anchors = Vectors(operand, "*i32", bits, "*i32", Constant(dim), Constant(1), none)
+    labels = ("*i64", none, none) if flags["SMALL"] else ("*i32", bits, "*i32")
+    anchors = Vectors(operand, *labels, none, none, none)
     entries = Vectors(
         "*bf16" if kind == "16" else "*fp32",
-        *("*i32", bits, none, "i32", Constant(1)),
+        *("*i32", bits, none, *(("i32", Constant(1)) if flags["STRIDED"] else (none, none))),
         "fp32" if "largest" not in flags else none,
     )
     if flags["IS_ANCHORS"] and "largest" in flags:
@@ -101,13 +126,30 @@ def compile_kernel(
         "settings": Settings("fp32", "fp32", "fp32", *map(Constant, compiled_in)),
         "min_hardness": "*fp32" if flags["POOLED"] else none,
         "order": "*i64",
-        **dict.fromkeys(("num_valid", "survey", "prefixes", "counts", "requested"), "*i32"),
+        **dict.fromkeys(
+            ("num_valid", "survey", "prefixes", "counts", "requested", "above"), "*i32"
+        ),
         **dict.fromkeys(("lse", "upstream", "gradients"), "*fp32"),
+        **({"gradients": operand} if flags["SMALL"] else {}),
         **dict.fromkeys(("shrink", "expand", "inverse_temperature"), "fp32"),
-        **dict.fromkeys(("first_split", "shift", *(f"num_{size}" for size in sizes)), "i32"),
+        **dict.fromkeys(
+            (
+                "first_split",
+                "shift",
+                "upstream_stride",
+                "of_positives",
+                *(f"num_{size}" for size in sizes),
+            ),
+            "i32",
+        ),
     }
     warps = {"num_warps": configuration.warps, "num_stages": configuration.stages}
-    values = {"TILES": 1, **flags, **dict(zip(Settings._fields[3:], compiled_in, strict=True))}
+    values = {
+        "TILES": 1,
+        "NUM_DIGITS": 1024,
+        **flags,
+        **dict(zip(Settings._fields[3:], compiled_in, strict=True)),
+    }
     return compiled(kernel, types, values, {"row_stride"}, card, warps)
 
 
@@ -149,17 +191,22 @@ def compiled(
             target=GPUTarget("cuda", card, 32),
             options=options,
         )
-    return Compiled(made.metadata.shared, _stack(made.asm["cubin"]), made.asm["ptx"])
+    cubin = made.asm["cubin"]
+    return Compiled(made.metadata.shared, _stack(cubin), made.asm["ptx"], cubin)
 
 
 def _stack(cubin: bytes) -> int:
     """Bytes of the stack of each thread: more than none are spilled registers."""
+    report = _cuobjdump(cubin, "--dump-resource-usage")
+    found = re.search(r"STACK:(\d+)", report)
+    assert found is not None, report
+    return int(found[1])
+
+
+def _cuobjdump(cubin: bytes, option: str) -> str:
     program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(program), "--dump-resource-usage", file.name]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"STACK:(\d+)", report)
-    assert found is not None, report
-    return int(found[1])
+        command = [str(program), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

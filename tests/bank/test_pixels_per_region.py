@@ -105,7 +105,7 @@ def test_pixels_that_cancel_out_are_no_region():
 
 def test_no_pass_over_the_map(monkeypatch):
     for name in ("region_means", "usable_pixels"):
-        monkeypatch.setattr(f"pixcontrast._pixels.groups.{name}", None)
+        monkeypatch.setattr(f"pixcontrast._pixels.regions.{name}", None)
     bank = bank_of(4)
     bank.update(*scene())
     assert bank.region_count.tolist() == [2, 2, 2]

@@ -26,6 +26,7 @@ from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
     Configuration,
     configurations_for,
     for_mining,
+    small_configuration,
 )
 
 KINDS = ("16", "mixed", "tf32", "ieee")
@@ -33,7 +34,7 @@ DIMS = (64, 128, 256, 512)
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 PASSES = ("denominator", "positives", "entries")
-POOL_OF_KEYS = {"BY_KEY": True, "POOLED": True, "POSITIVE": True, "IS_ANCHORS": True}
+POOL_OF_KEYS = {"BY_KEY": True, "POOLED": True, "IS_ANCHORS": True}
 # Each card, kind and width once; the other rows are compiled by `pytest -m slow`.
 REPRESENTATIVE = {
     (80, "16", 128),
@@ -120,6 +121,27 @@ def test_what_ships_compiles_and_fits(variant):
         assert "wgmma" in made.ptx
 
 
+@pytest.mark.parametrize("name", ["small", "entries"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=[] if row in REPRESENTATIVE else [pytest.mark.slow])
+        for row, _ in table()
+        if row in REPRESENTATIVE or row[0] in (90, 120)
+    ],
+    ids=str,
+)
+def test_a_few_anchors_against_themselves(row, name):
+    card, kind, dim = row
+    if kind == "mixed":
+        pytest.skip("no entries of another dtype than the anchors'")
+    configuration = small_configuration(dim * (2 if kind == "16" else 4))
+    made = compile_kernel(name, configuration, kind, dim, card, SMALL=True)
+    assert made.shared <= SHARED_MEMORY[card]
+    if kind != "ieee":
+        assert made.stack == 0, "spilled registers"
+
+
 @pytest.mark.parametrize("name", list(MERGING_KERNELS))
 @pytest.mark.parametrize("option", ["WEIGHTED", "BOUNDED", "ALL"])
 def test_the_kernels_that_merge_compile(name, option):
@@ -163,7 +185,7 @@ def test_the_table_is_whole():
             assert tuple(dims) == DIMS
             for configurations in dims.values():
                 assert set(configurations._asdict()) == {*PASSES, "mined"}
-                assert {*PASSES, "selection"} == set(KERNELS)
+                assert {*PASSES, "selection", "small"} == set(KERNELS)
                 # The first pass's survey of the entries serves the second.
                 assert configurations.denominator.columns % configurations.positives.columns == 0
     assert DIMS[-1] == LARGEST_DIM

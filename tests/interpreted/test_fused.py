@@ -89,6 +89,7 @@ def test_entries_too_large_for_the_product_saturate():
 @pytest.mark.parametrize(
     ("length", "temperature"), [(1e-3, 0.1), (1.0, 0.02), (1.0, 5.0), (30.0, 0.02)]
 )
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_any_length_and_temperature(length, temperature, denominator):
     """To what the rounding of the similarities themselves allows."""
     anchors, anchor_labels, *rest = draw("several")

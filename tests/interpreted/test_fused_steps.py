@@ -5,6 +5,8 @@ import torch
 from steps import OPTIONS, Step
 from waits import Launches
 
+from pixcontrast import _triton
+
 each_option = pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
 
 
@@ -42,8 +44,12 @@ def test_a_fused_step_waits_for_nothing(options, monkeypatch):
 
 
 @each_option
-def test_a_fused_step_is_a_tiled_step(options):
-    results = [step_with(options, backend)() for backend in ("triton", "tiled")]
+@pytest.mark.parametrize("around", ["operations", "kernels"])
+def test_a_fused_step_is_a_tiled_step(options, around, monkeypatch):
+    """Whether kernels or operations are around the loss, random numbers are the same."""
+    expected = step_with(options, "tiled")()
+    monkeypatch.setattr(_triton, "auto_takes_fused", lambda *_: around == "kernels")
+    results = step_with(options, "triton")(), expected
     bound = 1e-2 if options.get("dtype") == torch.bfloat16 else 1e-5
     for actual, expected in zip(*results, strict=True):
         largest = expected.abs().max().clamp(min=1e-3)

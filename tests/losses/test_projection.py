@@ -154,9 +154,9 @@ def test_the_map_is_never_projected():
 
 
 def test_regions_of_all_pixels_are_projected_in_chunks_in_eval_mode(monkeypatch):
-    from pixcontrast._pixels import groups
+    from pixcontrast._pixels import regions
 
-    monkeypatch.setattr(groups, "_CPU_CHUNK", 50 * CHANNELS)
+    monkeypatch.setattr(regions, "_CPU_CHUNK", 50 * CHANNELS)
     spy = Spy(ProjectionHead(CHANNELS, DIM))
     bank = MemoryBank(CLASSES, DIM, pixel_slots=0)
     loss = PixelContrastLoss(projection=spy, bank=bank, anchor_sampler=SAMPLER)

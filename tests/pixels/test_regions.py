@@ -6,8 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from pixcontrast import MemoryBank, RegionContrastLoss, _tensors
-from pixcontrast._pixels import groups as _groups
-from pixcontrast._pixels.groups import region_means, usable_pixels
+from pixcontrast._pixels import regions as _regions
+from pixcontrast._pixels.regions import region_means, usable_pixels
 
 IGNORED = -1
 BAD = [float("nan"), float("inf"), -float("inf"), 0.0, 1e-31]
@@ -23,8 +23,8 @@ def _values(request, monkeypatch):
 @pytest.fixture(params=[1, 12, 40, 1000], ids="chunks of {} components".format)
 def _chunks(request, monkeypatch):
     """A pixel at a time, a part of an image, more than one image, everything."""
-    monkeypatch.setattr(_groups, "_CPU_CHUNK", request.param)
-    monkeypatch.setattr(_groups, "_DEVICE_CHUNK", request.param)
+    monkeypatch.setattr(_regions, "_CPU_CHUNK", request.param)
+    monkeypatch.setattr(_regions, "_DEVICE_CHUNK", request.param)
 
 
 def scene(dtype=torch.float32, images=3, dim=4, size=(2, 4), slots=3):

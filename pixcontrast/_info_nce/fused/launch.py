@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from pixcontrast._info_nce.fused.configurations import Configuration
+from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
 from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, product_precision
+from pixcontrast._info_nce.results import AnchorStatistics
 
 MIN_BLOCKS = 4
 """Smallest number of blocks of entries of one program."""
@@ -206,3 +209,45 @@ def launch_splits(
             survey=tensor.survey,
             **arguments,
         )
+
+
+def launch_entries_gradient(
+    layout: Layout,
+    tensor: SurveyedTensor,
+    statistics: AnchorStatistics,
+    upstream: Tensor,
+    num_splits: int,
+) -> Tensor:
+    """Compute the gradient of a contrast tensor through each split of the anchors, (S, n, D).
+
+    One split has the dtype of the result, more than one that of its sum.
+    """
+    problem, configuration = layout.problem, layout.configurations.entries
+    in_float32 = problem.product_dtype == torch.float16
+    if in_float32:
+        # The converted tile takes the registers of a second stage.
+        configuration = configuration._replace(stages=1)
+    dtype = problem.entries_gradient_dtype if num_splits == 1 else torch.float32
+    shape = num_splits, len(tensor), problem.anchors.shape[1]
+    gradients = upstream.new_empty(shape, dtype=dtype)
+    if len(tensor) > 0:
+        launch(
+            entries_gradient_kernel,
+            (ceil_div(len(tensor), configuration.rows), num_splits),
+            layout,
+            configuration,
+            tensor,
+            statistics=statistics,
+            upstream=upstream,
+            upstream_stride=upstream.stride(0),
+            gradients=gradients,
+            BOTH_ROLES=has_both_roles(layout, tensor),
+            IN_FLOAT32=in_float32,
+        )
+    return gradients
+
+
+def positives_limit(layout: Layout) -> float:
+    """Return a power of two that is at least the number of positives of any anchor."""
+    total = sum(len(tensor) for tensor in layout.contrast)
+    return float(next_power_of_2(max(1, total)))

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from pixcontrast._info_nce.fused.configurations import (
@@ -29,17 +28,18 @@ from pixcontrast._triton import interpreted
 
 INTERPRETED_PROCESSORS = 6
 # Triton reads this once too, when a kernel is decorated.
-_IS_INTERPRETED = interpreted()
+IS_INTERPRETED = interpreted()
 
 
 class Vectors(NamedTuple):
-    """Anchors or entries (n, D) as arguments of a kernel. Strides of anchors are constants.
+    """Anchors or entries (n, D) as arguments of a kernel.
 
     Attributes:
         classes: (n,) int32, see `classes_kernel`.
         key_bits: (n,) int32, their part of the random keys (`thresholds.PairKeys`); zeros without a
             seed, None without mining.
         num_valid: () int32, the number of valid anchors, which come first; None for entries.
+        row_stride, column_stride: None if the vectors are contiguous.
         largest: largest number of the dtype of products, at which components saturate because
             inf · 0 is NaN. None if that dtype is not narrower than that of the vectors.
     """
@@ -48,8 +48,8 @@ class Vectors(NamedTuple):
     classes: Tensor
     key_bits: Tensor | None
     num_valid: Tensor | None
-    row_stride: Any
-    column_stride: Any
+    row_stride: int | None
+    column_stride: int | None
     largest: float | None
 
 
@@ -113,7 +113,7 @@ class Layout:
     @property
     def num_processors(self) -> int:
         """How many programs run at the same time."""
-        return INTERPRETED_PROCESSORS if _IS_INTERPRETED else _card(self.order.device)[1]
+        return INTERPRETED_PROCESSORS if IS_INTERPRETED else _card(self.order.device)[1]
 
     def unsort(self, values: Tensor) -> Tensor:
         """Return numbers or vectors of the sorted anchors in the caller's order."""
@@ -124,7 +124,7 @@ class Layout:
 
 def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
     """Sort the anchors, survey the contrast tensors, and choose the tiles."""
-    configurations = INTERPRETED if _IS_INTERPRETED else _configurations(problem)
+    configurations = INTERPRETED if IS_INTERPRETED else _configurations(problem)
     if problem.negative_sampler is not None:
         configurations = for_mining(configurations)
     block_size = configurations.denominator.columns
@@ -166,8 +166,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
 
     classes, anchor_blocks = survey(anchor_labels)
     bits = key_bits(anchor_bits, order, problem.first_anchor_id)
-    strides = tl.constexpr(values.shape[1]), tl.constexpr(1)
-    anchors = Vectors(values, classes, bits, num_valid, *strides, None)
+    anchors = Vectors(values, classes, bits, num_valid, None, None, None)
     narrowest = torch.finfo(problem.product_dtype).max
     contrast = []
     for tensor in problem.contrast:
@@ -180,8 +179,10 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
             bits = key_bits(entry_bits, indices, tensor.first_id)
             classes, blocks = survey(labels)
             largest = narrowest if torch.finfo(values.dtype).max > narrowest else None
-            row_stride, column_stride = values.stride()
-            entries = Vectors(values, classes, bits, None, row_stride, column_stride, largest)
+            entries = Vectors(values, classes, bits, None, None, None, largest)
+            if not values.is_contiguous():
+                row_stride, column_stride = values.stride()
+                entries = entries._replace(row_stride=row_stride, column_stride=column_stride)
         surveyed = SurveyedTensor(entries, tensor.is_anchors, blocks)
         if index_blocks and surveyed.num_blocks > 0:
             index_kernel[(1,)](blocks, surveyed.num_blocks, BLOCK_N=block_size)

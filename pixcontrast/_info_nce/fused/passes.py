@@ -20,20 +20,20 @@ from torch import Tensor
 from pixcontrast._info_nce.derivative import inverse_or_zero
 from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel, lse_kernel
-from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
 from pixcontrast._info_nce.fused.kernels.positives import merge_kernel, positives_kernel
 from pixcontrast._info_nce.fused.launch import (
     Splits,
     ceil_div,
-    has_both_roles,
     launch,
+    launch_entries_gradient,
     launch_splits,
-    next_power_of_2,
     num_splits_for,
     on_device,
     plan_splits,
+    positives_limit,
 )
 from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, lay_out
+from pixcontrast._info_nce.fused.small import is_small, small_forward, small_gradient
 from pixcontrast._info_nce.fused.thresholds import select_thresholds
 from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.results import (
@@ -82,6 +82,9 @@ def fused_forward(
     the thresholds (None without a negative sampler) are to the base 2. The layout is None if there
     is nothing to contrast.
     """
+    if is_small(problem):
+        result, layout = small_forward(problem)
+        return result, None, layout
     result = allocate_forward(problem)
     thresholds = None if problem.negative_sampler is None else allocate_thresholds(problem)
     num_entries = sum(tensor.labels.numel() for tensor in problem.contrast)
@@ -128,12 +131,6 @@ def positives_pass(layout: Layout, lse: Tensor) -> PositiveSums:
         TILES=layout.configurations.denominator.columns // configuration.columns,
     )
     return sums
-
-
-def positives_limit(layout: Layout) -> float:
-    """Return a power of two that is at least the number of positives of any anchor."""
-    total = sum(len(tensor) for tensor in layout.contrast)
-    return float(next_power_of_2(max(1, total)))
 
 
 def _allocate(layout: Layout, plan: list[Splits], *dtypes: torch.dtype) -> list[Tensor]:
@@ -185,6 +182,8 @@ def fused_entries_gradient(
     """
     if problem.labels.numel() == 0:
         return allocate_entries_gradient(problem, wanted)
+    if is_small(problem):
+        return [small_gradient(problem, statistics, upstream, layout)]
     results: list[Tensor | None] = [None] * len(wanted)
     with on_device(problem.anchors.device):
         if layout is None:
@@ -206,25 +205,12 @@ def entries_gradient_pass(
 ) -> Tensor:
     """Compute the gradient (n, D) of a contrast tensor; of the anchors, in both of their roles."""
     configuration = layout.configurations.entries
-    num_anchors, dim = layout.anchors.vectors.shape
     row_blocks = ceil_div(len(tensor), configuration.rows)
-    anchor_blocks = ceil_div(num_anchors, configuration.columns)
+    anchor_blocks = ceil_div(len(layout), configuration.columns)
     num_splits = num_splits_for(layout.num_processors, row_blocks, anchor_blocks)
-    gradients = upstream.new_empty(num_splits, len(tensor), dim, dtype=torch.float32)
-    if len(tensor) > 0:
-        launch(
-            entries_gradient_kernel,
-            (row_blocks, num_splits),
-            layout,
-            configuration,
-            tensor,
-            statistics=statistics,
-            upstream=upstream,
-            gradients=gradients,
-            BOTH_ROLES=has_both_roles(layout, tensor),
-            IN_FLOAT32=layout.problem.product_dtype == torch.float16,
-        )
-    return gradients[0] if num_splits == 1 else gradients.sum(dim=0)
+    gradients = launch_entries_gradient(layout, tensor, statistics, upstream, num_splits)
+    dtype = layout.problem.entries_gradient_dtype
+    return gradients[0] if num_splits == 1 else gradients.sum(dim=0).to(dtype)
 
 
 class FusedPasses:

@@ -9,11 +9,12 @@ from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel, digit_kernel
 from pixcontrast._info_nce.fused.launch import ceil_div, launch, launch_splits, plan_splits
 from pixcontrast._info_nce.fused.layout import Layout
-from pixcontrast._info_nce.radix_select import DIGIT_BITS, NUM_DIGITS, CountedCandidates
+from pixcontrast._info_nce.radix_select import CountedCandidates
 from pixcontrast._info_nce.thresholds import Thresholds, find_thresholds
 from pixcontrast.samplers import HardNegativeSampler
 
-DIGIT_TILE = Configuration(32, 1, 4, 3)
+# Number of values of the digit that each pass finds, and its lowest bit.
+DIGITS = (16, 28), (16, 24), (16, 20), (1024, 10), (1024, 0)
 
 
 def select_thresholds(layout: Layout, sampler: HardNegativeSampler) -> Thresholds:
@@ -52,31 +53,38 @@ class _Candidates(CountedCandidates):
         plan = [splits._replace(weighted=False) for splits in plan_splits(layout, configuration)]
         num_splits = sum(splits.num_splits for splits in plan)
         prefixes = torch.zeros_like(layout.anchors.classes)
-        counts = prefixes.new_empty(num_splits, len(layout), NUM_DIGITS)
+        above = torch.zeros_like(prefixes)
+        few = prefixes.new_empty(num_splits, len(layout), 16)
+        histogram = prefixes.new_zeros(1, len(layout), 1024)
         requested = torch.zeros_like(prefixes)[:, None].add_(k).to(torch.int32)
-        for shift in range(32 - DIGIT_BITS, -1, -DIGIT_BITS):
+        hardness = None if min_hardness is None else min_hardness.contiguous()
+        for num_digits, shift in DIGITS:
+            counts = few if num_digits == 16 else histogram
             launch_splits(
                 count_kernel,
                 layout,
                 configuration,
                 plan,
-                min_hardness=None if min_hardness is None else min_hardness.contiguous(),
+                min_hardness=hardness,
                 prefixes=prefixes,
                 counts=counts,
                 shift=shift,
-                POSITIVE=self._positive,
+                of_positives=int(self._positive),
                 BY_KEY=by_key,
             )
+            tile = Configuration(32 if num_digits == 16 else 4, 1, 4, 3)
             launch(
                 digit_kernel,
-                (ceil_div(len(layout), DIGIT_TILE.rows),),
+                (ceil_div(len(layout), tile.rows),),
                 layout,
-                DIGIT_TILE,
+                tile,
                 counts=counts,
-                num_splits=num_splits,
+                num_splits=len(counts),
                 requested=requested,
                 prefixes=prefixes,
+                above=above,
                 shift=shift,
+                NUM_DIGITS=num_digits,
             )
         # Unsigned to signed integers of the same order.
         return (prefixes ^ torch.iinfo(torch.int32).min)[:, None]

@@ -15,7 +15,7 @@ from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 
 @triton.jit
-def _accumulate(logits, entry_tile, maximum, total, weighted, settings, MASKED: tl.constexpr):
+def accumulate(logits, entry_tile, maximum, total, weighted, settings, MASKED: tl.constexpr):
     """Merge a tile of similarities into a partial result. Masked similarities are −∞."""
     if settings.BOUNDED:
         likelihoods = tl.exp2(logits)
@@ -55,13 +55,14 @@ def denominator_kernel(
     The first loop visits full blocks in which every entry belongs to Z of every anchor; they need
     no mask. The second loop visits all other nonempty blocks.
     """
-    first_anchor = tl.program_id(0) * settings.BLOCK_M
+    anchor_block = tl.program_id(0)
+    first_anchor = anchor_block * settings.BLOCK_M
     split = tl.program_id(1)
     num_splits = tl.num_programs(1)
     valid_anchors = tl.load(anchors.num_valid)
     if first_anchor >= valid_anchors:
         return
-    rows = tile.load_anchors(anchors, first_anchor, valid_anchors, settings.BLOCK_M, settings)
+    rows = tile.load_anchors(anchors, anchor_block, valid_anchors, settings.BLOCK_M, settings)
     anchor_ids, is_anchor, anchor_tile, _ = rows
     maximum = tl.full([settings.BLOCK_M], float("-inf"), dtype=tl.float32)
     total = tl.zeros([settings.BLOCK_M], dtype=tl.float32)
@@ -102,14 +103,16 @@ def denominator_kernel(
             survey, num_blocks, segment, hull, hull_stop, full_in_hull, first, stop
         )
         for block in range(segment_start, segment_stop):
-            ids = block * settings.BLOCK_N + tl.arange(0, settings.BLOCK_N)
-            entry_tile = tile.load_vectors(entries, ids, None, anchors, settings)
+            entry_tile = tile.load_vectors(
+                entries, block, None, anchors, settings.BLOCK_N, settings
+            )
             logits = tile.similarities(anchor_tile, entry_tile, settings)
             if mined:
+                ids = block * settings.BLOCK_N + tl.arange(0, settings.BLOCK_N)
                 other_bits = tl.load(entries.key_bits + ids)[None, :]
                 counted = tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=False)
                 logits = tl.where(counted, logits, float("-inf"))
-            maximum, total, weighted = _accumulate(
+            maximum, total, weighted = accumulate(
                 logits, entry_tile, maximum, total, weighted, settings, mined
             )
 
@@ -142,7 +145,7 @@ def denominator_kernel(
             pair = positive | negative
         counted = pair if settings.ALL else negative
         logits = tl.where(counted, logits, float("-inf"))
-        maximum, total, weighted = _accumulate(
+        maximum, total, weighted = accumulate(
             logits, entry_tile, maximum, total, weighted, settings, True
         )
 
@@ -152,6 +155,13 @@ def denominator_kernel(
     tl.store(partials.totals + slots, total, mask=is_anchor)
     if settings.WEIGHTED:
         tile.store_vectors(partials.weighted_sums, slots, is_anchor, weighted, settings)
+
+
+@triton.jit
+def lse_of(maximum, total):
+    """Return Z from the maximum, which is finite, and Σ exp2(s − maximum); −∞ without an entry."""
+    lse = tl.log2(tl.where(total > 0, total, 1.0)) + maximum
+    return tl.where(total > 0, lse, float("-inf"))
 
 
 @triton.jit(do_not_specialize=["num_anchors", "num_splits"])
@@ -181,5 +191,4 @@ def lse_kernel(
         if not BOUNDED:
             partial *= tl.exp2(tile.load(partials.maxima, slots, inside) - maximum)
         total += partial
-    result = tl.log2(tl.where(total > 0, total, 1.0)) + maximum
-    tl.store(partials.lse + ids, tl.where(total > 0, result, float("-inf")), mask=inside)
+    tl.store(partials.lse + ids, lse_of(maximum, total), mask=inside)

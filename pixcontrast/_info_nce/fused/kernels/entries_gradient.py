@@ -15,31 +15,32 @@ from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 
 @triton.jit
-def _coefficients(logits, positive, negative, known, ALL: tl.constexpr):
-    """Return ∂L/∂s times the upstream gradient, as `derivative.py` defines it."""
-    lse, weight, inv_num_positives, upstream = known
-    # The likelihood of an entry that is not masked is at most 1. Others might overflow.
-    likelihood = tl.exp2(tl.minimum(logits - lse, 0.0))
+def _terms(logits, known, ALL: tl.constexpr):
+    """Return w·exp(s − Z) and the part of a positive in −∂L/∂s, times the upstream gradient.
+
+    `derivative.py` has the derivative. Values of pairs that are neither may be infinite or NaN.
+    """
+    lse, weight, inv_num_positives = known
+    likelihood = tl.exp2(logits - lse)
     if ALL:
-        negative_grad = tl.where(positive | negative, likelihood * weight, 0.0)
-        positive_grad = tl.where(positive, inv_num_positives, 0.0)
+        positive_grad = inv_num_positives
     else:
-        _, sigmoid = tile.softplus_and_sigmoid(lse - logits)
-        negative_grad = tl.where(negative, likelihood * weight, 0.0)
-        positive_grad = tl.where(positive, sigmoid * inv_num_positives, 0.0)
-    return (negative_grad - positive_grad) * upstream
+        positive_grad = inv_num_positives * tile.reciprocal(1.0 + likelihood)
+    # The likelihood of an entry of Z is at most 1 but for rounding errors of large similarities.
+    return tl.minimum(likelihood, 1.0) * weight, positive_grad
 
 
 @triton.jit
-def _load_known(statistics, upstream, ids, inside, AXIS: tl.constexpr):
-    """Load Z, w, 1/|P| and the upstream gradient of anchors, with a new dimension."""
-    lse = tl.expand_dims(tile.load(statistics.lse, ids, inside), AXIS)
-    weight = tl.expand_dims(tile.load(statistics.weight, ids, inside), AXIS)
-    inverse = tl.expand_dims(tile.load(statistics.inv_num_positives, ids, inside), AXIS)
-    return lse, weight, inverse, tl.expand_dims(tile.load(upstream, ids, inside), AXIS)
+def _load_known(statistics, upstream, stride, ids, inside, AXIS: tl.constexpr):
+    """Load Z, w and 1/|P| of anchors with a new dimension, the latter two times the upstream."""
+    scale = tile.load(upstream, ids * stride, inside)
+    lse = tile.load(statistics.lse, ids, inside)
+    weight = tile.load(statistics.weight, ids, inside) * scale
+    inverse = tile.load(statistics.inv_num_positives, ids, inside) * scale
+    return tl.expand_dims(lse, AXIS), tl.expand_dims(weight, AXIS), tl.expand_dims(inverse, AXIS)
 
 
-@triton.jit(do_not_specialize=["num_entries"])
+@triton.jit(do_not_specialize=["num_entries", "upstream_stride"])
 def entries_gradient_kernel(
     anchors,
     entries,
@@ -47,6 +48,7 @@ def entries_gradient_kernel(
     thresholds,
     statistics,
     upstream,
+    upstream_stride,
     gradients,
     settings,
     BOTH_ROLES: tl.constexpr,
@@ -57,36 +59,39 @@ def entries_gradient_kernel(
     `IN_FLOAT32` computes the second product in float32, because most coefficients are below the
     range of float16.
     """
-    ids, valid, entry_class = tile.load_classes(
-        entries, tl.program_id(0), num_entries, settings.BLOCK_M
-    )
+    entry_block = tl.program_id(0)
+    ids, valid, entry_class = tile.load_classes(entries, entry_block, num_entries, settings.BLOCK_M)
     inside = ids < num_entries
-    entry_tile = tile.load_vectors(entries, ids, valid, anchors, settings)
+    entry_tile = tile.load_vectors(entries, entry_block, valid, anchors, settings.BLOCK_M, settings)
     gradient = tl.zeros([settings.BLOCK_M, settings.BLOCK_D], dtype=tl.float32)
     if thresholds is not None:
         other_bits = tile.load(entries.key_bits, ids, inside)[:, None]
     if BOTH_ROLES:
-        own = _load_known(statistics, upstream, ids, inside, 1)
+        own = _load_known(statistics, upstream, upstream_stride, ids, valid, 1)
 
-    valid_anchors = tl.load(anchors.num_valid)
+    valid_anchors = num_entries
+    if anchors.num_valid is not None:
+        valid_anchors = tl.load(anchors.num_valid)
     split = tl.program_id(1)
     num_blocks = (valid_anchors + settings.BLOCK_N - 1) // settings.BLOCK_N
     start, stop = blocks.split_range(num_blocks, split, tl.num_programs(1))
     for block in range(start, stop):
         anchor_ids, is_anchor, anchor_tile, anchor_class = tile.load_anchors(
-            anchors, block * settings.BLOCK_N, valid_anchors, settings.BLOCK_N, settings
+            anchors, block, valid_anchors, settings.BLOCK_N, settings
         )
-        known = _load_known(statistics, upstream, anchor_ids, is_anchor, 0)
+        known = _load_known(statistics, upstream, upstream_stride, anchor_ids, is_anchor, 0)
         if thresholds is not None:
             # Multiply in the order of the earlier passes, which gives the same bits: a threshold is
             # equal to one of these similarities.
             logits = tl.trans(tile.similarities(anchor_tile, entry_tile, settings))
         else:
             logits = tile.similarities(entry_tile, anchor_tile, settings)
-        pair = valid[:, None] & is_anchor[None, :]
-        positive, negative, _ = tile.masks(
-            pair, entry_class, anchor_class, ids, anchor_ids, settings.IS_ANCHORS
-        )
+        # Ignored anchors have a w and a 1/|P| of 0, and ignored entries are left out at the end.
+        same = entry_class[:, None] == anchor_class[None, :]
+        negative = same == 0
+        positive = same
+        if settings.IS_ANCHORS:
+            positive = same & (ids[:, None] != anchor_ids[None, :])
         if thresholds is not None:
             bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[None, :]
             threshold = tile.load(thresholds.negative_logit, anchor_ids, is_anchor)[None, :]
@@ -95,12 +100,21 @@ def entries_gradient_kernel(
             threshold = tile.load(thresholds.positive_logit, anchor_ids, is_anchor)[None, :]
             key = tile.load(thresholds.positive_key, anchor_ids, is_anchor)[None, :]
             positive &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=True)
-        coefficients = _coefficients(logits, positive, negative, known, settings.ALL)
+        negative_grad, positive_grad = _terms(logits, known, settings.ALL)
         if BOTH_ROLES:
-            coefficients += _coefficients(logits, positive, negative, own, settings.ALL)
+            own_negative_grad, own_positive_grad = _terms(logits, own, settings.ALL)
+            negative_grad += own_negative_grad
+            positive_grad += own_positive_grad
+        if settings.ALL:
+            coefficients = tl.where(positive | negative, negative_grad, 0.0)
+            coefficients -= tl.where(positive, positive_grad, 0.0)
+        else:
+            coefficients = tl.where(positive, -positive_grad, 0.0)
+            coefficients = tl.where(negative, negative_grad, coefficients)
         if IN_FLOAT32:
             anchor_tile = anchor_tile.to(tl.float32)
         gradient = tile.multiply(coefficients, anchor_tile, gradient, settings.PRECISION)
 
     slots = ids.to(tl.int64) + split * num_entries
-    tile.store_vectors(gradients, slots, inside, gradient * settings.inverse_temperature, settings)
+    gradient = tl.where(valid[:, None], gradient * settings.inverse_temperature, 0.0)
+    tile.store_vectors(gradients, slots, inside, gradient, settings)

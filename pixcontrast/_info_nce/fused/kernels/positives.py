@@ -13,6 +13,47 @@ import triton.language as tl
 from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 
+@triton.jit
+def add_positives(logits, positive, z, count, loss, weight, shrink, settings):
+    """Add the positives of a tile to the sums of each anchor; also return σ(Z − s), or 1."""
+    count += tl.sum(positive.to(tl.int32), 1)
+    if settings.ALL:
+        loss += tl.sum(tl.where(positive, logits * shrink, 0.0), 1)
+        strength = tl.where(positive, 1.0, 0.0)
+    else:
+        term, strength = tile.softplus_and_sigmoid(z - logits)
+        loss += tl.sum(tl.where(positive, term * shrink, 0.0), 1)
+        strength = tl.where(positive, strength, 0.0)
+        weight += tl.sum(strength, 1)
+    return count, loss, weight, strength
+
+
+@triton.jit
+def complete(z, count, loss, weight, expand, ALL: tl.constexpr):
+    """Return L, whether there is a positive, w and 1/|P| from the sums over the positives."""
+    has_positive = count > 0
+    inverse = tl.where(has_positive, 1.0 / tl.maximum(count, 1).to(tl.float32), 0.0)
+    loss = loss * (expand * inverse) * 0.6931471805599453
+    if ALL:
+        loss = tl.where(has_positive, z * 0.6931471805599453 - loss, 0.0)
+        loss = tl.where(loss < 0.0, 0.0, loss)  # not below 0 by rounding; NaN stays
+        weight = tl.where(has_positive, 1.0, 0.0)
+    else:
+        weight = weight * inverse
+    return loss, has_positive, weight, inverse
+
+
+@triton.jit
+def store_results(result, ids, inside, z, completed):
+    """Store Z and what `complete` returns."""
+    loss, has_positive, weight, inverse = completed
+    tl.store(result.losses + ids, loss, mask=inside)
+    tl.store(result.has_positive + ids, has_positive, mask=inside)
+    tl.store(result.statistics.lse + ids, z, mask=inside)
+    tl.store(result.statistics.weight + ids, weight, mask=inside)
+    tl.store(result.statistics.inv_num_positives + ids, inverse, mask=inside)
+
+
 @triton.jit(do_not_specialize=["num_anchors", "num_entries", "num_blocks", "first_split"])
 def positives_kernel(
     anchors,
@@ -34,12 +75,13 @@ def positives_kernel(
     Losses are multiplied by `shrink`, a power of two, so that a sum of finite terms is finite. A
     block of the survey consists of TILES tiles of this pass.
     """
-    first_anchor = tl.program_id(0) * settings.BLOCK_M
+    anchor_block = tl.program_id(0)
+    first_anchor = anchor_block * settings.BLOCK_M
     split = tl.program_id(1)
     valid_anchors = tl.load(anchors.num_valid)
     if first_anchor >= valid_anchors:
         return
-    rows = tile.load_anchors(anchors, first_anchor, valid_anchors, settings.BLOCK_M, settings)
+    rows = tile.load_anchors(anchors, anchor_block, valid_anchors, settings.BLOCK_M, settings)
     anchor_ids, is_anchor = rows[0], rows[1]
     z = tile.load(lse, anchor_ids, is_anchor)[:, None]
     count = tl.zeros([settings.BLOCK_M], dtype=tl.int32)
@@ -62,15 +104,9 @@ def positives_kernel(
         if thresholds is not None:
             other_bits = tile.load(entries.key_bits, ids, ids < num_entries)[None, :]
             positive &= tile.is_selected(logits, threshold, key, bits, other_bits, POSITIVE=True)
-        count += tl.sum(positive.to(tl.int32), 1)
-        if settings.ALL:
-            loss += tl.sum(tl.where(positive, logits * shrink, 0.0), 1)
-            strength = tl.where(positive, 1.0, 0.0)
-        else:
-            term, strength = tile.softplus_and_sigmoid(z - logits)
-            loss += tl.sum(tl.where(positive, term * shrink, 0.0), 1)
-            strength = tl.where(positive, strength, 0.0)
-            weight += tl.sum(strength, 1)
+        count, loss, weight, strength = add_positives(
+            logits, positive, z, count, loss, weight, shrink, settings
+        )
         if settings.WEIGHTED:
             positive_sum = tile.multiply(strength, entry_tile, positive_sum, settings.PRECISION)
 
@@ -123,22 +159,10 @@ def merge_kernel(
         loss += tile.load(sums.losses, slots, inside)
         if not ALL:
             weight += tile.load(sums.weights, slots, inside)
-    has_positive = count > 0
-    inverse = tl.where(has_positive, 1.0 / tl.maximum(count, 1).to(tl.float32), 0.0)
-    loss = loss * (expand * inverse) * 0.6931471805599453
-    if ALL:
-        loss = tl.where(has_positive, z * 0.6931471805599453 - loss, 0.0)
-        loss = tl.where(loss < 0.0, 0.0, loss)  # not below 0 by rounding; NaN stays
-        weight = tl.where(has_positive, 1.0, 0.0)
-    else:
-        weight = weight * inverse
     out_ids = tile.load(order, ids, inside)
+    completed = complete(z, count, loss, weight, expand, ALL)
     if tl.program_id(1) == 0:
-        tl.store(result.losses + out_ids, loss, mask=inside)
-        tl.store(result.has_positive + out_ids, has_positive, mask=inside)
-        tl.store(result.statistics.lse + out_ids, z, mask=inside)
-        tl.store(result.statistics.weight + out_ids, weight, mask=inside)
-        tl.store(result.statistics.inv_num_positives + out_ids, inverse, mask=inside)
+        store_results(result, out_ids, inside, z, completed)
     if result.anchor_gradient is not None:
         components = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
         inside_map = inside[:, None] & (components < D)[None, :]
@@ -159,6 +183,7 @@ def merge_kernel(
             slots = ids.to(tl.int64) + split * num_anchors
             pointers = sums.positive_sums + slots[:, None] * D + components[None, :]
             positive_sum += tl.load(pointers, mask=inside_map, other=0.0)
+        _, _, weight, inverse = completed
         gradient = weight[:, None] * negative_mean - inverse[:, None] * positive_sum
         out = result.anchor_gradient + out_ids.to(tl.int64)[:, None] * D
         gradient *= inverse_temperature
