@@ -6,8 +6,9 @@
 
 FOLDER is CamVid's, or any folder of its layout: train/, trainannot/, val/, valannot/. All runs of a
 seed start from the same weights and see the same batches. Every finished run becomes a line of
-OUT/ablation.jsonl and is not run again, so the command can be stopped and restarted at any time.
-With `--out benchmarks/results` it continues from the runs of the documentation.
+OUT/ablation.jsonl (those of the embedding tables of OUT/embedding.jsonl) and is not run again, so
+the command can be stopped and restarted at any time. With `--out benchmarks/results` it continues
+from the runs of the documentation.
 """
 
 import argparse
@@ -22,8 +23,7 @@ from benchmarks._training.experiment import load_data, run_side_by_side
 from benchmarks._training.protocol import TABLES, Table
 from benchmarks._training.runs import load_runs
 
-FILE = "ablation.jsonl"
-COMMITTED = Path(__file__).parent / "results" / FILE
+COMMITTED = Path(__file__).parent / "results" / "ablation.jsonl"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,7 +32,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     # One thread each: runs go side by side, and sums depend on the number of threads.
     torch.set_num_threads(1)
-    path = options.out / FILE
     changes = {
         name: value for name in ("steps", "size", "batch_size") if (value := getattr(options, name))
     }
@@ -40,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         table = TABLES[name]
         base, seeds = dataclasses.replace(table.base, **changes), table.seeds[: options.seeds]
         table = dataclasses.replace(table, base=base, seeds=seeds)
+        path = options.out / table.file
         try:
             _run_missing(table, path, options)
         except (OSError, ValueError) as problem:
@@ -53,7 +53,8 @@ def _run_missing(table: Table, path: Path, options: argparse.Namespace) -> None:
     missing = [key for key in dict.fromkeys(table.keys()) if key not in done]
     if not missing:
         return
-    data = load_data(table.data, table.split, table.base.size, options.root)
+    base = table.base
+    data = load_data(table.data, table.split, base.size, options.root, base.without)
     data = data.to(torch.device(options.device))
     run_side_by_side(missing, data, path, options.workers, table.name_of)
 

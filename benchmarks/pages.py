@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks._tables import embedding
 from benchmarks._tables.pairs import ablation_table, classes_table, readings_table
 from benchmarks._tables.text import TextTable
 from benchmarks._training.protocol import TABLES
@@ -21,7 +22,8 @@ from benchmarks.price import price_table
 from benchmarks.ranks import ranks_table
 
 ROOT = Path(__file__).parents[1]
-PAGES = tuple(ROOT / "docs" / name for name in ("experiments.md", "reading.md", "scale.md"))
+PAGE_NAMES = ("embedding.md", "experiments.md", "reading.md", "scale.md")
+PAGES = tuple(ROOT / "docs" / name for name in PAGE_NAMES)
 RESULTS = COMMITTED.parent
 TABLE = re.compile(r"(<!-- table: (\w+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -50,13 +52,27 @@ def _record(name: str) -> dict[str, Any]:
 def _runs_of(name: str) -> Path:
     """Return the file of a table that was measured apart from the others, or that of the others."""
     apart = RESULTS / f"ablation-{name}.jsonl"
-    return apart if apart.is_file() else COMMITTED
+    return apart if apart.is_file() else RESULTS / TABLES[name].file
+
+
+def _rows(name: str) -> TextTable:
+    table, _, scene = name.rpartition("-")
+    return embedding.rows_table(table, scene, load_runs(_runs_of(table)))
 
 
 KINDS: dict[str, Callable[[str], TextTable]] = {
     "ablation": lambda name: ablation_table(TABLES[name], load_runs(_runs_of(name))),
     "reading": lambda name: readings_table(TABLES[name], load_runs(COMMITTED)),
     "classes": lambda name: classes_table(TABLES[name], load_runs(COMMITTED)),
+    "study": lambda name: embedding.study_table(name, load_runs(_runs_of("embedding"))),
+    "pairs": lambda scene: embedding.study_table(
+        scene,
+        load_runs(_runs_of("embedding")),
+        TABLES["embedding"],
+        embedding.HEADLINES,
+    ),
+    "splits": lambda scene: embedding.splits_table(scene, load_runs(_runs_of("embedding"))),
+    "rows": _rows,
     "price": lambda name: price_table(_record(name)["rows"]),
     "ranks": lambda name: ranks_table(_record(name)["losses"]),
 }

@@ -59,18 +59,15 @@ class Line(NamedTuple):
 
 def lines_of(table: Table, runs: Runs) -> list[Line]:
     """Compare every row with the first one, using the runs that are finished."""
-    first, lines = _runs_of(table, next(iter(table.rows)), runs), []
+    first, lines = runs_of(table, next(iter(table.rows)), runs), []
     for row in table.rows:
-        own = _runs_of(table, row, runs)
-        ious = [
-            [100 * of[seed]["measured"]["mean_iou"] for seed in first if seed in own]
-            for of in (first, own)
-        ]
+        own = runs_of(table, row, runs)
+        ious = [[mean_iou(table, of[seed]) for seed in first if seed in own] for of in (first, own)]
         compared = Compared(math.nan, math.nan, math.nan, math.nan)
         if ious[0]:
             compared = compare(*ious)
         elif own:
-            mean = fmean(100 * run["measured"]["mean_iou"] for run in own.values())
+            mean = fmean(mean_iou(table, run) for run in own.values())
             compared = compared._replace(contrast=mean)
         differences = [after - before for before, after in zip(*ious, strict=True)]
         ratios = [ratio for run in own.values() for ratio in run["ratios"]]
@@ -78,6 +75,13 @@ def lines_of(table: Table, runs: Runs) -> list[Line]:
         seconds = [run["seconds"] for run in own.values()] or [math.nan]
         lines.append(Line(row, compared, differences, median(ratios), median(seconds)))
     return lines
+
+
+def mean_iou(table: Table, run: Run) -> float:
+    """Return the mean IoU of a run in percent, on the images that the table compares."""
+    measured = run["measured"]
+    found: float = (measured if table.scored == "heldout" else measured[table.scored])["mean_iou"]
+    return 100 * found
 
 
 def ablation_table(table: Table, runs: Runs) -> TextTable:
@@ -106,7 +110,7 @@ def readings_table(table: Table, runs: Runs) -> TextTable:
     """Tabulate the statistics during training: means over seeds at three moments of the run."""
     rows = []
     for row, line in zip(table.rows, lines_of(table, runs), strict=True):
-        own = list(_runs_of(table, row, runs).values())
+        own = list(runs_of(table, row, runs).values())
         if not own or not own[0]["ratios"]:
             continue
         cells = [_over_time([run["ratios"] for run in own])]
@@ -120,7 +124,7 @@ def readings_table(table: Table, runs: Runs) -> TextTable:
     return TextTable(("", "difference", "gradient ratio", *names), rows)
 
 
-def _runs_of(table: Table, row: str, runs: Runs) -> dict[int, Run]:
+def runs_of(table: Table, row: str, runs: Runs) -> dict[int, Run]:
     """Return the finished runs of a row by seed."""
     keys = {seed: table.key(row, seed) for seed in table.seeds}
     return {seed: runs[key] for seed, key in keys.items() if key in runs}
@@ -134,7 +138,7 @@ def _over_time(series: list[list[float]]) -> str:
 
 def classes_table(table: Table, runs: Runs) -> TextTable:
     """Compare the two rows of a table: IoU of the classes."""
-    first, last = (_runs_of(table, row, runs) for row in table.rows)
+    first, last = (runs_of(table, row, runs) for row in table.rows)
     pairs = [(first[seed]["measured"], last[seed]["measured"]) for seed in first if seed in last]
     rows = []
     for index, name in enumerate(CLASSES[table.data]):

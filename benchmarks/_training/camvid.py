@@ -21,19 +21,25 @@ Files = list[tuple[Path, Path]]
 """Image files, each with its label file."""
 
 
-def load_camvid(root: Path, size: tuple[int, int], holdout: bool = False) -> SegmentationData:
+def load_camvid(
+    root: Path, size: tuple[int, int], holdout: bool = False, without: str = ""
+) -> SegmentationData:
     """Load the data set, resized to `size` (height, width).
 
     With `holdout`, val/ is not read: the last quarter of each training sequence (the file name
     before its last `_`) is held out instead. Neighboring frames are almost the same picture, so a
-    random part would leak.
+    random part would leak. `without` is a training sequence that becomes `other`.
     """
     train = _list_files(root, "train")
     heldout = [] if holdout else _list_files(root, "val")
+    sequences: dict[str, Files] = {}
+    for pair in train:
+        sequences.setdefault(pair[0].stem.rpartition("_")[0], []).append(pair)
+    if without and without not in sequences:
+        raise ValueError(f"without: expected one of {', '.join(sequences)}; got {without}")
+    other = sequences.pop(without) if without else []
+    train = [pair for pair in train if pair not in other]
     if holdout:
-        sequences: dict[str, Files] = {}
-        for pair in train:
-            sequences.setdefault(pair[0].stem.rpartition("_")[0], []).append(pair)
         train = []
         for sequence in sequences.values():
             cut = len(sequence) - round(len(sequence) * TUNING_FRACTION)
@@ -45,6 +51,7 @@ def load_camvid(root: Path, size: tuple[int, int], holdout: bool = False) -> Seg
         train=_read(train, size),
         heldout=_read(heldout, size),
         classes=CLASSES,
+        other=_read(other, size) if other else None,
     )
 
 

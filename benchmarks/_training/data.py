@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE_INDEX = 255
@@ -46,20 +49,79 @@ class Split:
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Training and held-out images of one data set, and the names of its classes in label order."""
+    """Images of one data set, and the names of its classes in label order.
+
+    `other` are held-out images of a scene without training images, if any.
+    """
 
     train: Split
     heldout: Split
     classes: tuple[str, ...]
+    other: Split | None = None
+
+    def splits(self) -> dict[str, Split]:
+        """Return the splits by name."""
+        found = {"train": self.train, "heldout": self.heldout, "other": self.other}
+        return {name: split for name, split in found.items() if split is not None}
 
     def to(self, device: torch.device) -> SegmentationData:
         """Return the data on a device."""
-        return replace(self, train=self.train.to(device), heldout=self.heldout.to(device))
+        moved: dict[str, Any] = {name: one.to(device) for name, one in self.splits().items()}
+        return replace(self, **moved)
+
+    def without_classes(self, left_out: tuple[str, ...]) -> SegmentationData:
+        """Return the data with some classes void and the others renumbered."""
+        known = [index for index, name in enumerate(self.classes) if name not in left_out]
+        renumbered = torch.full((256,), IGNORE_INDEX, dtype=torch.uint8)
+        renumbered[known] = torch.arange(len(known), dtype=torch.uint8)
+        changed: dict[str, Any] = {
+            name: Split(split.images, renumbered.to(split.labels.device)[split.labels.long()])
+            for name, split in self.splits().items()
+        }
+        return replace(self, classes=tuple(self.classes[index] for index in known), **changed)
 
     @property
     def num_classes(self) -> int:
         """Number of classes, without the ignored one."""
         return len(self.classes)
+
+    def with_few_labels(self, count: int, seed: int) -> SegmentationData:
+        """Return the data with that many training images, drawn at random."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(len(self.train), generator=generator)[:count]
+        drawn = drawn.to(self.train.images.device)
+        return replace(self, train=Split(self.train.images[drawn], self.train.labels[drawn]))
+
+    def with_wrong_labels(self, fraction: float, seed: int) -> SegmentationData:
+        """Return the data with a fraction of the classes of each training image mislabelled."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = len(self.train), self.num_classes
+        shifts = torch.randint(1, self.num_classes, shape, generator=generator)
+        shifts *= torch.rand(shape, generator=generator) < fraction
+        given = (torch.arange(self.num_classes) + shifts) % self.num_classes
+        lookup = torch.full((len(self.train), 256), IGNORE_INDEX, dtype=torch.uint8)
+        lookup[:, : self.num_classes] = given.to(torch.uint8)
+        labels = self.train.labels
+        changed = lookup.to(labels.device).gather(1, labels.long().flatten(1)).view_as(labels)
+        return replace(self, train=Split(self.train.images, changed))
+
+
+CORRUPTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dark": lambda images: images * 0.3,
+    "noise": lambda images: (
+        images
+        + 40
+        * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images.device)
+    ),
+    "blur": lambda images: F.avg_pool2d(images, 5, 1, 2, count_include_pad=False),
+}
+"""Changes of held-out images, on values from 0 to 255."""
+
+
+def corrupted(split: Split, name: str) -> Split:
+    """Return a split with corrupted images."""
+    images = CORRUPTIONS[name](split.images.float()).round().clamp(0, 255).to(torch.uint8)
+    return Split(images, split.labels)
 
 
 def stacked(images: list[Bytes], labels: list[Bytes]) -> Split:

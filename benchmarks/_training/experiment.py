@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from benchmarks._measure.environment import describe_environment
 from benchmarks._training import camvid, scenes
-from benchmarks._training.data import SegmentationData
+from benchmarks._training.data import CORRUPTIONS, SegmentationData, corrupted
+from benchmarks._training.embedding import embedding_scores
 from benchmarks._training.measures import measure
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.runs import Key, Run, append_run
@@ -24,13 +25,15 @@ _DRAWING = threading.Lock()
 """Initial weights are drawn from the global generator, which all threads share."""
 
 
-def load_data(data: str, split: str, size: tuple[int, int], root: Path | None) -> SegmentationData:
+def load_data(
+    data: str, split: str, size: tuple[int, int], root: Path | None, without: str = ""
+) -> SegmentationData:
     """Load the images that a run trains on and is scored on."""
     if data == "digits":
         return scenes.load_scenes(size, holdout=split == "tuning")
     if root is None:
         raise ValueError("--root FOLDER: expected CamVid's folder, which holds train/; got none")
-    return camvid.load_camvid(root, size, holdout=split == "tuning")
+    return camvid.load_camvid(root, size, split == "tuning", without)
 
 
 def run_experiment(
@@ -41,18 +44,31 @@ def run_experiment(
 ) -> Run:
     """Train a network and measure it, on the device of the data."""
     recipe, seed = key.recipe, key.seed
+    seen = data.without_classes(recipe.left_out)
+    if recipe.labelled:
+        seen = seen.with_few_labels(recipe.labelled, seed)
+    if recipe.wrong:
+        seen = seen.with_wrong_labels(recipe.wrong, seed)
     with _DRAWING:
         torch.manual_seed(seed)
-        network = SegmentationNetwork(recipe, data.num_classes)
+        network = SegmentationNetwork(recipe, seen.num_classes)
     network = network.to(data.train.images.device)
     start = time.perf_counter()
-    ratios, stats = train_arm(network, data, recipe, seed, advance)
+    ratios, stats = train_arm(network, seen, recipe, seed, advance)
     seconds = time.perf_counter() - start
+    measured = measure(network, seen.heldout, seen.num_classes)
+    if seen.other is not None:
+        scored = {"other": seen.other}
+        scored |= {name: corrupted(seen.heldout, name) for name in CORRUPTIONS}
+        for name, split in scored.items():
+            measured[name] = measure(network, split, seen.num_classes)
+    if recipe.left_out:
+        measured["embedding"] = embedding_scores(network, seen, data)
     return {
         "train_fingerprint": data.train.fingerprint(),
         "heldout_fingerprint": data.heldout.fingerprint(),
         "seconds": seconds,  # of the training alone
-        "measured": measure(network, data),
+        "measured": measured,
         # Gradient ratios at the trunk and `loss.stats`, at some steps; empty without contrast.
         "ratio_steps": list(ratios),
         "ratios": list(ratios.values()),

@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks._training.data import IGNORE_INDEX, SegmentationData
+from benchmarks._training.data import IGNORE_INDEX, Split
 from benchmarks._training.network import SegmentationNetwork, full_resolution
 
 BATCH = 16
 
 
 @torch.no_grad()
-def measure(network: SegmentationNetwork, data: SegmentationData) -> dict[str, Any]:
-    """Score a trained network on the held-out images, at the labels' resolution.
+def measure(network: SegmentationNetwork, split: Split, num_classes: int) -> dict[str, Any]:
+    """Score a trained network on held-out images, at the labels' resolution.
 
     Returns:
         `"mean_iou"`, and `"class_iou"` with NaN for an absent class.
     """
-    split, num_classes = data.heldout, data.num_classes
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=split.labels.device)
     for start in range(0, len(split), BATCH):
         part = slice(start, start + BATCH)

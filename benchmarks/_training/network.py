@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks._training.pretrained import OUTPUTS, Lite0
 from benchmarks._training.recipe import Recipe
 from pixcontrast import ProjectionHead
 
@@ -89,7 +90,10 @@ class LargeTrunk(nn.Module):
             nn.Sequential(_Residual(before, width, 1 if before == width else 2), _Residual(width))
             for before, width in zip(inputs, self.widths, strict=True)
         )
-        self.across = nn.ModuleList(nn.Conv2d(width, self.channels, 1) for width in self.widths)
+        self._add_decoder(self.widths)
+
+    def _add_decoder(self, widths: tuple[int, ...]) -> None:
+        self.across = nn.ModuleList(nn.Conv2d(width, self.channels, 1) for width in widths)
         self.smooth = nn.Sequential(
             _convolution(self.channels, self.channels), _convolution(self.channels, self.channels)
         )
@@ -102,8 +106,11 @@ class LargeTrunk(nn.Module):
         return maps[1:]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features (B, 128, H / 4, W / 4) from images (B, 3, H, W)."""
-        maps = self.stage_maps(images)
+        """Compute features (B, channels, H / 4, W / 4) from images (B, 3, H, W)."""
+        return self.merge(self.stage_maps(images))
+
+    def merge(self, maps: list[Tensor]) -> Tensor:
+        """Merge the maps of the stages at 1/4 resolution."""
         sides = [layer(found) for layer, found in zip(self.across, maps, strict=True)]
         merged = sides[-1]
         for side in reversed(sides[:-1]):
@@ -122,16 +129,35 @@ class WideTrunk(LargeTrunk):
         self.across = nn.ModuleList()
         self.smooth = nn.Sequential()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute features (B, 720, H / 4, W / 4) from images (B, 3, H, W)."""
-        first, *others = self.stage_maps(images)
+    def merge(self, maps: list[Tensor]) -> Tensor:
+        """Concatenate the maps of the stages at 1/4 resolution."""
+        first, *others = maps
         return torch.cat([first, *(_resize_as(other, first) for other in others)], dim=1)
+
+
+class PretrainedTrunk(LargeTrunk):
+    """EfficientNet-Lite0 with ImageNet weights, merged at 1/4 as the large trunk is."""
+
+    channels = 64
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.encoder = Lite0()
+        self.encoder.load_imagenet()
+        self._add_decoder(tuple(OUTPUTS.values()))
+
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """Compute the maps of the stages, at 1/4 to 1/32 resolution."""
+        # The range of the pretraining is [-1, 1], that of `Split.network_input` [-2, 2].
+        maps: list[Tensor] = self.encoder(images / 2)
+        return maps
 
 
 TRUNKS: dict[str, type[SmallTrunk] | type[LargeTrunk]] = {
     "small": SmallTrunk,
     "large": LargeTrunk,
     "wide": WideTrunk,
+    "lite0": PretrainedTrunk,
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks._training.data import CORRUPTIONS
 from benchmarks._training.recipe import RECIPES, Recipe
 from benchmarks._training.runs import Key
 
@@ -25,7 +26,12 @@ ALONE: Rows = {"cross entropy alone": {"sources": ()}}
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that are compared with the first one, seed by seed."""
+    """Rows that are compared with the first one, seed by seed.
+
+    With `class_splits`, seed i leaves the classes of split i (modulo their number) out of training.
+    `file` holds the runs, and `scored` names the images whose mean IoU is compared: the held-out
+    ones, those of the `"other"` sequence, or a corruption of the held-out ones.
+    """
 
     title: str
     base: Recipe
@@ -33,13 +39,17 @@ class Table:
     seeds: tuple[int, ...] = TUNING_SEEDS
     split: str = "tuning"
     data: str = "camvid"
+    class_splits: tuple[tuple[str, ...], ...] = ((),)
+    file: str = "ablation.jsonl"
+    scored: str = "heldout"
 
     def key(self, row: str, seed: int) -> Key:
         """Return the key of a row's run.
 
         Equivalent recipes are written in one form, so that one run serves every table that has it.
         """
-        recipe = replace(self.base, **self.rows[row], seeds=1)
+        left_out = self.class_splits[seed % len(self.class_splits)]
+        recipe = replace(self.base, **self.rows[row], seeds=1, left_out=left_out)
         if not recipe.has_contrast:
             recipe = replace(recipe, weight=0.0, bank=0, warmup=0.0, fade=0.0)
         elif recipe.sources is None:
@@ -72,6 +82,22 @@ LARGE = replace(
     max_views=32,
 )
 
+NEW_CLASSES = (
+    ("sign", "fence", "car", "bicyclist"),
+    ("pole", "pavement", "tree", "pedestrian"),
+    ("sky", "building", "road"),
+)
+"""Every class is new in one of the splits."""
+EMBEDDING = replace(
+    ADAMW,
+    size=(96, 128),
+    steps=300,
+    network="lite0",
+    learning_rate=0.001,
+    weight=0.5,
+    projected="samples",
+)
+
 CHOSEN: dict[str, Any] = {"sources": ("batch",)}
 """The choice of the table `small`."""
 
@@ -95,6 +121,28 @@ def _strong(title: str, **changes: Any) -> Table:
         {**ALONE, "weight 0.03": {}},
         seeds=(0, 1, 2),
     )
+
+
+LOWER: Rows = {"rate 0.0005": {"sources": (), "learning_rate": 0.0005}}
+
+
+def _embedding(title: str, rows: Rows, seeds: tuple[int, ...], split: str = "tuning") -> Table:
+    """Compare embeddings of classes that training has not seen, on a known and on a new scene."""
+    other = "0001TP" if split == "tuning" else "0006R0"
+    base = replace(EMBEDDING, without=other)
+    return Table(title, base, rows, seeds, split, class_splits=NEW_CLASSES, file="embedding.jsonl")
+
+
+def _study(rows: Rows) -> Table:
+    title = "The embedding study, on val and a new sequence"
+    return _embedding(title, rows, tuple(range(100, 112)), "val")
+
+
+def _regime(title: str, scored: str = "heldout", **changes: Any) -> Table:
+    """Screen contrast with the pretrained network, where cross entropy may leave it room."""
+    base = replace(EMBEDDING, without="0001TP", **changes)
+    rows: Rows = {**ALONE, **{f"weight {weight:g}": {"weight": weight} for weight in (0.01, 0.1)}}
+    return Table(title, base, rows, (0, 1, 2, 3), file="regimes.jsonl", scored=scored)
 
 
 TABLES = {
@@ -174,6 +222,44 @@ TABLES = {
     ),
     "digits": pair_table("digits", "val", RECIPES["digits"], 10),
     "camvid": pair_table("camvid", "val", RECIPES["camvid"], 5),
+    "embedding-screening": _embedding(
+        "What the embedding is good for besides: options of both arms, one seed",
+        {
+            **ALONE,
+            **LOWER,
+            "rate 0.002": {"sources": (), "learning_rate": 0.002},
+            "label smoothing 0.1": {"sources": (), "label_smoothing": 0.1},
+            "twice the steps": {"sources": (), "steps": 600},
+            **{f"contrast, weight {weight:g}": {"weight": weight} for weight in (0.1, 0.5, 2)},
+        },
+        seeds=(0,),
+    ),
+    "embedding-tuning": _embedding(
+        "The same, for every split of the classes",
+        {
+            **ALONE,
+            **LOWER,
+            "contrast, weight 0.5": {},
+            "contrast, weight 0.5, rate 0.0005": {"learning_rate": 0.0005},
+            "contrast, weight 2": {"weight": 2},
+        },
+        seeds=(0, 1, 2),
+    ),
+    "embedding": _study({**ALONE, "contrast, weight 0.5": {}}),
+    "embedding-lower": _study(LOWER),
+    "pretrained": _regime("A network pretrained on ImageNet"),
+    "pretrained-long": _regime("The same, 1,500 steps", steps=1500),
+    # These are scores of the runs of `pretrained`.
+    "new-sequence": _regime("A sequence that training has not seen", "other"),
+    **{name: _regime(f"Corrupted images: {name}", name) for name in CORRUPTIONS},
+    **{
+        f"few-{count}": _regime(f"{count} labelled images", labelled=count)
+        for count in (12, 25, 50, 100)
+    },
+    **{
+        f"wrong-{percent}": _regime(f"{percent}% wrong labels", wrong=percent / 100)
+        for percent in (10, 30)
+    },
     "gpu": Table(
         "360×480, 6.7 million parameters, on a GPU",
         LARGE,

@@ -39,8 +39,14 @@ class Recipe:
         projection: a kind of `ProjectionHead`, or `"mlp without norm"`.
         projected: what the head projects, `"map"` (every pixel) or `"samples"` (the sampled ones).
         pixels_per_region: of the bank; None for the mean of all pixels.
-        network: `"small"`, `"large"` or `"wide"`.
+        network: `"small"`, `"large"`, `"wide"`, or `"lite0"`, which is pretrained on ImageNet.
         dim: size of the embedding.
+        label_smoothing: of the cross entropy.
+        left_out: names of classes whose training labels are void; the embedding is scored on them.
+        without: name of the training sequence that is left out, and scored in addition; `""` for
+            none.
+        labelled: number of training images, drawn by the seed; 0 for all.
+        wrong: fraction of the classes of an image whose pixels get the label of another class.
     """
 
     size: tuple[int, int]
@@ -74,6 +80,11 @@ class Recipe:
     fade: float = 0.0
     network: str = "small"
     dim: int = 64
+    label_smoothing: float = 0.0
+    left_out: tuple[str, ...] = ()
+    without: str = ""
+    labelled: int = 0
+    wrong: float = 0.0
 
     @property
     def has_contrast(self) -> bool:

@@ -72,7 +72,8 @@ class Arm:
         """Compute the losses of one batch."""
         outputs: Outputs = self.network(images)
         logits = full_resolution(outputs.logits, labels)
-        main = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
+        smoothing = self.recipe.label_smoothing
+        main = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=smoothing)
         if self.criterion is None:
             return Losses(main, None, outputs.features)
         by_map = self.criterion.projection is None

@@ -19,6 +19,7 @@ NEEDS = {
     "forward_hook": ["torchvision"],
     "lightning_segmentation": ["lightning"],
     "monai_deep_supervision": ["monai"],
+    "new_class": [],
     "point_clouds": [],
     "pytorch_amp": [],
     "self_training": [],
@@ -28,7 +29,7 @@ NEEDS = {
     "volumes_3d": [],
 }
 WITH_BANK = set(NEEDS) - {
-    *("forward_hook", "monai_deep_supervision", "point_clouds", "smp_unet"),
+    *("forward_hook", "monai_deep_supervision", "new_class", "point_clouds", "smp_unet"),
 }
 
 
@@ -93,6 +94,11 @@ def test_recipe(name, tmp_path):
     check_training(facts, bank=name in WITH_BANK)
     check_prediction(output, facts)
     assert any(facts["weighted"]) == (name == "self_training")
+    if name == "new_class":
+        (recognized,) = re.findall(r"^new class: (\S+) of its pixels", output, re.M)
+        (found,) = re.findall(r"^search: (\d+) of the first 100 ", output, re.M)
+        assert float(recognized) > 0.5
+        assert int(found) > 90
 
 
 RANKS = 2

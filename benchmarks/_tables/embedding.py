@@ -1,0 +1,147 @@
+"""Tables of the embedding study: cross entropy and contrast, each at its best.
+
+The best row and variant (layer and transform) of a score are those with the largest mean on the
+tuning table; the figures are those of the study, whose runs had no part in the choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import NamedTuple
+
+from benchmarks._tables.pairs import compare, mean_iou, runs_of
+from benchmarks._tables.text import TextTable, number, signed
+from benchmarks._training.embedding import SCORES
+from benchmarks._training.protocol import TABLES, Table
+from benchmarks._training.runs import Runs
+
+TUNING = TABLES["embedding-tuning"]
+STUDY = replace(TABLES["embedding"], rows=TABLES["embedding"].rows | TABLES["embedding-lower"].rows)
+HEADLINES = ("retrieval", "new mean 5", "all mean 5", "unknown")
+NAMES = {"heldout": "known scene", "other": "new scene"}
+
+
+class Best(NamedTuple):
+    """The row and the variant that are best on the tuning table."""
+
+    row: str
+    variant: str
+
+
+def values(
+    table: Table,
+    best: Best | None,
+    scene: str,
+    score: str,
+    runs: Runs,
+    seeds: Iterable[int] | None = None,
+) -> dict[int, float]:
+    """Return a score in percent by seed."""
+    index = SCORES.index(score)
+    if best is None:
+        return {}
+    return {
+        seed: 100 * run["measured"]["embedding"][scene][best.variant][index]
+        for seed, run in runs_of(table, best.row, runs).items()
+        if seeds is None or seed in seeds
+    }
+
+
+def best_of(
+    rows: Iterable[str],
+    scene: str,
+    score: str,
+    runs: Runs,
+    table: Table = TUNING,
+    layer: str = "",
+) -> Best | None:
+    """Choose the row and the variant with the largest mean of a score; None without runs.
+
+    `layer` limits the choice to the transforms of a layer.
+    """
+    means: dict[Best, float] = {}
+    for row in rows:
+        for run in runs_of(table, row, runs).values():
+            for variant in run["measured"]["embedding"][scene]:
+                means[Best(row, variant)] = math.nan
+    for best in means:
+        means[best] = fmean(values(table, best, scene, score, runs).values())
+    known = (
+        best for best in means if best.variant.startswith(layer) and not math.isnan(means[best])
+    )
+    return max(known, key=means.__getitem__, default=None)
+
+
+def _arms(table: Table) -> tuple[list[str], list[str]]:
+    """Return the rows of a table without contrast, and those with it."""
+    has_contrast = {row: table.key(row, 0).recipe.has_contrast for row in table.rows}
+    return [row for row in has_contrast if not has_contrast[row]], [
+        row for row in has_contrast if has_contrast[row]
+    ]
+
+
+def _compared(plain: dict[int, float], contrast: dict[int, float]) -> tuple[str, str, list[str]]:
+    """Return both means, and the cells of the difference of their pairs."""
+    pairs = [(plain[seed], contrast[seed]) for seed in plain if seed in contrast]
+    if not pairs:
+        return "not run", "not run", ["", ""]
+    found = compare(*zip(*pairs, strict=True))
+    positive = sum(after > before for before, after in pairs)
+    difference = signed(found.difference, found.standard_error)
+    cells = [difference, f"{positive} of {len(pairs)}"]
+    return number(found.plain), number(found.contrast), cells
+
+
+def study_table(
+    name: str, runs: Runs, table: Table = STUDY, scores: Sequence[str] = SCORES
+) -> TextTable:
+    """Compare cross entropy and contrast, each at its best among the rows of a table.
+
+    `name` is a scene, or a layer and a scene, as in `"decoder-other"`.
+    """
+    layer, _, scene = name.rpartition("-")
+    rows = []
+    for score in scores:
+        bests = [best_of(arm, scene, score, runs, layer=layer) for arm in _arms(table)]
+        found = [values(table, best, scene, score, runs) for best in bests]
+        plain, contrast, cells = _compared(*found)
+        names = ["" if best is None else f"{best.row}: {best.variant}" for best in bests]
+        rows.append([score, plain, names[0], contrast, names[1], *cells])
+    arms = ("cross entropy", "its best on tuning", "contrast", "its best on tuning")
+    return TextTable((NAMES[scene], *arms, "difference", "positive"), rows)
+
+
+def splits_table(scene: str, runs: Runs) -> TextTable:
+    """Compare both at their best in the main scores, by the classes that are left out."""
+    rows = []
+    for index, classes in enumerate(STUDY.class_splits):
+        seeds = [seed for seed in STUDY.seeds if seed % len(STUDY.class_splits) == index]
+        cells = []
+        for score in HEADLINES:
+            bests = (best_of(arm, scene, score, runs) for arm in _arms(STUDY))
+            found = [values(STUDY, best, scene, score, runs, seeds) for best in bests]
+            cells.append(_compared(*found)[2][0])
+        rows.append([", ".join(classes), *cells])
+    return TextTable((f"left out, {NAMES[scene]}", *HEADLINES), rows)
+
+
+def rows_table(name: str, scene: str, runs: Runs) -> TextTable:
+    """Tabulate the main scores of every row of a table, each in its best variant.
+
+    The variants of the study are chosen on tuning, those of the other tables on the table itself.
+    """
+    table, chosen_on = (STUDY, TUNING) if name == "embedding" else (TABLES[name], TABLES[name])
+    rows = []
+    for row in table.rows:
+        own = runs_of(table, row, runs).values()
+        cells: list[str] = []
+        for score in HEADLINES:
+            best = best_of([row], scene, score, runs, chosen_on)
+            found = values(table, best, scene, score, runs)
+            cells.append(number(fmean(found.values())) if found else "not run")
+        ious = [mean_iou(replace(table, scored=scene), run) for run in own]
+        rows.append([row, *cells, number(fmean(ious)) if ious else "not run", str(len(own))])
+    return TextTable((NAMES[scene], *HEADLINES, "mean IoU", "runs"), rows)
