@@ -28,6 +28,9 @@ FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DIM = 512
 MIN_CAPABILITY = (8, 0)
 
+# The default until Triton 3.9, which warns of a change.
+LAUNCH_OPTIONS = {"enable_fp_fusion": True}
+
 _lock = threading.Lock()
 _warned: set[str] = set()
 _launch_failures: dict[int, str | None] = {}
@@ -177,6 +180,14 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"  # Triton 3.3
 
 
+def launch_on(
+    tensor: Tensor, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any
+) -> None:
+    """Launch a kernel on the device of a tensor."""
+    with torch.cuda.device_of(tensor):  # type: ignore[no-untyped-call]
+        kernel[grid](*arguments, **{**LAUNCH_OPTIONS, **options})
+
+
 def launch_failure(index: int | None) -> str | None:
     """Launch a small kernel on a CUDA device, once. Return why that failed, or None.
 
@@ -202,7 +213,7 @@ def _launch_probe(index: int) -> None:
     # The argument is not a tensor, so the caller's grad mode, fake tensors and transforms do not
     # matter. It is not 1, which Triton would compile as a constant.
     with torch.cuda.device(index):
-        probe_kernel()[(1,)](2)
+        probe_kernel()[(1,)](2, **LAUNCH_OPTIONS)
 
 
 @functools.cache

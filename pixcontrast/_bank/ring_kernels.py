@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pixcontrast._triton import launch_on
+
 ENTRIES = 8
 """Entries that a program writes."""
 BLOCK, BLOCK_D = 1024, 256
@@ -29,24 +31,29 @@ def append_entries(appends: Sequence[tuple[Tensor, ...]], shard: tuple[int, int]
     dim = first[0].shape[2]
     sizes = [(append[0].shape[1], append[4].shape[2]) for append in (first, last)]
     grid = (num_classes, triton.cdiv(num_images * most, ENTRIES), len(appends))
-    with torch.cuda.device_of(previous):
-        append_kernel[grid](
-            *(tensor.contiguous() for append in (first, last) for tensor in append),
-            *(previous, num_images, dim, *sizes[0], *sizes[1], *shard),
-            BLOCK=BLOCK,
-            BLOCK_D=BLOCK_D,
-            ENTRIES=ENTRIES,
-        )
+    launch_on(
+        previous,
+        append_kernel,
+        grid,
+        *(tensor.contiguous() for append in (first, last) for tensor in append),
+        *(previous, num_images, dim, *sizes[0], *sizes[1], *shard),
+        BLOCK=BLOCK,
+        BLOCK_D=BLOCK_D,
+        ENTRIES=ENTRIES,
+    )
 
 
 def label_slots(counts: Tensor, num_slots: int, ignored: int) -> Tensor:
     """Return the class of each slot (C·slots,), `ignored` if it is not written."""
     labels = torch.empty(len(counts) * num_slots, dtype=torch.int64, device=counts.device)
     if labels.numel() > 0:
-        with torch.cuda.device_of(counts):
-            labels_kernel[(triton.cdiv(labels.numel(), BLOCK),)](
-                *(counts, labels, labels.numel(), num_slots, ignored), BLOCK=BLOCK
-            )
+        launch_on(
+            counts,
+            labels_kernel,
+            (triton.cdiv(labels.numel(), BLOCK),),
+            *(counts, labels, labels.numel(), num_slots, ignored),
+            BLOCK=BLOCK,
+        )
     return labels
 
 

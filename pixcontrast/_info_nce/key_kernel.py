@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixcontrast._info_nce.fused.kernels.tile import mix_bits
+from pixcontrast._triton import launch_on
 
 BLOCK = 1024
 
@@ -16,10 +17,13 @@ def write_bits(seed: Tensor, ids: Tensor, *, of_anchors: bool) -> Tensor:
     """Compute `thresholds.anchor_bits` or `thresholds.entry_bits` of contiguous ids (n,)."""
     bits = torch.empty_like(ids, dtype=torch.int32)
     if ids.numel() > 0:
-        with torch.cuda.device_of(ids):
-            bits_kernel[(triton.cdiv(ids.numel(), BLOCK),)](
-                *(seed, ids, bits, ids.numel(), int(of_anchors)), BLOCK=BLOCK
-            )
+        launch_on(
+            ids,
+            bits_kernel,
+            (triton.cdiv(ids.numel(), BLOCK),),
+            *(seed, ids, bits, ids.numel(), int(of_anchors)),
+            BLOCK=BLOCK,
+        )
     return bits
 
 

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pixcontrast._triton import launch_on
+
 BLOCK = 1024
 """Pixels or groups that a program reads at a time."""
 GROUPS, VIEWS = 32, 16
@@ -37,12 +39,14 @@ def write_keys(
     halves it is twice that, plus 1 unless `other` (B, P) differs from the label.
     """
     keys = torch.empty_like(draw)
-    with torch.cuda.device_of(draw):
-        keys_kernel[(triton.cdiv(draw.numel(), BLOCK),)](
-            *(labels, other, usable, draw, keys, labels.shape[1], draw.numel(), num_labels),
-            *(num_groups, ignore_index, random_bits, draw_shift, num_halves),
-            BLOCK=BLOCK,
-        )
+    launch_on(
+        draw,
+        keys_kernel,
+        (triton.cdiv(draw.numel(), BLOCK),),
+        *(labels, other, usable, draw, keys, labels.shape[1], draw.numel(), num_labels),
+        *(num_groups, ignore_index, random_bits, draw_shift, num_halves),
+        BLOCK=BLOCK,
+    )
     return keys
 
 
@@ -54,11 +58,13 @@ def write_priorities(
     The group of a key is `key >> shift`.
     """
     priorities = torch.empty_like(draw)
-    with torch.cuda.device_of(draw):
-        priorities_kernel[(triton.cdiv(draw.numel(), BLOCK),)](
-            *(keys, draw, priorities, draw.numel(), num_groups, min_pixels, shift, draw_mask),
-            BLOCK=BLOCK,
-        )
+    launch_on(
+        draw,
+        priorities_kernel,
+        (triton.cdiv(draw.numel(), BLOCK),),
+        *(keys, draw, priorities, draw.numel(), num_groups, min_pixels, shift, draw_mask),
+        BLOCK=BLOCK,
+    )
     return priorities
 
 
@@ -70,12 +76,14 @@ def measure_groups(
     Both are 0 where no group of at least `min_pixels` starts.
     """
     size, num_first = torch.empty_like(start), torch.empty_like(start)
-    with torch.cuda.device_of(start):
-        measure_kernel[(triton.cdiv(start.numel(), GROUPS),)](
-            *(keys, start, size, num_first, keys.numel(), start.numel(), num_groups, min_pixels),
-            *(random_bits, keys.numel().bit_length()),
-            BLOCK=GROUPS,
-        )
+    launch_on(
+        start,
+        measure_kernel,
+        (triton.cdiv(start.numel(), GROUPS),),
+        *(keys, start, size, num_first, keys.numel(), start.numel(), num_groups, min_pixels),
+        *(random_bits, keys.numel().bit_length()),
+        BLOCK=GROUPS,
+    )
     return size, num_first
 
 
@@ -96,15 +104,17 @@ def take_groups(
     num_groups = groups[1].numel()
     # A kernel takes floating point arguments in float32, which would round the fraction.
     (hard_bits,) = struct.unpack("<q", struct.pack("<d", hard_fraction))
-    with torch.cuda.device_of(labels):
-        take_kernel[(triton.cdiv(num_groups, GROUPS),)](
-            *(*groups, labels, share, chance, indices, taken_labels, num_groups, num_anchors),
-            *(max_anchors, max_views, hard_bits, ignore_index),
-            CHUNK=BLOCK,
-            BLOCK=GROUPS,
-            VIEWS=VIEWS,
-            enable_fp_fusion=False,  # it would round another way
-        )
+    launch_on(
+        labels,
+        take_kernel,
+        (triton.cdiv(num_groups, GROUPS),),
+        *(*groups, labels, share, chance, indices, taken_labels, num_groups, num_anchors),
+        *(max_anchors, max_views, hard_bits, ignore_index),
+        CHUNK=BLOCK,
+        BLOCK=GROUPS,
+        VIEWS=VIEWS,
+        enable_fp_fusion=False,  # it would round another way
+    )
     return indices, taken_labels
 
 
@@ -117,13 +127,15 @@ def take_first(
     """
     indices = torch.empty(num_groups, num_taken, dtype=torch.int64, device=keys.device)
     valid = torch.empty_like(indices, dtype=torch.bool)
-    with torch.cuda.device_of(keys):
-        first_kernel[(triton.cdiv(num_groups, GROUPS),)](
-            *(keys, order, indices, valid, keys.numel(), num_groups, num_taken, random_bits),
-            keys.numel().bit_length(),
-            BLOCK=GROUPS,
-            VIEWS=VIEWS,
-        )
+    launch_on(
+        keys,
+        first_kernel,
+        (triton.cdiv(num_groups, GROUPS),),
+        *(keys, order, indices, valid, keys.numel(), num_groups, num_taken, random_bits),
+        keys.numel().bit_length(),
+        BLOCK=GROUPS,
+        VIEWS=VIEWS,
+    )
     return indices, valid
 
 

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixcontrast._tensors import IGNORED
+from pixcontrast._triton import launch_on
 
 BLOCK = 256
 NO_LIMIT = (1 << 63) - 1
@@ -35,14 +36,16 @@ def resize_maps(
     num_logits, logit_stride = 1, 0
     if preds is not None and has_logits:
         num_logits, logit_stride = preds.shape[1], preds.stride(1)
-    with torch.cuda.device_of(labels):
-        maps_kernel[(triton.cdiv(marked.shape[1], BLOCK), len(marked))](
-            *(_as_numbers(labels), _as_numbers(preds), _as_numbers(weight), marked, classes),
-            *(*_layout(labels, len(size)), *_layout(preds, len(size)), logit_stride, num_logits),
-            *([1, 1, *size][-3:]),
-            *(ignore_index, NO_LIMIT if num_classes is None else num_classes, IGNORED),
-            BLOCK=BLOCK,
-        )
+    launch_on(
+        labels,
+        maps_kernel,
+        (triton.cdiv(marked.shape[1], BLOCK), len(marked)),
+        *(_as_numbers(labels), _as_numbers(preds), _as_numbers(weight), marked, classes),
+        *(*_layout(labels, len(size)), *_layout(preds, len(size)), logit_stride, num_logits),
+        *([1, 1, *size][-3:]),
+        *(ignore_index, NO_LIMIT if num_classes is None else num_classes, IGNORED),
+        BLOCK=BLOCK,
+    )
     return marked, classes
 
 

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixcontrast._pixels.row_kernels import padded
+from pixcontrast._triton import launch_on
 
 BLOCK_REGIONS = 32
 TILE_SIZE = 1 << 13
@@ -29,12 +30,14 @@ def merge_regions(
     means = sums.new_empty(*shape, dim)
     present = usable.new_empty(shape)
     if present.numel() > 0:
-        with torch.cuda.device_of(flat):
-            merge_kernel[(triton.cdiv(present.numel(), MERGED_ROWS),)](
-                *(sums, counts, means, present, num_splits, present.numel(), dim, smallest),
-                BLOCK_D=padded(dim),
-                ROWS=MERGED_ROWS,
-            )
+        launch_on(
+            flat,
+            merge_kernel,
+            (triton.cdiv(present.numel(), MERGED_ROWS),),
+            *(sums, counts, means, present, num_splits, present.numel(), dim, smallest),
+            BLOCK_D=padded(dim),
+            ROWS=MERGED_ROWS,
+        )
     return means, present, usable
 
 
@@ -53,25 +56,27 @@ def sum_regions(
     num_splits = min(MAX_SPLITS, triton.cdiv(num_pixels, 4 * block_pixels))
     sums = flat.new_empty(num_splits, num_images, num_slots, dim, dtype=torch.float32)
     counts = torch.zeros(sums.shape[:3], dtype=torch.int32, device=flat.device)
-    with torch.cuda.device_of(flat):
-        region_kernel[(num_splits, num_images)](
-            flat,
-            slots.contiguous(),
-            usable,
-            sums,
-            counts,
-            num_pixels,
-            num_slots,
-            num_splits,
-            *flat.stride(),
-            smallest,
-            D=dim,
-            BLOCK_D=block_dim,
-            BLOCK_P=block_pixels,
-            BLOCK_R=BLOCK_REGIONS,
-            num_warps=NUM_WARPS,
-            num_stages=NUM_STAGES,
-        )
+    launch_on(
+        flat,
+        region_kernel,
+        (num_splits, num_images),
+        flat,
+        slots.contiguous(),
+        usable,
+        sums,
+        counts,
+        num_pixels,
+        num_slots,
+        num_splits,
+        *flat.stride(),
+        smallest,
+        D=dim,
+        BLOCK_D=block_dim,
+        BLOCK_P=block_pixels,
+        BLOCK_R=BLOCK_REGIONS,
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
+    )
     return sums, counts, usable
 
 

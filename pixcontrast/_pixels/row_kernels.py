@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixcontrast._tensors import IGNORED, SMALLEST
+from pixcontrast._triton import launch_on
 
 ROWS, WARPS = 4, 2
 """Pixels of a program that gathers, and its warps."""
@@ -68,15 +69,17 @@ def _launch_gather(
 ) -> None:
     num_pixels = emb_map.shape[2:].numel()
     if len(indices) > 0:
-        with torch.cuda.device_of(emb_map):
-            gather_kernel[(triton.cdiv(len(indices), ROWS),)](
-                *(emb_map, indices.contiguous(), labels.contiguous(), *outputs, len(indices)),
-                *(num_pixels, emb_map.shape[0] * num_pixels, *_strides(emb_map)),
-                *(emb_map.shape[1], ignore_index, IGNORED, SMALLEST),
-                BLOCK_D=padded(emb_map.shape[1]),
-                ROWS=ROWS,
-                num_warps=WARPS,
-            )
+        launch_on(
+            emb_map,
+            gather_kernel,
+            (triton.cdiv(len(indices), ROWS),),
+            *(emb_map, indices.contiguous(), labels.contiguous(), *outputs, len(indices)),
+            *(num_pixels, emb_map.shape[0] * num_pixels, *_strides(emb_map)),
+            *(emb_map.shape[1], ignore_index, IGNORED, SMALLEST),
+            BLOCK_D=padded(emb_map.shape[1]),
+            ROWS=ROWS,
+            num_warps=WARPS,
+        )
 
 
 def scatter_gradient(
@@ -92,12 +95,14 @@ def scatter_gradient(
     ascending, order = keys.sort(stable=True)
     num_pixels = emb_map.shape[2:].numel()
     if len(keys) > 0:
-        with torch.cuda.device_of(emb_map):
-            scatter_kernel[(len(keys),)](
-                *(upstream.contiguous(), unit, inverse_length, ascending, order, emb_map),
-                *(len(keys), num_pixels, shape[0] * num_pixels, *_strides(emb_map), shape[1]),
-                BLOCK_D=padded(shape[1]),
-            )
+        launch_on(
+            emb_map,
+            scatter_kernel,
+            (len(keys),),
+            *(upstream.contiguous(), unit, inverse_length, ascending, order, emb_map),
+            *(len(keys), num_pixels, shape[0] * num_pixels, *_strides(emb_map), shape[1]),
+            BLOCK_D=padded(shape[1]),
+        )
     return emb_map
 
 

@@ -314,7 +314,7 @@ def test_memory_of_one_way_in_this_process():
 
 def test_the_host_time_of_kernels_that_do_nothing():
     pytest.importorskip("triton")
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.host"]
+    command = [sys.executable, "-W", "error", "-m", "benchmarks.host"]  # of an option too
     run = subprocess.run(command, cwd=host.HERE, capture_output=True, text=True, check=True)
     launches = [int(line.split(", ")[1].split()[0]) for line in run.stdout.splitlines()]
     bank, anchors, both = launches

@@ -14,6 +14,7 @@ from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
 from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, product_precision
 from pixcontrast._info_nce.results import AnchorStatistics
+from pixcontrast._triton import LAUNCH_OPTIONS
 
 MIN_BLOCKS = 4
 """Smallest number of blocks of entries of one program."""
@@ -94,8 +95,7 @@ def launch(
         }
     taken = {name: given[name] for name in kernel.arg_names if name in given}
     options = {"num_warps": configuration.warps, "num_stages": configuration.stages}
-    # The default of Triton until 3.9.
-    kernel[grid](**taken, **options, enable_fp_fusion=True)
+    kernel[grid](**taken, **options, **LAUNCH_OPTIONS)
 
 
 @lru_cache(maxsize=256)  # every step makes the same launches

@@ -24,7 +24,7 @@ from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.thresholds import Thresholds, anchor_bits, entry_bits
 from pixcontrast._info_nce.tiled.similarities import BOUNDED_LOGIT
 from pixcontrast._tensors import IGNORED
-from pixcontrast._triton import interpreted
+from pixcontrast._triton import LAUNCH_OPTIONS, interpreted
 
 INTERPRETED_PROCESSORS = 6
 # Triton reads this once too, when a kernel is decorated.
@@ -152,6 +152,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
                 len(labels),
                 len(anchor_labels).bit_length(),
                 BLOCK_N=block_size,
+                **LAUNCH_OPTIONS,
             )
         return classes, blocks
 
@@ -188,7 +189,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
                 entries = entries._replace(row_stride=row_stride, column_stride=column_stride)
         surveyed = SurveyedTensor(entries, tensor.is_anchors, blocks)
         if index_blocks and surveyed.num_blocks > 0:
-            index_kernel[(1,)](blocks, surveyed.num_blocks, BLOCK_N=block_size)
+            index_kernel[(1,)](blocks, surveyed.num_blocks, BLOCK_N=block_size, **LAUNCH_OPTIONS)
         contrast.append(surveyed)
     return Layout(problem, configurations, anchors, order, tuple(contrast))
 
