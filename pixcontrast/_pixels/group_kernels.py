@@ -190,8 +190,8 @@ def measure_kernel(
     position = tl.load(start + ids, mask=inside, other=0)
     exists = _starts_group(keys, position, num_keys, num_groups, min_pixels, random_bits + 1)
     half = tl.load(keys + position, mask=inside, other=0) >> (random_bits + 1) << 1
-    first = _search(keys, num_keys, (half + 1) << random_bits, num_steps) - position
-    both = _search(keys, num_keys, (half + 2) << random_bits, num_steps) - position
+    first = search_sorted(keys, num_keys, (half + 1) << random_bits, num_steps) - position
+    both = search_sorted(keys, num_keys, (half + 2) << random_bits, num_steps) - position
     tl.store(num_first + ids, tl.where(exists, first, 0), mask=inside)
     tl.store(size + ids, tl.where(exists, both, 0), mask=inside)
 
@@ -255,8 +255,8 @@ def first_kernel(
     BLOCK: tl.constexpr, VIEWS: tl.constexpr,
 ):  # fmt: skip
     ids = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    start = _search(keys, num_keys, ids << random_bits, num_steps)
-    size = _search(keys, num_keys, (ids + 1) << random_bits, num_steps) - start
+    start = search_sorted(keys, num_keys, ids << random_bits, num_steps)
+    size = search_sorted(keys, num_keys, (ids + 1) << random_bits, num_steps) - start
     for view in range(0, num_taken, VIEWS):
         view_ids = view + tl.arange(0, VIEWS)[None, :]
         exists = view_ids < size[:, None]
@@ -280,7 +280,7 @@ def _starts_group(keys, position, num_keys, num_groups, min_pixels, shift):
 
 
 @triton.jit
-def _search(keys, num_keys, target, num_steps):
+def search_sorted(keys, num_keys, target, num_steps):
     """Return the number of ascending keys below each target, by bisection."""
     low = target * 0
     high = low + num_keys

@@ -22,6 +22,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pixcontrast._pixels.group_kernels import search_sorted
+
 SURVEY_ROWS = 10
 FULL_BEFORE, MIXED_BEFORE, MIXED, NONEMPTY, RUN_STARTS, RUN_STOPS, NUM_RUNS = map(
     tl.constexpr, range(3, SURVEY_ROWS)
@@ -43,16 +45,9 @@ def classes_kernel(
     ids = block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = ids < num_entries
     label = tl.load(labels + ids, mask=inside, other=-1)
-    # The number of valid anchors with a smaller label, by bisection of the sorted labels.
+    # The number of valid anchors with a smaller label.
     num_anchors = tl.load(num_valid)
-    low = tl.zeros([BLOCK_N], dtype=tl.int32)
-    high = low + num_anchors
-    for _ in range(num_steps):
-        middle = (low + high) // 2
-        searching = low < high
-        smaller = tl.load(anchor_labels + middle, mask=searching, other=0) < label
-        low = tl.where(searching & smaller, middle + 1, low)
-        high = tl.where(searching & (smaller == 0), middle, high)
+    low = search_sorted(anchor_labels, num_anchors, label, num_steps).to(tl.int32)
     found = low < num_anchors
     known = found & (tl.load(anchor_labels + low, mask=found, other=0) == label)
     valid = label >= 0
