@@ -328,7 +328,9 @@ from pixcontrast import _triton
 launches = []
 kind = type(_triton.probe_kernel())
 launcher = kind.__getitem__
-kind.__getitem__ = lambda *given: lambda *args: launches.append(args) or launcher(*given)(*args)
+def launch(*given):
+    return lambda *args, **options: launches.append(args) or launcher(*given)(*args, **options)
+kind.__getitem__ = launch
 torch.cuda.device = lambda index: contextlib.nullcontext()
 state = torch.get_rng_state()
 with torch.no_grad(), torch.autocast("cpu"), FakeTensorMode():
