@@ -180,6 +180,17 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"  # Triton 3.3
 
 
+# Those of Triton are functions of its language too, and take 4 µs a call.
+def ceil_div(numerator: int, denominator: int) -> int:
+    """Return the quotient, rounded up."""
+    return -(-numerator // denominator)
+
+
+def next_power_of_2(number: int) -> int:
+    """Return the smallest power of two that is at least `number`, which is above 0."""
+    return 1 << (number - 1).bit_length()
+
+
 def launch_on(
     tensor: Tensor, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any
 ) -> None:

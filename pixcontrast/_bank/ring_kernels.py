@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixcontrast._triton import launch_on
+from pixcontrast._triton import ceil_div, launch_on
 
 ENTRIES = 8
 """Entries that a program writes."""
@@ -30,7 +30,7 @@ def append_entries(appends: Sequence[tuple[Tensor, ...]], shard: tuple[int, int]
     most = max(append[4].shape[2] for append in appends)
     dim = first[0].shape[2]
     sizes = [(append[0].shape[1], append[4].shape[2]) for append in (first, last)]
-    grid = (num_classes, triton.cdiv(num_images * most, ENTRIES), len(appends))
+    grid = (num_classes, ceil_div(num_images * most, ENTRIES), len(appends))
     launch_on(
         previous,
         append_kernel,
@@ -50,7 +50,7 @@ def label_slots(counts: Tensor, num_slots: int, ignored: int) -> Tensor:
         launch_on(
             counts,
             labels_kernel,
-            (triton.cdiv(labels.numel(), BLOCK),),
+            (ceil_div(labels.numel(), BLOCK),),
             *(counts, labels, labels.numel(), num_slots, ignored),
             BLOCK=BLOCK,
         )

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixcontrast._info_nce.fused.kernels.tile import mix_bits
-from pixcontrast._triton import launch_on
+from pixcontrast._triton import ceil_div, launch_on
 
 BLOCK = 1024
 
@@ -20,7 +20,7 @@ def write_bits(seed: Tensor, ids: Tensor, *, of_anchors: bool) -> Tensor:
         launch_on(
             ids,
             bits_kernel,
-            (triton.cdiv(ids.numel(), BLOCK),),
+            (ceil_div(ids.numel(), BLOCK),),
             *(seed, ids, bits, ids.numel(), int(of_anchors)),
             BLOCK=BLOCK,
         )

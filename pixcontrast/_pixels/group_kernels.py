@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixcontrast._triton import launch_on
+from pixcontrast._triton import ceil_div, launch_on
 
 BLOCK = 1024
 """Pixels or groups that a program reads at a time."""
@@ -42,7 +42,7 @@ def write_keys(
     launch_on(
         draw,
         keys_kernel,
-        (triton.cdiv(draw.numel(), BLOCK),),
+        (ceil_div(draw.numel(), BLOCK),),
         *(labels, other, usable, draw, keys, labels.shape[1], draw.numel(), num_labels),
         *(num_groups, ignore_index, random_bits, draw_shift, num_halves),
         BLOCK=BLOCK,
@@ -61,7 +61,7 @@ def write_priorities(
     launch_on(
         draw,
         priorities_kernel,
-        (triton.cdiv(draw.numel(), BLOCK),),
+        (ceil_div(draw.numel(), BLOCK),),
         *(keys, draw, priorities, draw.numel(), num_groups, min_pixels, shift, draw_mask),
         BLOCK=BLOCK,
     )
@@ -79,7 +79,7 @@ def measure_groups(
     launch_on(
         start,
         measure_kernel,
-        (triton.cdiv(start.numel(), GROUPS),),
+        (ceil_div(start.numel(), GROUPS),),
         *(keys, start, size, num_first, keys.numel(), start.numel(), num_groups, min_pixels),
         *(random_bits, keys.numel().bit_length()),
         BLOCK=GROUPS,
@@ -107,7 +107,7 @@ def take_groups(
     launch_on(
         labels,
         take_kernel,
-        (triton.cdiv(num_groups, GROUPS),),
+        (ceil_div(num_groups, GROUPS),),
         *(*groups, labels, share, chance, indices, taken_labels, num_groups, num_anchors),
         *(max_anchors, max_views, hard_bits, ignore_index),
         CHUNK=BLOCK,
@@ -130,7 +130,7 @@ def take_first(
     launch_on(
         keys,
         first_kernel,
-        (triton.cdiv(num_groups, GROUPS),),
+        (ceil_div(num_groups, GROUPS),),
         *(keys, order, indices, valid, keys.numel(), num_groups, num_taken, random_bits),
         keys.numel().bit_length(),
         BLOCK=GROUPS,

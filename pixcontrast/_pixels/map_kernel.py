@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixcontrast._tensors import IGNORED
-from pixcontrast._triton import launch_on
+from pixcontrast._triton import ceil_div, launch_on
 
 BLOCK = 256
 NO_LIMIT = (1 << 63) - 1
@@ -39,7 +39,7 @@ def resize_maps(
     launch_on(
         labels,
         maps_kernel,
-        (triton.cdiv(marked.shape[1], BLOCK), len(marked)),
+        (ceil_div(marked.shape[1], BLOCK), len(marked)),
         *(_as_numbers(labels), _as_numbers(preds), _as_numbers(weight), marked, classes),
         *(*_layout(labels, len(size)), *_layout(preds, len(size)), logit_stride, num_logits),
         *([1, 1, *size][-3:]),

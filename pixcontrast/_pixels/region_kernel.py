@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixcontrast._pixels.row_kernels import padded
-from pixcontrast._triton import launch_on
+from pixcontrast._triton import ceil_div, launch_on, next_power_of_2
 
 BLOCK_REGIONS = 32
 TILE_SIZE = 1 << 13
@@ -33,7 +33,7 @@ def merge_regions(
         launch_on(
             flat,
             merge_kernel,
-            (triton.cdiv(present.numel(), MERGED_ROWS),),
+            (ceil_div(present.numel(), MERGED_ROWS),),
             *(sums, counts, means, present, num_splits, present.numel(), dim, smallest),
             BLOCK_D=padded(dim),
             ROWS=MERGED_ROWS,
@@ -53,7 +53,7 @@ def sum_regions(
     num_images, dim, num_pixels = flat.shape
     usable = torch.empty(slots.shape, dtype=torch.bool, device=flat.device)
     block_dim, block_pixels = tile_shape(dim)
-    num_splits = min(MAX_SPLITS, triton.cdiv(num_pixels, 4 * block_pixels))
+    num_splits = min(MAX_SPLITS, ceil_div(num_pixels, 4 * block_pixels))
     sums = flat.new_empty(num_splits, num_images, num_slots, dim, dtype=torch.float32)
     counts = torch.zeros(sums.shape[:3], dtype=torch.int32, device=flat.device)
     launch_on(
@@ -82,7 +82,7 @@ def sum_regions(
 
 def tile_shape(dim: int) -> tuple[int, int]:
     """Return the number of components and pixels of a tile."""
-    block_dim = max(16, int(triton.next_power_of_2(dim)))
+    block_dim = max(16, next_power_of_2(dim))
     return block_dim, min(64, max(16, TILE_SIZE // block_dim))
 
 

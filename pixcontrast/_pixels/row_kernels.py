@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pixcontrast._tensors import IGNORED, SMALLEST
-from pixcontrast._triton import launch_on
+from pixcontrast._triton import ceil_div, launch_on, next_power_of_2
 
 ROWS, WARPS = 4, 2
 """Pixels of a program that gathers, and its warps."""
@@ -72,7 +72,7 @@ def _launch_gather(
         launch_on(
             emb_map,
             gather_kernel,
-            (triton.cdiv(len(indices), ROWS),),
+            (ceil_div(len(indices), ROWS),),
             *(emb_map, indices.contiguous(), labels.contiguous(), *outputs, len(indices)),
             *(num_pixels, emb_map.shape[0] * num_pixels, *_strides(emb_map)),
             *(emb_map.shape[1], ignore_index, IGNORED, SMALLEST),
@@ -108,7 +108,7 @@ def scatter_gradient(
 
 def padded(dim: int) -> int:
     """Return the number of components of a block. Few different ones need few compilations."""
-    return max(LEAST_BLOCK, int(triton.next_power_of_2(dim)))
+    return max(LEAST_BLOCK, next_power_of_2(dim))
 
 
 def _strides(emb_map: Tensor) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
 from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, product_precision
 from pixcontrast._info_nce.results import AnchorStatistics
-from pixcontrast._triton import LAUNCH_OPTIONS
+from pixcontrast._triton import LAUNCH_OPTIONS, ceil_div, next_power_of_2
 
 MIN_BLOCKS = 4
 """Smallest number of blocks of entries of one program."""
@@ -121,17 +121,6 @@ def _settings(
         "WEIGHTED": weighted,
     }
     return constants, Settings(*scales, *map(tl.constexpr, constants.values()))
-
-
-# Those of Triton are functions of its language too, and take 4 µs a call.
-def ceil_div(numerator: int, denominator: int) -> int:
-    """Return the quotient, rounded up."""
-    return -(-numerator // denominator)
-
-
-def next_power_of_2(number: int) -> int:
-    """Return the smallest power of two that is at least `number`, which is above 0."""
-    return 1 << (number - 1).bit_length()
 
 
 def padded_dim(dim: int) -> int:

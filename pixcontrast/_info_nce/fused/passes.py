@@ -23,7 +23,6 @@ from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel, 
 from pixcontrast._info_nce.fused.kernels.positives import merge_kernel, positives_kernel
 from pixcontrast._info_nce.fused.launch import (
     Splits,
-    ceil_div,
     launch,
     launch_entries_gradient,
     launch_splits,
@@ -46,6 +45,7 @@ from pixcontrast._info_nce.results import (
     finite,
 )
 from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds
+from pixcontrast._triton import ceil_div
 
 # Tiles of the kernels that merge partial results, in anchors and components of the gradient.
 LSE_TILE, MERGED_TILE = Configuration(128, 1, 4, 3), Configuration(16, 64, 4, 3)

@@ -18,7 +18,6 @@ from pixcontrast._info_nce.fused.configurations import (
 )
 from pixcontrast._info_nce.fused.kernels.small import small_kernel
 from pixcontrast._info_nce.fused.launch import (
-    ceil_div,
     launch,
     launch_entries_gradient,
     on_device,
@@ -28,6 +27,7 @@ from pixcontrast._info_nce.fused.launch import (
 from pixcontrast._info_nce.fused.layout import IS_INTERPRETED, Layout, SurveyedTensor, Vectors
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult
+from pixcontrast._triton import ceil_div
 
 MAX_ANCHORS = 1024
 

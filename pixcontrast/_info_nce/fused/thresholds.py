@@ -7,10 +7,11 @@ from torch import Tensor
 
 from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel, digit_kernel
-from pixcontrast._info_nce.fused.launch import ceil_div, launch, launch_splits, plan_splits
+from pixcontrast._info_nce.fused.launch import launch, launch_splits, plan_splits
 from pixcontrast._info_nce.fused.layout import Layout
 from pixcontrast._info_nce.radix_select import CountedCandidates
 from pixcontrast._info_nce.thresholds import Thresholds, find_thresholds
+from pixcontrast._triton import ceil_div
 from pixcontrast.samplers import HardNegativeSampler
 
 # Number of values of the digit that each pass finds, and its lowest bit.

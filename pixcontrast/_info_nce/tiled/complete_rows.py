@@ -40,8 +40,8 @@ def can_use_ratios(problem: Problem, logits: Tensor, bounded: bool) -> bool:
 
 
 def losses_by_ratios(
-    problem: Problem, logits: Tensor, labels: Tensor, parts: list[Columns]
-) -> tuple[Tensor, Tensor, Tensor]:
+    problem: Problem, logits: Tensor, labels: Tensor, parts: list[Columns], *, want_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return L, whether P_i is not empty, (M,), and ∂L/∂s (M, N) for denominator="negatives".
 
     With the ratio r = Σ_n exp(s_n) / exp(s_p) = exp(Z − s_p), softplus(Z − s_p) is log(1 + r) and
@@ -60,6 +60,8 @@ def losses_by_ratios(
     count = num_positives.clamp_(min=1.0)
     ratio = torch.div(sums, exponentials, out=exponentials).mul_(positive)
     losses = ratio.log1p().sum(dim=1).div_(count)
+    if not want_gradient:
+        return losses, has_positive, None
     strength = ratio.div_(ratio + 1.0)
     weight = strength.sum(dim=1).div_(count)
     # Without negatives, the sum and the weight are 0.
@@ -69,13 +71,20 @@ def losses_by_ratios(
 
 
 def losses_by_softmax(
-    problem: Problem, logits: Tensor, labels: Tensor, parts: list[Columns], *, bounded: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    problem: Problem,
+    logits: Tensor,
+    labels: Tensor,
+    parts: list[Columns],
+    *,
+    bounded: bool,
+    want_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return L, whether P_i is not empty, (M,), and ∂L/∂s (M, N).
 
     Args:
         logits: (M, N) similarities. May be overwritten.
         bounded: whether they are within `BOUNDED_LOGIT`.
+        want_gradient: whether ∂L/∂s is computed; it is None otherwise.
     """
     gathered = None
     if logits.numel() > MAX_UNGATHERED:
@@ -90,6 +99,8 @@ def losses_by_softmax(
     likelihood, lse = _softmax(masked_logits, bounded=bounded)
     means, strength = positives_of(positive_logits, positive, lse, problem.denominator)
     losses, has_positive, weight = losses_and_weight(lse, means, problem.denominator)
+    if not want_gradient:
+        return losses, has_positive, None
     # ∂L/∂s as in `derivative_`: w·exp(s − Z) − f·σ(Z − s).
     grad_logits = likelihood.mul_(weight[:, None])
     if gathered is None:

@@ -114,15 +114,17 @@ class _OneTile(torch.autograd.Function):
         for index, part in enumerate(parts):
             out = logits[:, part.range]
             similarities.write(out, rows, part.operand, index, LOG2_E if by_ratios else 1.0)
+        given = problem, logits, labels, parts
+        want = is_grad_enabled and any(ctx.needs_input_grad)
         if by_ratios:
-            losses, has_positive, grad_logits = losses_by_ratios(problem, logits, labels, parts)
+            losses, has_positive, grad_logits = losses_by_ratios(*given, want_gradient=want)
         else:
             losses, has_positive, grad_logits = losses_by_softmax(
-                problem, logits, labels, parts, bounded=similarities.bounded
+                *given, bounded=similarities.bounded, want_gradient=want
             )
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(has_positive)
-        if is_grad_enabled and any(ctx.needs_input_grad):
+        if grad_logits is not None:
             ctx.inverse_temperature = problem.inverse_temperature
             _save_for_backward(ctx, grad_logits, rows, parts, anchors, entries)
         return losses, has_positive

@@ -75,15 +75,12 @@ class Similarities:
     def write(
         self, logits: Tensor, rows: Tensor, entries: Tensor, index: int, factor: float = 1.0
     ) -> None:
-        """Overwrite `logits` (R, T) by the similarities of rows with entries of tensor `index`.
-
-        Similarities that cannot saturate are multiplied by `factor`.
-        """
+        """Overwrite `logits` (R, T) by `factor` · similarities of rows with entries of a tensor."""
+        scale = self._scale * factor
         if self.may_saturate[index]:
             torch.mm(rows, entries.T, out=logits)
-            logits.mul_(self._scale).clamp_(-self._limit, self._limit)
+            logits.mul_(scale).clamp_(-self._limit, self._limit)
         else:
-            scale = self._scale * factor
             torch.addmm(logits, rows, entries.T, beta=0.0, alpha=scale, out=logits)
 
 
