@@ -20,8 +20,9 @@ import torch
 from benchmarks._measure.arguments import command_parser, positive, size_of
 from benchmarks._tables.pairs import ablation_table
 from benchmarks._training.experiment import load_data, run_side_by_side
-from benchmarks._training.protocol import TABLES, Table
+from benchmarks._training.protocol import TABLES
 from benchmarks._training.runs import load_runs
+from benchmarks._training.table import Table
 
 COMMITTED = Path(__file__).parent / "results" / "ablation.jsonl"
 

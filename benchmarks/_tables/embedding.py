@@ -15,8 +15,9 @@ from typing import NamedTuple
 from benchmarks._tables.pairs import compare, mean_iou, runs_of
 from benchmarks._tables.text import TextTable, number, signed
 from benchmarks._training.embedding import SCORES
-from benchmarks._training.protocol import TABLES, Table
+from benchmarks._training.protocol import TABLES
 from benchmarks._training.runs import Runs
+from benchmarks._training.table import Table
 
 TUNING = TABLES["embedding-tuning"]
 STUDY = replace(TABLES["embedding"], rows=TABLES["embedding"].rows | TABLES["embedding-lower"].rows)

@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks._tables.text import TextTable, number, signed
 from benchmarks._training.experiment import CLASSES
-from benchmarks._training.protocol import Table
 from benchmarks._training.runs import Run, Runs
+from benchmarks._training.table import Table
 
 ABLATION = ("", "mean IoU", "difference", "positive", "pairs", "gradient ratio", "seconds a run")
 MOMENTS = (0, 4, 9)

@@ -39,6 +39,11 @@ class Split:
         # Convolutions on a CPU run a third faster in the channels-last format.
         return selected.contiguous(memory_format=torch.channels_last)
 
+    def balancing_weights(self, num_classes: int) -> Tensor:
+        """Return a weight of each class: the median of the frequencies over its own."""
+        counts = torch.bincount(self.labels.flatten(), minlength=256)[:num_classes].float()
+        return counts[counts > 0].median() / counts.clamp_min(1)
+
     def fingerprint(self) -> str:
         """Return a short hash of images and labels, to compare the data of two results."""
         digest = hashlib.sha256()
@@ -51,17 +56,20 @@ class Split:
 class SegmentationData:
     """Images of one data set, and the names of its classes in label order.
 
-    `other` are held-out images of a scene without training images, if any.
+    `other` are held-out images of a scene without training images, and `unlabelled` are images for
+    self-training, if any.
     """
 
     train: Split
     heldout: Split
     classes: tuple[str, ...]
     other: Split | None = None
+    unlabelled: Split | None = None
 
     def splits(self) -> dict[str, Split]:
         """Return the splits by name."""
-        found = {"train": self.train, "heldout": self.heldout, "other": self.other}
+        names = ("train", "heldout", "other", "unlabelled")
+        found = {name: getattr(self, name) for name in names}
         return {name: split for name, split in found.items() if split is not None}
 
     def to(self, device: torch.device) -> SegmentationData:
@@ -86,11 +94,13 @@ class SegmentationData:
         return len(self.classes)
 
     def with_few_labels(self, count: int, seed: int) -> SegmentationData:
-        """Return the data with that many training images, drawn at random."""
+        """Return the data with that many training images, drawn at random, and the others."""
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(len(self.train), generator=generator)[:count]
-        drawn = drawn.to(self.train.images.device)
-        return replace(self, train=Split(self.train.images[drawn], self.train.labels[drawn]))
+        order = torch.randperm(len(self.train), generator=generator).to(self.train.images.device)
+        drawn, others = order[:count], order[count:]
+        images, labels = self.train.images, self.train.labels
+        unlabelled = Split(images[others], torch.full_like(labels[others], IGNORE_INDEX))
+        return replace(self, train=Split(images[drawn], labels[drawn]), unlabelled=unlabelled)
 
     def with_wrong_labels(self, fraction: float, seed: int) -> SegmentationData:
         """Return the data with a fraction of the classes of each training image mislabelled."""

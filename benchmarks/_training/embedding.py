@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks._training.data import IGNORE_INDEX, SegmentationData, Split
 from benchmarks._training.network import LargeTrunk, SegmentationNetwork
+from benchmarks._training.pretrained import AT_16TH, OUTPUTS
 
 SHOTS = (1, 5, 20)
 EPISODES = 10
@@ -87,7 +88,9 @@ def layer_maps(network: SegmentationNetwork, images: Tensor) -> dict[str, Tensor
         **{f"1/{4 << index}": stage for index, stage in enumerate(stages)},
         "decoder": features,
         "logits": network.classifier(features),
-        "projection": network.projection(features),
+        "projection": network.projection(
+            features if network.contrasted == "decoder" else stages[list(OUTPUTS).index(AT_16TH)]
+        ),
     }
 
 

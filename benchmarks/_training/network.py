@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks._training.pretrained import OUTPUTS, Lite0
+from benchmarks._training.pretrained import AT_16TH, OUTPUTS, Lite0
 from benchmarks._training.recipe import Recipe
 from pixcontrast import ProjectionHead
 
@@ -16,7 +16,7 @@ WITHOUT_NORM = "mlp without norm"
 
 
 class Outputs(NamedTuple):
-    """Trunk features and logits at the trunk's resolution, and the head that projects features."""
+    """What is contrasted, logits at the trunk's resolution, and the head that projects features."""
 
     features: Tensor
     logits: Tensor
@@ -34,9 +34,11 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.trunk = TRUNKS[recipe.network]()
         self.classifier = nn.Conv2d(self.trunk.channels, num_classes, 1)
+        self.contrasted = recipe.layer
         without_norm = recipe.projection == WITHOUT_NORM
         kind = cast(Literal["mlp", "linear"], "mlp" if without_norm else recipe.projection)
-        self.projection = ProjectionHead(self.trunk.channels, recipe.dim, kind=kind)
+        channels = self.trunk.channels if recipe.layer == "decoder" else OUTPUTS[AT_16TH]
+        self.projection = ProjectionHead(channels, recipe.dim, kind=kind)
         if without_norm:  # the initial weights are those of the head with a norm
             layers = self.projection.layers
             kept = (nn.Identity() if isinstance(one, nn.BatchNorm1d) else one for one in layers)
@@ -44,8 +46,14 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Compute outputs at the trunk's resolution from images (B, 3, H, W)."""
-        features = self.trunk(images)
-        return Outputs(features, self.classifier(features), self.projection)
+        if self.contrasted == "decoder":
+            features = self.trunk(images)
+            return Outputs(features, self.classifier(features), self.projection)
+        if not isinstance(self.trunk, PretrainedTrunk):
+            raise ValueError(f"layer {self.contrasted}: expected the network lite0; got another")
+        stages = self.trunk.stage_maps(images)
+        logits = self.classifier(self.trunk.merge(stages))
+        return Outputs(stages[list(OUTPUTS).index(AT_16TH)], logits, self.projection)
 
 
 class SmallTrunk(nn.Module):

@@ -20,6 +20,8 @@ STAGES = (
 )
 OUTPUTS = {1: 24, 2: 40, 4: 112, 6: 320}
 """Indices of the stages at 1/4, 1/8, 1/16 and 1/32 resolution, and their channels."""
+AT_16TH = 4
+"""Index of the stage at 1/16 resolution."""
 
 
 class Lite0(nn.Module):

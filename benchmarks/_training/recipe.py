@@ -47,6 +47,13 @@ class Recipe:
             none.
         labelled: number of training images, drawn by the seed; 0 for all.
         wrong: fraction of the classes of an image whose pixels get the label of another class.
+        crops: whether training images are cropped, resized and recolored at random.
+        class_weights: whether the cross entropy weights classes by median frequency balancing.
+        layer: what the contrast is applied to, `"decoder"` or the encoder's map at `"1/16"`.
+        pretraining: fraction of the run, at its beginning, with the contrast as the only loss; the
+            rest of the run has the cross entropy alone.
+        confidence: softmax from which a teacher labels a pixel of the images without labels; 0 for
+            no self-training.
     """
 
     size: tuple[int, int]
@@ -85,14 +92,30 @@ class Recipe:
     without: str = ""
     labelled: int = 0
     wrong: float = 0.0
+    crops: bool = False
+    class_weights: bool = False
+    layer: str = "decoder"
+    pretraining: float = 0.0
+    confidence: float = 0.0
 
     @property
     def has_contrast(self) -> bool:
         """Whether the run trains with contrast."""
         return self.sources != ()
 
+    def is_pretraining(self, step: int) -> bool:
+        """Return whether a step belongs to the part with the contrast as the only loss."""
+        return step < round(self.pretraining * self.steps)
+
+    def progress(self, step: int) -> float:
+        """Return the finished fraction of the run, or of the current part of its two."""
+        first = round(self.pretraining * self.steps)
+        return step / first if step < first else (step - first) / (self.steps - first)
+
     def contrast_weight(self, step: int) -> float:
         """Compute the weight of the contrast at a step, with warm-up and fade."""
+        if self.pretraining:
+            return self.weight if self.is_pretraining(step) else 0.0
         done = step / self.steps
         rising = min(1.0, done / self.warmup) if self.warmup > 0 else 1.0
         falling = min(1.0, (1 - done) / self.fade) if self.fade > 0 else 1.0

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks._training.augmentation import crop, recolor
 from benchmarks._training.data import IGNORE_INDEX, SegmentationData, Split
 from benchmarks._training.network import Outputs, SegmentationNetwork, full_resolution
 from benchmarks._training.recipe import Recipe
+from benchmarks._training.teacher import Teacher
 from pixcontrast import PixelContrastLoss
 
 SAMPLES = 10
@@ -28,14 +30,34 @@ def batches(split: Split, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, T
     shape = (recipe.steps, recipe.batch_size)
     epochs = math.ceil(math.prod(shape) / len(split))
     order = torch.cat([torch.randperm(len(split), generator=generator) for _ in range(epochs)])
-    drawn = torch.rand(shape, generator=generator) < (0.5 if recipe.flip else 0.0)
-    for indices, mirrored in zip(
-        order[: math.prod(shape)].view(shape).to(device), drawn.to(device), strict=True
-    ):
+    mirrored = torch.rand(shape, generator=generator) < (0.5 if recipe.flip else 0.0)
+    drawn = torch.rand((*shape, 5), generator=generator) if recipe.crops else mirrored
+    order, mirrored, drawn = (
+        one.to(device) for one in (order[: math.prod(shape)].view(shape), mirrored, drawn)
+    )
+    for indices, mirror, draws in zip(order, mirrored, drawn, strict=True):
         images, labels = split.network_input(indices), split.labels[indices].long()
-        images[mirrored] = images[mirrored].flip(-1)
-        labels[mirrored] = labels[mirrored].flip(-1)
+        images[mirror] = images[mirror].flip(-1)
+        labels[mirror] = labels[mirror].flip(-1)
+        if recipe.crops:
+            images, labels = crop(images, labels, draws[:, :3])
+            images = recolor(images, draws[:, 3:])
         yield images, labels
+
+
+def all_batches(
+    data: SegmentationData, recipe: Recipe, seed: int, teacher: Teacher | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of each step; a teacher doubles them by images that it labels."""
+    labelled = batches(data.train, recipe, seed)
+    if teacher is None:
+        yield from labelled
+        return
+    if data.unlabelled is None:
+        raise ValueError("confidence: expected a recipe with few labels; got one with all")
+    others = batches(data.unlabelled, recipe, seed)
+    for step, ((images, labels), (more, _)) in enumerate(zip(labelled, others, strict=True)):
+        yield teacher.extend(images, labels, more, step)
 
 
 class Losses(NamedTuple):
@@ -51,10 +73,19 @@ class Losses(NamedTuple):
 
 
 class Arm:
-    """One network in training with its optimizer, contrast loss and random state."""
+    """One network in training with its optimizer, contrast loss and random state.
+
+    Args:
+        class_weights: of the cross entropy, (num_classes,).
+    """
 
     def __init__(
-        self, network: SegmentationNetwork, num_classes: int, recipe: Recipe, seed: int
+        self,
+        network: SegmentationNetwork,
+        num_classes: int,
+        recipe: Recipe,
+        seed: int,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.network = network.train()
         self.recipe = recipe
@@ -67,19 +98,28 @@ class Arm:
         )
         # A generator of its own: arms train side by side and must not share the global one.
         self.generator = torch.Generator(device).manual_seed(seed)
+        self.class_weights = class_weights
 
     def losses(self, images: Tensor, labels: Tensor, step: int) -> Losses:
         """Compute the losses of one batch."""
         outputs: Outputs = self.network(images)
         logits = full_resolution(outputs.logits, labels)
-        smoothing = self.recipe.label_smoothing
-        main = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, label_smoothing=smoothing)
-        if self.criterion is None:
+        main = F.cross_entropy(
+            logits,
+            labels,
+            weight=self.class_weights,
+            ignore_index=IGNORE_INDEX,
+            label_smoothing=self.recipe.label_smoothing,
+        )
+        weight, is_pretraining = self.recipe.contrast_weight(step), self.recipe.is_pretraining(step)
+        if self.criterion is None or (self.recipe.pretraining and not is_pretraining):
             return Losses(main, None, outputs.features)
         by_map = self.criterion.projection is None
         emb = outputs.projection(outputs.features) if by_map else outputs.features
-        contrast = self.criterion(emb, labels, logits, generator=self.generator)
-        return Losses(main, self.recipe.contrast_weight(step) * contrast, outputs.features)
+        # The classifier has learned nothing yet while the contrast is the only loss.
+        predicted = None if is_pretraining else logits
+        contrast = self.criterion(emb, labels, predicted, generator=self.generator)
+        return Losses(0 * main if is_pretraining else main, weight * contrast, outputs.features)
 
     def descend(self, loss: Tensor, step: int) -> None:
         """Take one optimizer step, with the learning rate of that step."""
@@ -106,16 +146,20 @@ def train_arm(
         The gradient ratios of contrast and cross entropy at some steps, and the statistics of the
         contrast at these steps; both are empty without contrast.
     """
-    arm = Arm(network, data.num_classes, recipe, seed)
+    weights = data.train.balancing_weights(data.num_classes) if recipe.class_weights else None
+    arm = Arm(network, data.num_classes, recipe, seed, weights)
     ratios: dict[int, float] = {}
     stats: list[dict[str, float]] = []
-    for step, batch in enumerate(batches(data.train, recipe, seed)):
+    teacher = Teacher(network, recipe, seed) if recipe.confidence else None
+    for step, batch in enumerate(all_batches(data, recipe, seed, teacher)):
         losses = arm.losses(*batch, step)
         sampled = is_sampled(step, recipe.steps)
         if arm.criterion is not None and losses.contrast is not None and sampled:
             stats.append(stats_of(arm.criterion))
             ratios[step] = gradient_ratio(losses.contrast, losses.main, losses.features)
         arm.descend(losses.total(), step)
+        if teacher is not None:
+            teacher.follow(network)
         advance()
     network.eval()
     return ratios, stats
@@ -145,16 +189,16 @@ def is_sampled(step: int, steps: int) -> bool:
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Make SGD with momentum, or AdamW."""
+    """Make SGD with momentum, or AdamW (fused, which is a sixth of a step faster on a CPU)."""
     parameters, rate, decay = network.parameters(), recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
     return torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
     """Set the learning rate of a step: the paper's polynomial decay, or half a cosine."""
-    done = step / recipe.steps
+    done = recipe.progress(step)
     left = (1 - done) ** recipe.decay_power
     if recipe.schedule == "cosine":
         left = (1 + math.cos(math.pi * done)) / 2

@@ -13,9 +13,11 @@ from benchmarks._measure.device import measured_peak
 from benchmarks._tables.pairs import ablation_table, lines_of, readings_table
 from benchmarks._training import experiment, training
 from benchmarks._training.network import SegmentationNetwork
-from benchmarks._training.protocol import ALONE, SGD, TABLES, Table
+from benchmarks._training.protocol import TABLES
+from benchmarks._training.regimes import SGD
 from benchmarks._training.runs import append_run, load_runs
 from benchmarks._training.scenes import load_scenes
+from benchmarks._training.table import ALONE, Table
 from benchmarks._training.training import is_sampled, make_optimizer, set_learning_rate
 from pixcontrast import HardAnchorSampler, HardNegativeSampler, RandomAnchorSampler
 

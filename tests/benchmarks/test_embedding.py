@@ -17,7 +17,8 @@ from benchmarks._training import embedding, experiment
 from benchmarks._training.data import CORRUPTIONS, IGNORE_INDEX, corrupted
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.pretrained import Lite0
-from benchmarks._training.protocol import EMBEDDING, NEW_CLASSES, TABLES
+from benchmarks._training.protocol import TABLES
+from benchmarks._training.regimes import EMBEDDING, NEW_CLASSES
 from benchmarks._training.runs import load_runs
 
 
