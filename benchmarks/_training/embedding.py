@@ -89,7 +89,7 @@ def layer_maps(network: SegmentationNetwork, images: Tensor) -> dict[str, Tensor
         "decoder": features,
         "logits": network.classifier(features),
         "projection": network.projection(
-            features if network.contrasted == "decoder" else stages[list(OUTPUTS).index(AT_16TH)]
+            stages[list(OUTPUTS).index(AT_16TH)] if network.at_16th else features
         ),
     }
 

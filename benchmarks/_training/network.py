@@ -34,10 +34,12 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.trunk = TRUNKS[recipe.network]()
         self.classifier = nn.Conv2d(self.trunk.channels, num_classes, 1)
-        self.contrasted = recipe.layer
         without_norm = recipe.projection == WITHOUT_NORM
         kind = cast(Literal["mlp", "linear"], "mlp" if without_norm else recipe.projection)
-        channels = self.trunk.channels if recipe.layer == "decoder" else OUTPUTS[AT_16TH]
+        self.at_16th = recipe.layer == "1/16"
+        if self.at_16th and not isinstance(self.trunk, PretrainedTrunk):
+            raise ValueError(f"layer 1/16: expected the network lite0; got {recipe.network}")
+        channels = OUTPUTS[AT_16TH] if self.at_16th else self.trunk.channels
         self.projection = ProjectionHead(channels, recipe.dim, kind=kind)
         if without_norm:  # the initial weights are those of the head with a norm
             layers = self.projection.layers
@@ -46,11 +48,9 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Compute outputs at the trunk's resolution from images (B, 3, H, W)."""
-        if self.contrasted == "decoder":
+        if not (self.at_16th and isinstance(self.trunk, PretrainedTrunk)):
             features = self.trunk(images)
             return Outputs(features, self.classifier(features), self.projection)
-        if not isinstance(self.trunk, PretrainedTrunk):
-            raise ValueError(f"layer {self.contrasted}: expected the network lite0; got another")
         stages = self.trunk.stage_maps(images)
         logits = self.classifier(self.trunk.merge(stages))
         return Outputs(stages[list(OUTPUTS).index(AT_16TH)], logits, self.projection)
