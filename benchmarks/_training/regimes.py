@@ -53,17 +53,14 @@ def _regime(title: str, scored: str = "heldout", **changes: Any) -> Table:
 
 REGIMES = {
     "baseline": Table(
-        "Cross entropy alone with the pretrained network: rate, decay, length, augmentation",
+        "Cross entropy alone with the pretrained network: rate, weight decay and augmentation",
         replace(EMBEDDING, without="0001TP", sources=()),
         {
             "rate 0.001": {},
             "rate 0.0005": {"learning_rate": 0.0005},
-            "rate 0.002": {"learning_rate": 0.002},
-            "weight decay 0.05": {"weight_decay": 0.05},
-            "crops and colors": {"crops": True},
-            "600 steps": {"steps": 600},
-            "600 steps, crops and colors": {"steps": 600, "crops": True},
-            "600 steps, rate 0.002": {"steps": 600, "learning_rate": 0.002},
+            **{f"rate {rate:g}": {"learning_rate": rate} for rate in (0.002, 0.004, 0.008)},
+            "rate 0.004, weight decay 0.05": {"learning_rate": 0.004, "weight_decay": 0.05},
+            "rate 0.004, crops and colors": {"learning_rate": 0.004, "crops": True},
         },
         seeds=(0, 1),
         file="regimes.jsonl",
