@@ -13,16 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._tables import embedding
-from benchmarks._tables.pairs import ablation_table, classes_table, readings_table
+from benchmarks._tables.pairs import (
+    ablation_table,
+    classes_table,
+    readings_table,
+    regimes_table,
+)
 from benchmarks._tables.text import TextTable
 from benchmarks._training.protocol import TABLES
+from benchmarks._training.regimes import SCENARIOS
 from benchmarks._training.runs import load_runs
+from benchmarks._training.table import Table
 from benchmarks.ablation import COMMITTED
 from benchmarks.price import price_table
 from benchmarks.ranks import ranks_table
 
 ROOT = Path(__file__).parents[1]
-PAGE_NAMES = ("embedding.md", "experiments.md", "reading.md", "scale.md")
+PAGE_NAMES = ("embedding.md", "experiment_tables.md", "experiments.md", "reading.md", "scale.md")
 PAGES = tuple(ROOT / "docs" / name for name in PAGE_NAMES)
 RESULTS = COMMITTED.parent
 TABLE = re.compile(r"(<!-- table: (\w+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -55,6 +62,12 @@ def _runs_of(name: str) -> Path:
     return apart if apart.is_file() else RESULTS / TABLES[name].file
 
 
+def _named(suffix: str) -> list[Table]:
+    """Return the tables of the regimes that end so, or those of screening."""
+    names = [name if suffix == "screening" else f"{name}-{suffix}" for name in SCENARIOS]
+    return [TABLES[name] for name in names if name in TABLES]
+
+
 def _rows(name: str) -> TextTable:
     table, _, scene = name.rpartition("-")
     return embedding.rows_table(table, scene, load_runs(_runs_of(table)))
@@ -62,8 +75,9 @@ def _rows(name: str) -> TextTable:
 
 KINDS: dict[str, Callable[[str], TextTable]] = {
     "ablation": lambda name: ablation_table(TABLES[name], load_runs(_runs_of(name))),
+    "regimes": lambda name: regimes_table(_named(name), load_runs(_runs_of("supervised"))),
     "reading": lambda name: readings_table(TABLES[name], load_runs(COMMITTED)),
-    "classes": lambda name: classes_table(TABLES[name], load_runs(COMMITTED)),
+    "classes": lambda name: classes_table(TABLES[name], load_runs(_runs_of(name))),
     "study": lambda name: embedding.study_table(name, load_runs(_runs_of("embedding"))),
     "pairs": lambda scene: embedding.study_table(
         scene,

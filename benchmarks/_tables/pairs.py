@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -84,21 +84,43 @@ def mean_iou(table: Table, run: Run) -> float:
     return 100 * found
 
 
+REGIMES = ("regime", "row", "cross entropy", "difference", "positive", "pairs")
+
+
+def regimes_table(tables: Iterable[Table], runs: Runs) -> TextTable:
+    """Tabulate every row of several tables, each beside the cross entropy of its table."""
+    rows = []
+    for table in tables:
+        for line in lines_of(table, runs)[1:]:
+            if not line.differences:
+                continue
+            difference = signed(line.compared.difference, line.compared.standard_error)
+            cells = [f"{line.compared.plain:.2f}", difference, *_counts(line.differences)]
+            rows.append([table.title, line.name, *cells])
+    return TextTable(REGIMES, rows)
+
+
+def _counts(differences: list[float]) -> list[str]:
+    """Format the number of positive pairs, and that of all."""
+    pairs = len(differences)
+    return [f"{sum(difference > 0 for difference in differences)} of {pairs}", str(pairs)]
+
+
 def ablation_table(table: Table, runs: Runs) -> TextTable:
     """Tabulate the differences of a table."""
     rows = []
     for line in lines_of(table, runs):
-        compared, pairs = line.compared, len(line.differences)
+        compared = line.compared
         if math.isnan(compared.contrast):
             rows.append([line.name, "not run", *[""] * (len(ABLATION) - 2)])
             continue
         is_first = not any(line.differences)
-        positive = sum(difference > 0 for difference in line.differences)
+        positive, pairs = _counts(line.differences)
         cells = [
             f"{compared.contrast:.2f}",
             "" if is_first else signed(compared.difference, compared.standard_error),
-            "" if is_first else f"{positive} of {pairs}",
-            str(pairs),
+            "" if is_first else positive,
+            pairs,
             "" if math.isnan(line.ratio) else f"{line.ratio:.2f}",
             f"{line.seconds:.0f}",
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ EMBEDDING = replace(
     projected="samples",
 )
 
+CLASS_WEIGHTS: dict[str, Any] = {"sources": (), "class_weights": True}
 LOWER: Rows = {"rate 0.0005": {"sources": (), "learning_rate": 0.0005}}
 
 
@@ -44,11 +46,56 @@ def _study(rows: Rows) -> Table:
     return _embedding(title, rows, tuple(range(100, 112)), "val")
 
 
-def _regime(title: str, scored: str = "heldout", **changes: Any) -> Table:
-    """Screen contrast with the pretrained network, where cross entropy may leave it room."""
-    base = replace(EMBEDDING, without="0001TP", **changes)
-    rows: Rows = {**ALONE, **{f"weight {weight:g}": {"weight": weight} for weight in (0.01, 0.1)}}
+WEIGHTS = (0.01, 0.1)
+TUNED = replace(EMBEDDING, learning_rate=0.002)
+"""The best row of the table `baseline`, from which every regime starts."""
+SCENARIOS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "supervised": ("Fully supervised", "heldout", {}),
+    "new-sequence": ("A sequence that training has not seen", "other", {}),
+    **{name: (f"Corrupted images: {name}", name, {}) for name in CORRUPTIONS},
+    **{
+        f"few-{count}": (f"{count} labelled images", "heldout", {"labelled": count})
+        for count in (12, 25, 50, 100)
+    },
+    "self-training": (
+        "25 labelled images, a mean teacher for the others",
+        "heldout",
+        {"labelled": 25, "confidence": 0.9},
+    ),
+    **{
+        f"wrong-{percent}": (f"{percent}% wrong labels", "heldout", {"wrong": percent / 100})
+        for percent in (10, 30)
+    },
+    "balanced": ("Classes weighted by their frequency", "heldout", {"class_weights": True}),
+    "long": ("1,500 steps", "heldout", {"steps": 1500}),
+    "larger": ("180×240", "heldout", {"size": (180, 240)}),
+}
+"""Title of each regime, images that are compared, and changes to both arms.
+
+The first ones are scores of the same runs.
+"""
+
+
+def _by_weight(weights: Iterable[float]) -> Rows:
+    return {**ALONE, **{f"weight {weight:g}": {"weight": weight} for weight in weights}}
+
+
+def _screening(name: str, rows: Rows | None = None, rate: float | None = None) -> Table:
+    """Screen contrast in a regime, on tuning."""
+    title, scored, changes = SCENARIOS[name]
+    base = replace(TUNED, without="0001TP", **changes)
+    if rate is not None:
+        base, title = replace(base, learning_rate=rate), f"{title}, rate {rate:g}"
+    rows = _by_weight(WEIGHTS) if rows is None else rows
     return Table(title, base, rows, (0, 1, 2, 3), file="regimes.jsonl", scored=scored)
+
+
+def _confirmation(name: str, weight: float, more: Rows | None = None) -> Table:
+    """Compare the chosen weight of a regime with cross entropy on val, with fresh seeds."""
+    title, scored, changes = SCENARIOS[name]
+    base = replace(TUNED, without="0006R0", **changes)
+    rows, seeds = {**_by_weight([weight]), **(more or {})}, tuple(range(200, 212))
+    return Table(title, base, rows, seeds, "val", file="regimes.jsonl", scored=scored)
 
 
 REGIMES = {
@@ -60,6 +107,8 @@ REGIMES = {
             "rate 0.0005": {"learning_rate": 0.0005},
             **{f"rate {rate:g}": {"learning_rate": rate} for rate in (0.002, 0.004, 0.008)},
             "rate 0.004, weight decay 0.05": {"learning_rate": 0.004, "weight_decay": 0.05},
+            "rate 0.004, weight decay 0.2": {"learning_rate": 0.004, "weight_decay": 0.2},
+            "rate 0.002, weight decay 0.05": {"learning_rate": 0.002, "weight_decay": 0.05},
             "rate 0.004, crops and colors": {"learning_rate": 0.004, "crops": True},
         },
         seeds=(0, 1),
@@ -90,17 +139,35 @@ REGIMES = {
     ),
     "embedding": _study({**ALONE, "contrast, weight 0.5": {}}),
     "embedding-lower": _study(LOWER),
-    "pretrained": _regime("A network pretrained on ImageNet"),
-    "pretrained-long": _regime("The same, 1,500 steps", steps=1500),
-    # These are scores of the runs of `pretrained`.
-    "new-sequence": _regime("A sequence that training has not seen", "other"),
-    **{name: _regime(f"Corrupted images: {name}", name) for name in CORRUPTIONS},
+    **{name: _screening(name) for name in SCENARIOS},
+    # Of an earlier screening, before the rate was tuned.
     **{
-        f"few-{count}": _regime(f"{count} labelled images", labelled=count)
-        for count in (12, 25, 50, 100)
+        f"{name}-low-rate": _screening(name, rate=0.001)
+        for name in ("supervised", "new-sequence", *CORRUPTIONS, "few-25", "wrong-30")
     },
-    **{
-        f"wrong-{percent}": _regime(f"{percent}% wrong labels", wrong=percent / 100)
-        for percent in (10, 30)
-    },
+    "pretraining": _screening(
+        "few-25", {**ALONE, "pretraining by contrast": {"pretraining": 0.5, "weight": 1.0}}
+    ),
+    "options": _screening(
+        "supervised",
+        {
+            **ALONE,
+            "weight 0.03": {"weight": 0.03},
+            "weight 0.3": {"weight": 0.3},
+            "weight 0.03, temperature 0.07": {"weight": 0.03, "temperature": 0.07},
+            "weight 0.03, temperature 0.3": {"weight": 0.03, "temperature": 0.3},
+            "weight 0.03, both banks": {"weight": 0.03, **BANK, "pixels_per_region": 128},
+            "weight 0.03, a bank of regions": {
+                "weight": 0.03,
+                "sources": ("batch", "regions"),
+                **BANK,
+                "pixels_per_region": 128,
+            },
+            "weight 0.03, within each image": {"weight": 0.03, "sources": ("image",)},
+            "weight 0.03, semi-hard": {"weight": 0.03, "negatives": "semi-hard"},
+            "weight 0.03, at the map of 1/16": {"weight": 0.03, "layer": "1/16"},
+            "weight 0.3, at the map of 1/16": {"weight": 0.3, "layer": "1/16"},
+        },
+    ),
+    "class-weights": _screening("supervised", {**ALONE, "class weights": CLASS_WEIGHTS}),
 }

@@ -75,3 +75,42 @@ def test_intersection_over_union():
     torch.testing.assert_close(
         iou, torch.tensor([2 / 4, 1 / 3, float("nan")], dtype=torch.float64), equal_nan=True
     )
+
+
+def test_calibration_places_and_similarities():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (2, 8, 9), generator=generator)
+    labels[labels == 3] = 255
+    labels[:, :, :6] = 1  # so that some pixels are far from other labels
+    predicted = torch.randint(0, 3, labels.shape, generator=generator)
+    confidence = torch.rand(labels.shape, generator=generator)
+    bins, places = torch.zeros(3, measures.BINS, dtype=torch.float64), torch.zeros(2, 2)
+    for image, row, column in np.ndindex(*labels.shape):
+        label, hit = labels[image, row, column], predicted[image, row, column]
+        if label == 255:
+            continue
+        index = min(int(confidence[image, row, column] * measures.BINS), measures.BINS - 1)
+        bins[:, index] += torch.tensor([1, confidence[image, row, column], hit == label])
+        window = labels[image, max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3]
+        places[int((window == label).all())] += torch.tensor([hit == label, 1])
+    assert places[1, 1] > 0
+    torch.testing.assert_close(measures.calibration_bins(confidence, predicted, labels), bins)
+    torch.testing.assert_close(measures.hits_by_place(predicted, labels).float(), places)
+
+    features = torch.randn(2, 5, 8, 9, generator=generator)
+    sums, counts = measures.class_sums(features, labels, 4)
+    assert counts[3] == 0
+    unit = torch.nn.functional.normalize(features, dim=1).movedim(1, -1)
+    cosines = {one: unit[labels == one] @ unit[labels == one].T for one in range(3)}
+    within = [
+        (values.sum() - len(values)) / (len(values) * (len(values) - 1))
+        for values in cosines.values()
+    ]
+    between = [
+        (unit[labels == one] @ unit[labels == other].T).mean()
+        for one in range(3)
+        for other in range(3)
+        if one != other
+    ]
+    expected = (float(np.mean(within)), float(np.mean(between)))
+    assert measures.similarities(sums, counts) == pytest.approx(expected, abs=1e-5)
