@@ -47,7 +47,7 @@ def _study(rows: Rows) -> Table:
 
 
 WEIGHTS = (0.01, 0.1)
-TUNED = replace(EMBEDDING, learning_rate=0.002)
+TUNED = replace(EMBEDDING, learning_rate=0.004, weight_decay=0.05)
 """The best row of the table `baseline`, from which every regime starts."""
 SCENARIOS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "supervised": ("Fully supervised", "heldout", {}),
@@ -85,7 +85,8 @@ def _screening(name: str, rows: Rows | None = None, rate: float | None = None) -
     title, scored, changes = SCENARIOS[name]
     base = replace(TUNED, without="0001TP", **changes)
     if rate is not None:
-        base, title = replace(base, learning_rate=rate), f"{title}, rate {rate:g}"
+        base = replace(base, learning_rate=rate, weight_decay=EMBEDDING.weight_decay)
+        title = f"{title}, rate {rate:g}"
     rows = _by_weight(WEIGHTS) if rows is None else rows
     return Table(title, base, rows, (0, 1, 2, 3), file="regimes.jsonl", scored=scored)
 
