@@ -56,7 +56,7 @@ def _record(name: str) -> dict[str, Any]:
     return record
 
 
-def _runs_of(name: str) -> Path:
+def runs_file(name: str) -> Path:
     """Return the file of a table that was measured apart from the others, or that of the others."""
     apart = RESULTS / f"ablation-{name}.jsonl"
     return apart if apart.is_file() else RESULTS / TABLES[name].file
@@ -70,22 +70,22 @@ def _named(suffix: str) -> list[Table]:
 
 def _rows(name: str) -> TextTable:
     table, _, scene = name.rpartition("-")
-    return embedding.rows_table(table, scene, load_runs(_runs_of(table)))
+    return embedding.rows_table(table, scene, load_runs(runs_file(table)))
 
 
 KINDS: dict[str, Callable[[str], TextTable]] = {
-    "ablation": lambda name: ablation_table(TABLES[name], load_runs(_runs_of(name))),
-    "regimes": lambda name: regimes_table(_named(name), load_runs(_runs_of("supervised"))),
+    "ablation": lambda name: ablation_table(TABLES[name], load_runs(runs_file(name))),
+    "regimes": lambda name: regimes_table(_named(name), load_runs(runs_file("supervised"))),
     "reading": lambda name: readings_table(TABLES[name], load_runs(COMMITTED)),
-    "classes": lambda name: classes_table(TABLES[name], load_runs(_runs_of(name))),
-    "study": lambda name: embedding.study_table(name, load_runs(_runs_of("embedding"))),
+    "classes": lambda name: classes_table(TABLES[name], load_runs(runs_file(name))),
+    "study": lambda name: embedding.study_table(name, load_runs(runs_file("embedding"))),
     "pairs": lambda scene: embedding.study_table(
         scene,
-        load_runs(_runs_of("embedding")),
+        load_runs(runs_file("embedding")),
         TABLES["embedding"],
         embedding.HEADLINES,
     ),
-    "splits": lambda scene: embedding.splits_table(scene, load_runs(_runs_of("embedding"))),
+    "splits": lambda scene: embedding.splits_table(scene, load_runs(runs_file("embedding"))),
     "rows": _rows,
     "price": lambda name: price_table(_record(name)["rows"]),
     "ranks": lambda name: ranks_table(_record(name)["losses"]),

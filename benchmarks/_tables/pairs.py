@@ -158,16 +158,47 @@ def _over_time(series: list[list[float]]) -> str:
     return ", ".join(number(mean) for mean in means) if any(means) else ""
 
 
+def pairs_of(table: Table, row: str, runs: Runs) -> list[tuple[Run, Run]]:
+    """Return the measurements of the first row and of another, for the seeds that both have."""
+    first, last = (runs_of(table, one, runs) for one in (next(iter(table.rows)), row))
+    return [(first[seed]["measured"], last[seed]["measured"]) for seed in first if seed in last]
+
+
+def class_differences(table: Table, row: str, runs: Runs) -> list[Compared]:
+    """Compare a row with the first one: IoU of each class in percent."""
+    pairs = pairs_of(table, row, runs)
+    return [
+        compare(*([100 * pair[arm]["class_iou"][index] for pair in pairs] for arm in (0, 1)))
+        for index in range(len(CLASSES[table.data]))
+    ]
+
+
+MEASURES = {
+    "within": "similarity within a class",
+    "between": "similarity between classes",
+    "calibration_error": "calibration error",
+    "border_accuracy": "accuracy near borders",
+    "interior_accuracy": "accuracy elsewhere",
+}
+
+
+def measures_table(table: Table, row: str, runs: Runs) -> TextTable:
+    """Compare a row with the first one: what else is measured, in percent."""
+    pairs, rows = pairs_of(table, row, runs), []
+    for name, title in MEASURES.items():
+        found = compare(*([100 * pair[arm][name] for pair in pairs] for arm in (0, 1)))
+        difference = signed(found.difference, found.standard_error)
+        rows.append([title, number(found.plain), number(found.contrast), difference])
+    return TextTable((table.title, next(iter(table.rows)), row, "difference"), rows)
+
+
 def classes_table(table: Table, runs: Runs) -> TextTable:
     """Compare the two rows of a table: IoU of the classes."""
-    first, last = (runs_of(table, row, runs) for row in table.rows)
-    pairs = [(first[seed]["measured"], last[seed]["measured"]) for seed in first if seed in last]
     rows = []
-    for index, name in enumerate(CLASSES[table.data]):
-        plain, contrast = (
-            [100 * pair[arm]["class_iou"][index] for pair in pairs] for arm in (0, 1)
-        )
-        found = compare(plain, contrast)
+    names = CLASSES[table.data]
+    for name, found in zip(
+        names, class_differences(table, list(table.rows)[-1], runs), strict=True
+    ):
         difference = signed(found.difference, found.standard_error)
         difference = "" if math.isnan(found.difference) else difference
         rows.append([name, number(found.plain), number(found.contrast), difference])

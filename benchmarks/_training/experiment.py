@@ -36,13 +36,8 @@ def load_data(
     return camvid.load_camvid(root, size, split == "tuning", without)
 
 
-def run_experiment(
-    key: Key,
-    data: SegmentationData,
-    environment: dict[str, object],
-    advance: Callable[[], object] = lambda: None,
-) -> Run:
-    """Train a network and measure it, on the device of the data."""
+def prepare(key: Key, data: SegmentationData) -> tuple[SegmentationData, SegmentationNetwork]:
+    """Return the data that a run sees, and its network with the initial weights."""
     recipe, seed = key.recipe, key.seed
     seen = data.without_classes(recipe.left_out)
     if recipe.labelled:
@@ -52,7 +47,18 @@ def run_experiment(
     with _DRAWING:
         torch.manual_seed(seed)
         network = SegmentationNetwork(recipe, seen.num_classes)
-    network = network.to(data.train.images.device)
+    return seen, network.to(data.train.images.device)
+
+
+def run_experiment(
+    key: Key,
+    data: SegmentationData,
+    environment: dict[str, object],
+    advance: Callable[[], object] = lambda: None,
+) -> Run:
+    """Train a network and measure it, on the device of the data."""
+    recipe, seed = key.recipe, key.seed
+    seen, network = prepare(key, data)
     start = time.perf_counter()
     ratios, stats = train_arm(network, seen, recipe, seed, advance)
     seconds = time.perf_counter() - start
