@@ -80,10 +80,12 @@ def _by_weight(weights: Iterable[float]) -> Rows:
     return {**ALONE, **{f"weight {weight:g}": {"weight": weight} for weight in weights}}
 
 
-def _screening(name: str, rows: Rows | None = None, rate: float | None = None) -> Table:
-    """Screen contrast in a regime, on tuning."""
+def _screening(
+    name: str, rows: Rows | None = None, rate: float | None = None, **more: Any
+) -> Table:
+    """Screen contrast in a regime, on tuning; `more` are changes to both arms."""
     title, scored, changes = SCENARIOS[name]
-    base = replace(TUNED, without="0001TP", **changes)
+    base = replace(TUNED, without="0001TP", **changes, **more)
     if rate is not None:
         base = replace(base, learning_rate=rate, weight_decay=EMBEDDING.weight_decay)
         title = f"{title}, rate {rate:g}"
@@ -149,26 +151,25 @@ REGIMES = {
     "pretraining": _screening(
         "few-25", {**ALONE, "pretraining by contrast": {"pretraining": 0.5, "weight": 1.0}}
     ),
+    "weights": _screening("supervised", _by_weight((0.03, 0.3, 1.0))),
     "options": _screening(
         "supervised",
         {
             **ALONE,
-            "weight 0.03": {"weight": 0.03},
-            "weight 0.3": {"weight": 0.3},
-            "weight 0.03, temperature 0.07": {"weight": 0.03, "temperature": 0.07},
-            "weight 0.03, temperature 0.3": {"weight": 0.03, "temperature": 0.3},
-            "weight 0.03, both banks": {"weight": 0.03, **BANK, "pixels_per_region": 128},
-            "weight 0.03, a bank of regions": {
-                "weight": 0.03,
+            "temperature 0.07": {"temperature": 0.07},
+            "temperature 0.3": {"temperature": 0.3},
+            "both banks": {**BANK, "pixels_per_region": 128},
+            "a bank of regions": {
                 "sources": ("batch", "regions"),
                 **BANK,
                 "pixels_per_region": 128,
             },
-            "weight 0.03, within each image": {"weight": 0.03, "sources": ("image",)},
-            "weight 0.03, semi-hard": {"weight": 0.03, "negatives": "semi-hard"},
-            "weight 0.03, at the map of 1/16": {"weight": 0.03, "layer": "1/16"},
-            "weight 0.3, at the map of 1/16": {"weight": 0.3, "layer": "1/16"},
+            "within each image": {"sources": ("image",)},
+            "semi-hard": {"negatives": "semi-hard"},
+            "random anchors": {"anchors": "random"},
+            "at the map of 1/16": {"layer": "1/16"},
         },
+        weight=0.1,
     ),
     "class-weights": _screening("supervised", {**ALONE, "class weights": CLASS_WEIGHTS}),
 }
