@@ -24,12 +24,11 @@ from benchmarks._training.data import IGNORE_INDEX, Split
 from benchmarks._training.experiment import CLASSES, load_data, prepare
 from benchmarks._training.network import SegmentationNetwork, full_resolution
 from benchmarks._training.protocol import TABLES
+from benchmarks._training.regimes import EXPLAINED
 from benchmarks._training.runs import load_runs
 from benchmarks._training.training import train_arm
 from benchmarks.pages import runs_file
 
-ROWS = {"gains": ("few-25-val", "weight 0.01"), "loses": ("few-25-val", "weight 0.1")}
-"""Table and row of each picture."""
 SHOWN = 3
 ARMS = ("cross entropy", "with contrast")
 
@@ -45,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     save_differences(options.out / "effects.png")
     if options.root is not None:
-        for name in ROWS:
+        for name in EXPLAINED:
             save_maps(options.out / f"effect-{name}.png", name, options.root)
     print(f"pictures written to {options.out}")
 
@@ -54,7 +53,7 @@ def save_differences(path: Path) -> None:
     """Draw the change of each class's IoU, and the gradient ratio in the course of training."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     bars, lines = figure.subplots(1, 2, width_ratios=(2, 1))
-    for index, (name, (table_name, row)) in enumerate(ROWS.items()):
+    for index, (name, (table_name, row)) in enumerate(EXPLAINED.items()):
         table, runs = TABLES[table_name], load_runs(runs_file(table_name))
         found = class_differences(table, row, runs)
         places = torch.arange(len(found)) + 0.4 * (index - 0.5)
@@ -77,7 +76,7 @@ def save_differences(path: Path) -> None:
 
 def save_maps(path: Path, name: str, root: Path) -> None:
     """Train a pair, and draw labels, predictions and features of some held-out images."""
-    table_name, row = ROWS[name]
+    table_name, row = EXPLAINED[name]
     table = TABLES[table_name]
     seed = table.seeds[0]
     keys = [table.key(one, seed) for one in (next(iter(table.rows)), row)]

@@ -16,12 +16,13 @@ from benchmarks._tables import embedding
 from benchmarks._tables.pairs import (
     ablation_table,
     classes_table,
+    measures_table,
     readings_table,
     regimes_table,
 )
 from benchmarks._tables.text import TextTable
 from benchmarks._training.protocol import TABLES
-from benchmarks._training.regimes import SCENARIOS
+from benchmarks._training.regimes import EXPLAINED, SCENARIOS
 from benchmarks._training.runs import load_runs
 from benchmarks._training.table import Table
 from benchmarks.ablation import COMMITTED
@@ -29,7 +30,14 @@ from benchmarks.price import price_table
 from benchmarks.ranks import ranks_table
 
 ROOT = Path(__file__).parents[1]
-PAGE_NAMES = ("embedding.md", "experiment_tables.md", "experiments.md", "reading.md", "scale.md")
+PAGE_NAMES = (
+    "effects.md",
+    "embedding.md",
+    "experiment_tables.md",
+    "experiments.md",
+    "reading.md",
+    "scale.md",
+)
 PAGES = tuple(ROOT / "docs" / name for name in PAGE_NAMES)
 RESULTS = COMMITTED.parent
 TABLE = re.compile(r"(<!-- table: (\w+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -68,6 +76,10 @@ def _named(suffix: str) -> list[Table]:
     return [TABLES[name] for name in names if name in TABLES]
 
 
+def _measures(name: str, row: str) -> TextTable:
+    return measures_table(TABLES[name], row, load_runs(runs_file(name)))
+
+
 def _rows(name: str) -> TextTable:
     table, _, scene = name.rpartition("-")
     return embedding.rows_table(table, scene, load_runs(runs_file(table)))
@@ -77,6 +89,7 @@ KINDS: dict[str, Callable[[str], TextTable]] = {
     "ablation": lambda name: ablation_table(TABLES[name], load_runs(runs_file(name))),
     "regimes": lambda name: regimes_table(_named(name), load_runs(runs_file("supervised"))),
     "reading": lambda name: readings_table(TABLES[name], load_runs(COMMITTED)),
+    "measures": lambda name: _measures(*EXPLAINED[name]),
     "classes": lambda name: classes_table(TABLES[name], load_runs(runs_file(name))),
     "study": lambda name: embedding.study_table(name, load_runs(runs_file("embedding"))),
     "pairs": lambda scene: embedding.study_table(

@@ -101,6 +101,9 @@ def _confirmation(name: str, weight: float, more: Rows | None = None) -> Table:
     return Table(title, base, rows, seeds, "val", file="regimes.jsonl", scored=scored)
 
 
+MORE_STEPS: Rows = {"15% more steps": {"sources": (), "steps": 345}}
+EXPLAINED = {"gains": ("supervised-val", "weight 0.1"), "loses": ("weights", "weight 1")}
+"""Table and row of a gain and of a loss, which docs/effects.md explains."""
 REGIMES = {
     "baseline": Table(
         "Cross entropy alone with the pretrained network: rate, weight decay and augmentation",
@@ -143,6 +146,8 @@ REGIMES = {
     "embedding": _study({**ALONE, "contrast, weight 0.5": {}}),
     "embedding-lower": _study(LOWER),
     **{name: _screening(name) for name in SCENARIOS},
+    "supervised-val": _confirmation("supervised", 0.1, MORE_STEPS),
+    **{f"{name}-val": _confirmation(name, 0.1) for name in ("new-sequence", *CORRUPTIONS)},
     # Of an earlier screening, before the rate was tuned.
     **{
         f"{name}-low-rate": _screening(name, rate=0.001)
@@ -170,6 +175,14 @@ REGIMES = {
             "at the map of 1/16": {"layer": "1/16"},
         },
         weight=0.1,
+    ),
+    "gpu-pretrained": Table(
+        "360×480 with the pretrained network, on a GPU",
+        replace(TUNED, size=(360, 480), steps=1500, weight=0.1, without="0006R0"),
+        {**ALONE, "the batch": {}, "the batch, both banks": {**BANK, "pixels_per_region": 128}},
+        seeds=(200, 201, 202, 203, 204),
+        split="val",
+        file="regimes.jsonl",
     ),
     "class-weights": _screening("supervised", {**ALONE, "class weights": CLASS_WEIGHTS}),
 }
