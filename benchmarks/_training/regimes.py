@@ -57,6 +57,11 @@ SCENARIOS: dict[str, tuple[str, str, dict[str, Any]]] = {
         f"few-{count}": (f"{count} labelled images", "heldout", {"labelled": count})
         for count in (12, 25, 50, 100)
     },
+    "new-sequence-tuned": (
+        "A new sequence, at the rate that is best there",
+        "other",
+        {"learning_rate": 0.0005, "weight_decay": 0.01},
+    ),
     "self-training": (
         "25 labelled images, a mean teacher for the others",
         "heldout",
@@ -66,8 +71,9 @@ SCENARIOS: dict[str, tuple[str, str, dict[str, Any]]] = {
         f"wrong-{percent}": (f"{percent}% wrong labels", "heldout", {"wrong": percent / 100})
         for percent in (10, 30)
     },
+    "600-steps": ("600 steps", "heldout", {"steps": 600}),
     "balanced": ("Classes weighted by their frequency", "heldout", {"class_weights": True}),
-    "long": ("1,500 steps", "heldout", {"steps": 1500}),
+    "1500-steps": ("1,500 steps", "heldout", {"steps": 1500}),
     "larger": ("180×240", "heldout", {"size": (180, 240)}),
 }
 """Title of each regime, images that are compared, and changes to both arms.
