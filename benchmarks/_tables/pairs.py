@@ -184,22 +184,23 @@ MEASURES = {
 
 def measures_table(table: Table, row: str, runs: Runs) -> TextTable:
     """Compare a row with the first one: what else is measured, in percent."""
-    pairs, rows = pairs_of(table, row, runs), []
+    # Older runs lack these measures.
+    pairs = [pair for pair in pairs_of(table, row, runs) if all("within" in one for one in pair)]
+    rows = []
     for name, title in MEASURES.items():
         found = compare(*([100 * pair[arm][name] for pair in pairs] for arm in (0, 1)))
         difference = signed(found.difference, found.standard_error)
         rows.append([title, number(found.plain), number(found.contrast), difference])
-    return TextTable((table.title, next(iter(table.rows)), row, "difference"), rows)
+    title = f"{table.title}, {len(pairs)} pairs"
+    return TextTable((title, next(iter(table.rows)), row, "difference"), rows)
 
 
 def classes_table(table: Table, runs: Runs) -> TextTable:
-    """Compare the two rows of a table: IoU of the classes."""
+    """Compare the first two rows of a table: IoU of the classes."""
     rows = []
-    names = CLASSES[table.data]
-    for name, found in zip(
-        names, class_differences(table, list(table.rows)[-1], runs), strict=True
-    ):
+    names, (first, second, *_) = CLASSES[table.data], table.rows
+    for name, found in zip(names, class_differences(table, second, runs), strict=True):
         difference = signed(found.difference, found.standard_error)
         difference = "" if math.isnan(found.difference) else difference
         rows.append([name, number(found.plain), number(found.contrast), difference])
-    return TextTable(("", *table.rows, "difference"), rows)
+    return TextTable(("", first, second, "difference"), rows)

@@ -154,6 +154,7 @@ REGIMES = {
     **{name: _screening(name) for name in SCENARIOS},
     "supervised-val": _confirmation("supervised", 0.1, MORE_STEPS),
     **{f"{name}-val": _confirmation(name, 0.1) for name in ("new-sequence", *CORRUPTIONS)},
+    "few-25-val": _confirmation("few-25", 0.01, MORE_STEPS),
     # Of an earlier screening, before the rate was tuned.
     **{
         f"{name}-low-rate": _screening(name, rate=0.001)
