@@ -88,7 +88,7 @@ def _rows(name: str) -> TextTable:
 KINDS: dict[str, Callable[[str], TextTable]] = {
     "ablation": lambda name: ablation_table(TABLES[name], load_runs(runs_file(name))),
     "regimes": lambda name: regimes_table(_named(name), load_runs(runs_file("supervised"))),
-    "reading": lambda name: readings_table(TABLES[name], load_runs(COMMITTED)),
+    "reading": lambda name: readings_table(TABLES[name], load_runs(runs_file(name))),
     "measures": lambda name: _measures(*EXPLAINED[name]),
     "classes": lambda name: classes_table(TABLES[name], load_runs(runs_file(name))),
     "study": lambda name: embedding.study_table(name, load_runs(runs_file("embedding"))),

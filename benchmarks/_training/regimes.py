@@ -155,6 +155,7 @@ REGIMES = {
     "supervised-val": _confirmation("supervised", 0.1, MORE_STEPS),
     **{f"{name}-val": _confirmation(name, 0.1) for name in ("new-sequence", *CORRUPTIONS)},
     "few-25-val": _confirmation("few-25", 0.01, MORE_STEPS),
+    "new-sequence-tuned-val": _confirmation("new-sequence-tuned", 0.1),
     # Of an earlier screening, before the rate was tuned.
     **{
         f"{name}-low-rate": _screening(name, rate=0.001)
