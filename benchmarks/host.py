@@ -74,17 +74,26 @@ def pretend_h100() -> list[Any]:
     """Let `info_nce` launch kernels on CPU tensors; returns a list that gets every launch."""
     import triton
     from triton.backends.compiler import GPUTarget
+    from triton.compiler import CompiledKernel
     from triton.runtime.jit import JITFunction
 
     from pixcontrast import functional
 
     launches: list[Any] = []
-    kernel = SimpleNamespace(
-        function=None,
-        packed_metadata=None,
-        launch_metadata=lambda *_: None,
-        run=lambda *arguments: launches.append(arguments[:3]),
-    )
+
+    class NoKernel(CompiledKernel):  # type: ignore[misc]
+        """A compiled kernel that does nothing but what the host does to launch it."""
+
+        name = src = function = packed_metadata = None
+
+        def __init__(self) -> None: ...
+
+        def _init_handles(self) -> None: ...
+
+        def run(self, *arguments: Any) -> None:
+            launches.append(arguments[:3])
+
+    kernel = NoKernel()
 
     def compile_nothing(self: Any, key: Any, signature: Any, device: Any, *_: Any) -> Any:
         return self.device_caches[device][0].setdefault(key, kernel)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pixcontrast._check import short_dtype
+from pixcontrast._launch import LAUNCH_OPTIONS
 
 Backend = Literal["dense", "tiled", "triton", "auto"]
 Form = Literal["dense", "tiled", "triton"]
@@ -27,9 +28,6 @@ Form = Literal["dense", "tiled", "triton"]
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DIM = 512
 MIN_CAPABILITY = (8, 0)
-
-# The default until Triton 3.9, which warns of a change.
-LAUNCH_OPTIONS = {"enable_fp_fusion": True}
 
 _lock = threading.Lock()
 _warned: set[str] = set()
@@ -189,14 +187,6 @@ def ceil_div(numerator: int, denominator: int) -> int:
 def next_power_of_2(number: int) -> int:
     """Return the smallest power of two that is at least `number`, which is above 0."""
     return 1 << (number - 1).bit_length()
-
-
-def launch_on(
-    tensor: Tensor, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any
-) -> None:
-    """Launch a kernel on the device of a tensor."""
-    with torch.cuda.device_of(tensor):  # type: ignore[no-untyped-call]
-        kernel[grid](*arguments, **{**LAUNCH_OPTIONS, **options})
 
 
 def launch_failure(index: int | None) -> str | None:

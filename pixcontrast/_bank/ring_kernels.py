@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixcontrast._triton import ceil_div, launch_on
+from pixcontrast._launch import launch_on
+from pixcontrast._triton import ceil_div
 
 ENTRIES = 8
 """Entries that a program writes."""

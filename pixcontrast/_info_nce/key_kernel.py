@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pixcontrast._info_nce.fused.kernels.tile import mix_bits
-from pixcontrast._triton import ceil_div, launch_on
+from pixcontrast._launch import launch_on
+from pixcontrast._triton import ceil_div
 
 BLOCK = 1024
 

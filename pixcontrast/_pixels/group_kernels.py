@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pixcontrast._triton import ceil_div, launch_on
+from pixcontrast._launch import launch_on
+from pixcontrast._triton import ceil_div
 
 BLOCK = 1024
 """Pixels or groups that a program reads at a time."""
@@ -280,16 +281,17 @@ def _starts_group(keys, position, num_keys, num_groups, min_pixels, shift):
 
 
 @triton.jit
-def search_sorted(keys, num_keys, target, num_steps):
-    """Return the number of ascending keys below each target, by bisection."""
+def search_sorted(keys, num_keys, target, num_steps, DESCENDING: tl.constexpr = False):
+    """Return the number of ascending keys below each target, by bisection; of descending, above."""
     low = target * 0
     high = low + num_keys
     for _ in range(num_steps):
         middle = (low + high) // 2
         searching = low < high
-        smaller = tl.load(keys + middle, mask=searching, other=0) < target
-        low = tl.where(searching & smaller, middle + 1, low)
-        high = tl.where(searching & (smaller == 0), middle, high)
+        key = tl.load(keys + middle, mask=searching, other=0)
+        before = key > target if DESCENDING else key < target
+        low = tl.where(searching & before, middle + 1, low)
+        high = tl.where(searching & (before == 0), middle, high)
     return low
 
 

@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pixcontrast._launch import launch_on
 from pixcontrast._tensors import IGNORED
-from pixcontrast._triton import ceil_div, launch_on
+from pixcontrast._triton import ceil_div
 
 BLOCK = 256
 NO_LIMIT = (1 << 63) - 1

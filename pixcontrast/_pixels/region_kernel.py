@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pixcontrast._launch import launch_on
 from pixcontrast._pixels.row_kernels import padded
-from pixcontrast._triton import ceil_div, launch_on, next_power_of_2
+from pixcontrast._triton import ceil_div, next_power_of_2
 
 BLOCK_REGIONS = 32
 TILE_SIZE = 1 << 13

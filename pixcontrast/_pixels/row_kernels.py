@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pixcontrast._launch import launch_on
 from pixcontrast._tensors import IGNORED, SMALLEST
-from pixcontrast._triton import ceil_div, launch_on, next_power_of_2
+from pixcontrast._triton import ceil_div, next_power_of_2
 
 ROWS, WARPS = 4, 2
 """Pixels of a program that gathers, and its warps."""

@@ -72,7 +72,7 @@ def _caller() -> Path:
     frame = sys._getframe(2)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(package) and path.name != "_triton.py":  # it launches for others
+        if path.is_relative_to(package) and path.name != "_launch.py":  # it launches for others
             return path.relative_to(package)
         frame = frame.f_back
     return Path("autograd")
