@@ -39,7 +39,7 @@ def mark_ignored(
         ignored |= wide >= num_classes
     if weight is not None:
         ignored |= weight == 0
-    return wide.masked_fill(ignored, IGNORED).clamp_(min=IGNORED)  # so are all negative labels
+    return wide.clamp(min=IGNORED).masked_fill_(ignored, IGNORED)  # so are all negative labels
 
 
 def product_dtype(vectors: Tensor) -> torch.dtype:

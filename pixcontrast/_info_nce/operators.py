@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.once_differentiable import once_differentiable, refuse_transforms
-from pixcontrast._info_nce.problem import NUM_TENSOR_FIELDS, SCHEMA, Problem
+from pixcontrast._info_nce.problem import NUM_ARGUMENTS, SCHEMA, Problem, options_of
 from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, Losses
 from pixcontrast._info_nce.sharded import sharded_forward
 from pixcontrast._info_nce.thresholds import Thresholds
@@ -25,8 +25,9 @@ from pixcontrast._info_nce.tiled.passes import tiled_entries_gradient, tiled_for
 from pixcontrast._tensors import without_autocast
 
 _NUM_STATISTICS = len(AnchorStatistics._fields)
+_NO_THRESHOLDS = len(Thresholds._fields) * (None,)
 # Losses, has_positive, anchor gradient, statistics, thresholds, number of entries in all shards.
-_NUM_OUTPUTS = 3 + _NUM_STATISTICS + len(Thresholds._fields) + 1
+_NUM_OUTPUTS = 3 + _NUM_STATISTICS + len(_NO_THRESHOLDS) + 1
 
 
 def compute_losses(problem: Problem) -> Losses:
@@ -45,10 +46,11 @@ class _EagerLosses(torch.autograd.Function):
     """The operators without their wrappers, for a problem, its anchors and its entries."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outputs, ctx.layout = _forward(problem)
-        _save(ctx, problem, outputs)
-        return outputs
+    def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+        result, thresholds, num_shard_entries, ctx.layout = _forward(problem)
+        selected = _NO_THRESHOLDS if thresholds is None else thresholds
+        _save(ctx, problem, (result.anchor_gradient, *result.statistics, *selected))
+        return result.losses, result.has_positive, num_shard_entries
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -71,15 +73,26 @@ def losses_operator(*arguments: Any) -> tuple[Tensor, ...]:
         The losses, has_positive, the anchors' gradient, the `AnchorStatistics`, the `Thresholds`
         and the number of entries in all shards.
     """
-    outputs, _ = _forward(Problem.of_arguments(*arguments))
-    return outputs
+    problem = Problem.of_arguments(*arguments)
+    result, thresholds, num_shard_entries, _ = _forward(problem)
+    gradient = result.anchor_gradient
+    # An operator must return distinct tensors.
+    none = [result.losses.new_empty(0) for _ in range(1 + len(_NO_THRESHOLDS))]
+    return (
+        result.losses,
+        result.has_positive,
+        none[0] if gradient is None else gradient,
+        *result.statistics,
+        *(none[1:] if thresholds is None else thresholds),
+        problem.labels.new_empty(0) if num_shard_entries is None else num_shard_entries,
+    )
 
 
-def _forward(problem: Problem) -> tuple[tuple[Tensor, ...], Any]:
-    """Return the outputs of the operator, and the layout of the fused form if there is one."""
-    layout = None
-    thresholds: Thresholds | None = None
-    num_shard_entries = problem.labels.new_empty(0)
+def _forward(
+    problem: Problem,
+) -> tuple[ForwardResult, Thresholds | None, Tensor | None, Any]:
+    """Return what the operator does, and the layout of the fused form; None for what is unused."""
+    layout = thresholds = num_shard_entries = None
     with without_autocast(problem.anchors.device):
         if problem.group is not None:
             result, thresholds, num_shard_entries = sharded_forward(problem)
@@ -91,17 +104,7 @@ def _forward(problem: Problem) -> tuple[tuple[Tensor, ...], Any]:
             result = tiled_forward(problem)
         else:
             result, thresholds = mined_forward(problem)
-    return (*_as_tensors(result, thresholds), num_shard_entries), layout
-
-
-def _as_tensors(result: ForwardResult, thresholds: Thresholds | None) -> tuple[Tensor, ...]:
-    """Replace None by tensors without elements. An operator must return distinct tensors."""
-    losses, has_positive, gradient, statistics = result
-    if gradient is None:
-        gradient = losses.new_empty(0)
-    if thresholds is None:
-        thresholds = Thresholds(*(losses.new_empty(0) for _ in Thresholds._fields))
-    return losses, has_positive, gradient, *statistics, *thresholds
+    return result, thresholds, num_shard_entries, layout
 
 
 @losses_operator.register_fake
@@ -186,7 +189,8 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _save(ctx, Problem.of_arguments(*inputs), output)
+    ctx.mark_non_differentiable(*output[1:])
+    _save(ctx, Problem.of_arguments(*inputs), output[2:-1])
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -195,43 +199,43 @@ def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return found
 
     by_anchors, by_entries = _gradients(ctx, upstream, compute)
-    is_anchors, *other_options = ctx.options
-    return (
+    gradients: tuple[Any, ...] = (
         by_anchors,
         *(None, None),  # labels and seed
         by_entries,
         len(by_entries) * [None],
         *(ctx.num_shards * [None], ctx.num_shards * [None]),
         # PyTorch interprets an empty list of flags as a list of tensors.
-        None if is_anchors else [],
-        *len(other_options) * [None],
+        None if ctx.wanted else [],
     )
+    return *gradients, *(NUM_ARGUMENTS - len(gradients)) * [None]
 
 
 losses_operator.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _save(ctx: Any, problem: Problem, outputs: tuple[Tensor, ...]) -> None:
-    """Save what `_gradients` needs."""
+def _save(ctx: Any, problem: Problem, computed: tuple[Tensor | None, ...]) -> None:
+    """Save what `_gradients` needs: the problem, the anchors' gradient, statistics, thresholds."""
     # Only the losses have a gradient: create no zeros for the other outputs.
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*outputs[1:])
     needs_gradient = [entries.requires_grad for entries in problem.entries]
     others = iter(needs_gradient)
     ctx.wanted = [problem.want_gradient if own else next(others) for own in problem.is_anchors]
     # Entries without a gradient are not saved, because autograd raises if a saved bank is updated
     # in place. With a negative sampler every label is saved, because ids count all entries.
-    no_entries = problem.anchors.new_empty(0, problem.anchors.shape[1])
+    no_entries, no_labels = (
+        problem.anchors.new_empty(0, problem.anchors.shape[1]),
+        problem.labels[:0],
+    )
     entries = [e if n else no_entries for e, n in zip(problem.entries, needs_gradient, strict=True)]
     entry_labels = [
-        labels if need or problem.negative_sampler is not None else problem.labels[:0]
+        labels if need or problem.negative_sampler is not None else no_labels
         for labels, need in zip(problem.entry_labels, needs_gradient, strict=True)
     ]
-    _, _, *computed, _ = outputs
     own = problem.anchors, problem.labels, problem.seed
     ctx.save_for_backward(*own, *computed, *entries, *entry_labels)
     ctx.num_entries, ctx.num_shards = len(entries), len(problem.shard_entries)
-    ctx.options = problem.arguments()[NUM_TENSOR_FIELDS:]
+    ctx.options = options_of(problem)
 
 
 def _gradients(
@@ -242,9 +246,7 @@ def _gradients(
     num_computed = len(saved) - 2 * ctx.num_entries
     computed, entries = saved[:num_computed], saved[num_computed:][: ctx.num_entries]
     entry_labels = saved[num_computed + ctx.num_entries :]
-    problem = Problem.of_arguments(
-        *(anchors, labels, seed, entries, entry_labels, [], []), *ctx.options
-    )
+    problem = Problem(anchors, labels, seed, entries, entry_labels, [], [], *ctx.options)
     from_entries: Sequence[Tensor] = ()
     by_anchors = None
     if upstream is not None:
@@ -254,7 +256,7 @@ def _gradients(
         if problem.has_forward_gradient:
             # Add the gradients of both roles of an anchor before the conversion to its dtype. In
             # float16 most components of each would be subnormal.
-            by_anchors = gradient * upstream[:, None]
+            by_anchors = gradient * upstream.unsqueeze(1)
     by_entries: list[Tensor | None] = []
     remaining = iter(from_entries)
     for own, want in zip(problem.is_anchors, ctx.wanted, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ class Shards(NamedTuple):
     labels: Sequence[Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # nothing changes a field; `frozen` would take 4 µs a call
 class Problem:
     """One call of `info_nce`, with checked and resolved arguments.
 
@@ -253,7 +254,8 @@ class Problem:
 
 
 _FIELDS = tuple(name for name in Problem.__dataclass_fields__ if name != "negative_sampler")
-NUM_TENSOR_FIELDS = _FIELDS.index("is_anchors")
+options_of = attrgetter(*_FIELDS[_FIELDS.index("is_anchors") :], "negative_sampler")
+"""Return the fields of a problem that are not tensors."""
 SCHEMA = (
     "Tensor anchors, Tensor labels, Tensor? seed, Tensor[] entries, Tensor[] entry_labels, "
     "Tensor[] shard_entries, Tensor[] shard_labels, bool[] is_anchors, SymInt first_entry_id, "
@@ -261,3 +263,4 @@ SCHEMA = (
     "str denominator, ScalarType product_dtype, bool unit_length, str? strategy, float ratio, "
     "SymInt? num_negatives, SymInt? num_positives"
 )
+NUM_ARGUMENTS = SCHEMA.count(",") + 1
