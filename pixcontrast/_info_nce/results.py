@@ -8,7 +8,7 @@ merge to the loss. Any split of the entries merges to the same result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -99,17 +99,21 @@ class Passes(Protocol):
         """Compute the means over the positives, given Z (M,) over all contrast entries."""
 
 
-def allocate_forward(problem: Problem) -> ForwardResult:
-    """Return the result for M ignored anchors: zeros everywhere."""
-    like = problem.anchors.new_zeros(0, dtype=problem.compute_dtype)
-    num_anchors = problem.labels.numel()
+def allocate_forward(
+    problem: Problem, allocate: Callable[..., Tensor] = Tensor.new_zeros
+) -> ForwardResult:
+    """Return the result for M ignored anchors, zeros everywhere, or memory for another result."""
+    anchors, num_anchors, dtype = problem.anchors, problem.labels.shape[0], problem.compute_dtype
+    gradient = None
+    if problem.has_forward_gradient:
+        gradient = allocate(anchors, anchors.shape, dtype=dtype)
     return ForwardResult(
-        losses=like.new_zeros(num_anchors),
-        has_positive=like.new_zeros(num_anchors, dtype=torch.bool),
-        anchor_gradient=like.new_zeros(problem.anchors.shape)
-        if problem.has_forward_gradient
-        else None,
-        statistics=AnchorStatistics(*(like.new_zeros(num_anchors, 1) for _ in range(3))),
+        losses=allocate(anchors, num_anchors, dtype=dtype),
+        has_positive=allocate(anchors, num_anchors, dtype=torch.bool),
+        anchor_gradient=gradient,
+        statistics=AnchorStatistics(
+            *(allocate(anchors, (num_anchors, 1), dtype=dtype) for _ in AnchorStatistics._fields)
+        ),
     )
 
 

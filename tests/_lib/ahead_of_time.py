@@ -121,7 +121,7 @@ def compile_kernel(
         "thresholds": Thresholds("*fp32", "*i32", "*fp32", "*i32") if flags["MINED"] else none,
         "statistics": statistics,
         "result": ForwardResult("*fp32", "*i1", "*fp32" if flags["WEIGHTED"] else none, statistics),
-        "partials": DenominatorSums("*fp32", "*fp32", "*fp32", "*fp32"),
+        "partials": DenominatorSums("*fp32", "*fp32", "*fp32"),
         "sums": PositiveSums("*i32", "*fp32", "*fp32", "*fp32"),
         "settings": Settings("fp32", "fp32", "fp32", *map(Constant, compiled_in)),
         "min_hardness": "*fp32" if flags["POOLED"] else none,
@@ -147,6 +147,7 @@ def compile_kernel(
     values = {
         "TILES": 1,
         "NUM_DIGITS": 1024,
+        "SPLITS": 16,
         **flags,
         **dict(zip(Settings._fields[3:], compiled_in, strict=True)),
     }

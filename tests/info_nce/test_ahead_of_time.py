@@ -13,6 +13,7 @@ from ahead_of_time import (  # noqa: E402
     KERNELS,
     MERGING_KERNELS,
     SHARED_MEMORY,
+    Constant,
     compile_kernel,
     compiled,
 )
@@ -28,6 +29,8 @@ from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
     for_mining,
     small_configuration,
 )
+from pixcontrast._info_nce.fused.kernels.blocks import index_kernel, survey_kernel  # noqa: E402
+from pixcontrast._info_nce.fused.layout import Labels, Vectors  # noqa: E402
 
 KINDS = ("16", "mixed", "tf32", "ieee")
 DIMS = (64, 128, 256, 512)
@@ -149,6 +152,25 @@ def test_the_kernels_that_merge_compile(name, option):
     rows = 4 if name == "digit" else 32  # a row of a histogram has 1,024 numbers
     made = compile_kernel(name, Configuration(rows, 16, 4, 3), "16", 100, 90, **constants)
     assert made.stack == 0
+
+
+@pytest.mark.parametrize("narrow", [True, False], ids=["narrow", "wide"])
+def test_the_kernels_of_the_survey_compile(narrow):
+    none, labels = Constant(None), Labels("*i64", "*i32", "*i32")
+    sizes = "dim", "num_anchors", "own_blocks", "num_steps", "num_entries"
+    limit = "fp32" if narrow else none
+    types = {
+        "source": Vectors("*fp32", "*i64", none, none, "i32", Constant(1), limit),
+        "order": "*i64",
+        "anchors": Vectors("*bf16" if narrow else "*fp32", "*i32", none, "*i32", none, none, none),
+        **dict.fromkeys(("own", "other"), labels),
+        **dict.fromkeys(sizes, "i32"),
+    }
+    block, warps = {"BLOCK_N": 128}, {"num_warps": 4}
+    made = compiled(survey_kernel, types, block, {"row_stride"}, 90, warps)
+    assert made.stack == 0
+    index = {"survey": "*i32", "num_blocks": "i32"}
+    assert compiled(index_kernel, index, block, set(), 90, warps).stack == 0
 
 
 @pytest.mark.parametrize("name", [*KERNELS, *MERGING_KERNELS])

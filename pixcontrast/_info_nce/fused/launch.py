@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
-from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, product_precision
+from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor
 from pixcontrast._info_nce.results import AnchorStatistics
-from pixcontrast._triton import LAUNCH_OPTIONS, ceil_div, next_power_of_2
+from pixcontrast._launch import launch
+from pixcontrast._triton import ceil_div, next_power_of_2
 
 MIN_BLOCKS = 4
 """Smallest number of blocks of entries of one program."""
@@ -54,73 +56,46 @@ class Settings(NamedTuple):
     WEIGHTED: Any
 
 
-def launch(
+def launch_tiles(
     kernel: Any,
     grid: tuple[int, ...],
     layout: Layout,
     configuration: Configuration,
-    tensor: SurveyedTensor | None = None,
-    /,
-    *,
+    tensor: SurveyedTensor,
+    arguments: Sequence[Any],
+    *constants: Any,
     weighted: bool = False,
-    **arguments: Any,
 ) -> None:
-    """Launch a kernel. Arguments are found by name in the layout, the tensor and `arguments`."""
-    problem = layout.problem
-    constants, settings = _settings(
-        layout.scales,
-        problem.anchors.shape[1],
-        (configuration.rows, configuration.columns),
-        product_precision(problem.product_dtype),
-        problem.denominator == "all",
-        layout.bounded,
-        tensor is not None and tensor.is_anchors,
-        weighted,
-    )
-    given: dict[str, Any] = {
-        **vars(layout),
-        "num_anchors": len(layout),
-        "num_valid": layout.anchors.num_valid,
-        "inverse_temperature": settings.inverse_temperature,
-        # Kernels that use few constants take these alone, and so have fewer variants.
-        **constants,
-        "settings": settings,
-        **arguments,
-    }
-    if tensor is not None:
-        given |= {
-            "entries": tensor.entries,
-            "num_entries": len(tensor),
-            "num_blocks": tensor.num_blocks,
-        }
-    taken = {name: given[name] for name in kernel.arg_names if name in given}
-    options = {"num_warps": configuration.warps, "num_stages": configuration.stages}
-    kernel[grid](**taken, **options, **LAUNCH_OPTIONS)
+    """Launch a kernel that computes similarities. Its constants are `Settings` and `constants`."""
+    variant = layout.common, configuration, tensor.is_anchors, weighted
+    key = layout.order.get_device(), variant, constants
+    constants = _settings(layout.scales, *variant), *constants
+    launch(kernel, grid, arguments, constants, key, *configuration[2:])
+
+
+def launch_rows(
+    kernel: Any,
+    grid: tuple[int, ...],
+    layout: Layout,
+    configuration: Configuration,
+    arguments: Sequence[Any],
+    *constants: Any,
+) -> None:
+    """Launch a kernel that needs few constants, and so has few variants."""
+    variant = layout.order.get_device(), configuration, constants
+    launch(kernel, grid, arguments, constants, variant, *configuration[2:])
 
 
 @lru_cache(maxsize=256)  # every step makes the same launches
 def _settings(
     scales: tuple[float, float, float],
-    dim: int,
-    block: tuple[int, int],
-    precision: str,
-    all_in_denominator: bool,
-    bounded: bool,
-    is_anchors: bool,
-    weighted: bool,
-) -> tuple[dict[str, Any], Settings]:
-    constants = {
-        "D": dim,
-        "BLOCK_D": padded_dim(dim),
-        "BLOCK_M": block[0],
-        "BLOCK_N": block[1],
-        "PRECISION": precision,
-        "ALL": all_in_denominator,
-        "BOUNDED": bounded,
-        "IS_ANCHORS": is_anchors,
-        "WEIGHTED": weighted,
-    }
-    return constants, Settings(*scales, *map(tl.constexpr, constants.values()))
+    common: tuple[int, str, bool, bool],
+    configuration: Configuration,
+    *flags: bool,
+) -> Settings:
+    dim, *others = common
+    sizes = dim, padded_dim(dim), configuration.rows, configuration.columns
+    return Settings(*scales, *map(tl.constexpr, (*sizes, *others, *flags)))
 
 
 def padded_dim(dim: int) -> int:
@@ -148,7 +123,7 @@ def plan_splits(layout: Layout, configuration: Configuration) -> list[Splits]:
         for tensor in layout.contrast
         if tensor.num_blocks > 0
     ]
-    row_blocks = ceil_div(len(layout), configuration.rows)
+    row_blocks = ceil_div(layout.num_anchors, configuration.rows)
     plan: list[Splits] = []
     first = 0
     for tensor, weighted in sorted(tensors, key=lambda pair: not pair[1]):
@@ -182,21 +157,25 @@ def num_splits_for(num_processors: int, row_blocks: int, num_blocks: int) -> int
 
 
 def launch_splits(
-    kernel: Any, layout: Layout, configuration: Configuration, plan: list[Splits], **arguments: Any
+    kernel: Any,
+    layout: Layout,
+    configuration: Configuration,
+    plan: list[Splits],
+    arguments: Sequence[Any],
+    *constants: Any,
 ) -> None:
     """Launch a kernel once for each contrast tensor. Each launch writes its range of results."""
-    row_blocks = ceil_div(len(layout), configuration.rows)
+    row_blocks = ceil_div(layout.num_anchors, configuration.rows)
     for tensor, weighted, first_split, num_splits in plan:
-        launch(
+        launch_tiles(
             kernel,
             (row_blocks, num_splits),
             layout,
             configuration,
             tensor,
+            (layout.anchors, layout.num_anchors, *tensor.arguments, first_split, *arguments),
+            *constants,
             weighted=weighted,
-            first_split=first_split,
-            survey=tensor.survey,
-            **arguments,
         )
 
 
@@ -220,23 +199,22 @@ def launch_entries_gradient(
     shape = num_splits, len(tensor), problem.anchors.shape[1]
     gradients = upstream.new_empty(shape, dtype=dtype)
     if len(tensor) > 0:
-        launch(
+        launch_tiles(
             entries_gradient_kernel,
             (ceil_div(len(tensor), configuration.rows), num_splits),
             layout,
             configuration,
             tensor,
-            statistics=statistics,
-            upstream=upstream,
-            upstream_stride=upstream.stride(0),
-            gradients=gradients,
-            BOTH_ROLES=has_both_roles(layout, tensor),
-            IN_FLOAT32=in_float32,
+            (
+                layout.anchors,
+                *tensor.arguments[:2],
+                layout.thresholds,
+                statistics,
+                upstream,
+                upstream.stride(0),
+                gradients,
+            ),
+            has_both_roles(layout, tensor),
+            in_float32,
         )
     return gradients
-
-
-def positives_limit(layout: Layout) -> float:
-    """Return a power of two that is at least the number of positives of any anchor."""
-    total = sum(len(tensor) for tensor in layout.contrast)
-    return float(next_power_of_2(max(1, total)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -19,14 +19,15 @@ from pixcontrast._info_nce.fused.configurations import (
     configurations_for,
     for_mining,
 )
-from pixcontrast._info_nce.fused.kernels.blocks import SURVEY_ROWS, classes_kernel, index_kernel
+from pixcontrast._info_nce.fused.kernels.blocks import SURVEY_ROWS, index_kernel, survey_kernel
 from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.thresholds import Thresholds, anchor_bits, entry_bits
 from pixcontrast._info_nce.tiled.similarities import BOUNDED_LOGIT
-from pixcontrast._tensors import IGNORED
-from pixcontrast._triton import LAUNCH_OPTIONS, interpreted
+from pixcontrast._launch import launch
+from pixcontrast._triton import ceil_div, interpreted, next_power_of_2
 
 INTERPRETED_PROCESSORS = 6
+LARGEST = torch.finfo(torch.float32).max  # the kernels accumulate in float32
 # Triton reads this once too, when a kernel is decorated.
 IS_INTERPRETED = interpreted()
 
@@ -35,7 +36,7 @@ class Vectors(NamedTuple):
     """Anchors or entries (n, D) as arguments of a kernel.
 
     Attributes:
-        classes: (n,) int32, see `classes_kernel`.
+        classes: (n,) int32, see `survey_block`.
         key_bits: (n,) int32, their part of the random keys (`thresholds.PairKeys`); zeros without a
             seed, None without mining.
         num_valid: () int32, the number of valid anchors, which come first; None for entries.
@@ -47,13 +48,25 @@ class Vectors(NamedTuple):
     vectors: Tensor
     classes: Tensor
     key_bits: Tensor | None
-    num_valid: Tensor | None
-    row_stride: int | None
-    column_stride: int | None
-    largest: float | None
+    num_valid: Tensor | None = None
+    row_stride: int | None = None
+    column_stride: int | None = None
+    largest: float | None = None
 
 
-@dataclass(frozen=True)
+class Labels(NamedTuple):
+    """Labels (n,) of anchors or entries, and what `survey_kernel` writes about them."""
+
+    labels: Tensor
+    classes: Tensor
+    survey: Tensor
+
+    @property
+    def num_blocks(self) -> int:
+        return self.survey.shape[1] - 1
+
+
+@dataclass(eq=False)
 class SurveyedTensor:
     """A contrast tensor, the sorted anchors if `is_anchors`, and the survey of its blocks.
 
@@ -72,8 +85,13 @@ class SurveyedTensor:
     def num_blocks(self) -> int:
         return self.survey.shape[1] - 1
 
+    @property
+    def arguments(self) -> tuple[Vectors, int, Tensor, int]:
+        """The arguments `entries`, `num_entries`, `survey` and `num_blocks` of a kernel."""
+        return self.entries, len(self), self.survey, self.num_blocks
 
-@dataclass(frozen=True)
+
+@dataclass(eq=False)
 class Layout:
     """One call of `info_nce` as arguments of the kernels, and the tiles of each kernel.
 
@@ -82,6 +100,10 @@ class Layout:
             zeros.
         order: (M,) int64, the index of each sorted anchor in the caller's order.
         thresholds: those of the sorted anchors, (M, 1) each; None without mining.
+        scales: log2(e) / τ, the limit of similarities to the base 2, and 1/τ.
+        bounded: whether exp2 of every similarity is known to be in the range of the dtypes.
+        common: constants of every kernel: D, precision of products, `ALL` and `BOUNDED`.
+        positives_limit: a power of two that is at least the number of positives of any anchor.
     """
 
     problem: Problem
@@ -91,24 +113,19 @@ class Layout:
     contrast: tuple[SurveyedTensor, ...]
     thresholds: Thresholds | None = None
 
-    def __len__(self) -> int:
-        return self.order.shape[0]
-
-    @cached_property
-    def scales(self) -> tuple[float, float, float]:
-        """log2(e) / τ, the limit of similarities to the base 2, and 1/τ."""
-        inverse = self.problem.inverse_temperature
-        scale = min(inverse * LOG2_E, torch.finfo(torch.float32).max)
-        return scale, self.problem.logit_limit * LOG2_E, inverse
-
-    @cached_property
-    def bounded(self) -> bool:
-        """Whether exp2 of every similarity is known to be in the range of the dtypes."""
+    def __post_init__(self) -> None:
         problem = self.problem
+        inverse = problem.inverse_temperature
+        self.num_anchors = self.order.shape[0]
+        # The limit is `Problem.logit_limit`.
+        self.scales = min(inverse * LOG2_E, LARGEST), LARGEST / 4 * LOG2_E, inverse
         # The length of a unit vector that is rounded to 16 bits exceeds 1 by up to 1/256.
-        largest = 1.02 * problem.inverse_temperature
-        bounded = problem.unit_length and largest <= BOUNDED_LOGIT[torch.float32]
-        return bounded and problem.product_dtype != torch.float16
+        bounded = problem.unit_length and 1.02 * inverse <= BOUNDED_LOGIT[torch.float32]
+        self.bounded = bounded and problem.product_dtype != torch.float16
+        precision = product_precision(problem.product_dtype)
+        everything = problem.denominator == "all"
+        self.common = problem.anchors.shape[1], precision, everything, self.bounded
+        self.positives_limit = float(next_power_of_2(max(1, sum(map(len, self.contrast)))))
 
     @property
     def num_processors(self) -> int:
@@ -128,33 +145,14 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
     if problem.negative_sampler is not None:
         configurations = for_mining(configurations)
     block_size = configurations.denominator.columns
+    # Labels descend, so that ignored anchors are last.
+    anchor_labels, order = problem.labels.sort(stable=True, descending=True)
+    vectors = problem.anchors.detach()
 
-    # Without its sign, IGNORED is the largest number.
-    order = problem.labels.bitwise_and(torch.iinfo(torch.int64).max).sort(stable=True).indices
-    anchor_labels = problem.labels.index_select(0, order)
-    valid = anchor_labels != IGNORED
-    num_valid = valid.sum(dtype=torch.int32)
-    values = problem.saturate(problem.anchors.detach().index_select(0, order))
-    # Ignored anchors may contain NaN and are multiplied too: 0 · NaN is NaN.
-    values = torch.where(valid[:, None], values.to(problem.product_dtype), 0.0).contiguous()
-
-    def survey(labels: Tensor) -> tuple[Tensor, Tensor]:
-        classes = torch.empty_like(labels, dtype=torch.int32)
-        num_blocks = -(-len(labels) // block_size)
-        blocks = classes.new_empty(SURVEY_ROWS, num_blocks + 1)
-        if num_blocks > 0:
-            classes_kernel[(num_blocks,)](
-                labels,
-                anchor_labels,
-                num_valid,
-                classes,
-                blocks,
-                len(labels),
-                len(anchor_labels).bit_length(),
-                BLOCK_N=block_size,
-                **LAUNCH_OPTIONS,
-            )
-        return classes, blocks
+    def allocate(labels: Tensor) -> Labels:
+        num_blocks = ceil_div(labels.shape[0], block_size)
+        survey = labels.new_empty(SURVEY_ROWS, num_blocks + 1, dtype=torch.int32)
+        return Labels(labels, torch.empty_like(labels, dtype=torch.int32), survey)
 
     def key_bits(
         bits_of: Callable[[Tensor, Tensor], Tensor], like: Tensor, first_id: int
@@ -169,29 +167,53 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
             ids = order + first_id if first_id != 0 else order
         return bits_of(problem.seed, ids)
 
-    classes, anchor_blocks = survey(anchor_labels)
-    bits = key_bits(anchor_bits, order, problem.first_anchor_id)
-    anchors = Vectors(values, classes, bits, num_valid, None, None, None)
-    narrowest = torch.finfo(problem.product_dtype).max
-    contrast = []
+    own, others, contrast = allocate(anchor_labels), [], []
+    anchors = Vectors(
+        vectors.new_empty(vectors.shape, dtype=problem.product_dtype),
+        own.classes,
+        key_bits(anchor_bits, order, problem.first_anchor_id),
+        own.classes.new_empty(()),
+    )
     for tensor in problem.contrast:
         if tensor.is_anchors:
             bits = key_bits(entry_bits, order, tensor.first_id)
-            entries, blocks = anchors._replace(key_bits=bits), anchor_blocks
+            surveyed = SurveyedTensor(anchors._replace(key_bits=bits), True, own.survey)
         else:
-            values, labels = tensor.entries.detach(), tensor.labels.contiguous()
-            bits = key_bits(entry_bits, labels, tensor.first_id)
-            classes, blocks = survey(labels)
-            largest = narrowest if torch.finfo(values.dtype).max > narrowest else None
-            entries = Vectors(values, classes, bits, None, None, None, largest)
+            values, other = tensor.entries.detach(), allocate(tensor.labels.contiguous())
+            bits = key_bits(entry_bits, other.labels, tensor.first_id)
+            largest = _saturation(values.dtype, problem.product_dtype)
+            entries = Vectors(values, other.classes, bits, largest=largest)
             if not values.is_contiguous():
                 row_stride, column_stride = values.stride()
                 entries = entries._replace(row_stride=row_stride, column_stride=column_stride)
-        surveyed = SurveyedTensor(entries, tensor.is_anchors, blocks)
-        if index_blocks and surveyed.num_blocks > 0:
-            index_kernel[(1,)](blocks, surveyed.num_blocks, BLOCK_N=block_size, **LAUNCH_OPTIONS)
+            surveyed = SurveyedTensor(entries, False, other.survey)
+            if surveyed.num_blocks > 0:
+                others.append(other)
         contrast.append(surveyed)
+
+    row_stride, column_stride = vectors.stride()
+    largest = _saturation(vectors.dtype, problem.product_dtype)
+    source = Vectors(vectors, own.labels, None, None, row_stride, column_stride, largest)
+    num_anchors, num_own, variant = order.shape[0], own.num_blocks, (order.get_device(), block_size)
+    # The first launch surveys the anchors too.
+    for other in others or [own]:
+        num_others, num_entries = (other.num_blocks, other.labels.shape[0]) if others else (0, 0)
+        sizes = vectors.shape[1], num_anchors, num_own, num_anchors.bit_length(), num_entries
+        arguments = source, order, anchors, own, other, *sizes
+        launch(survey_kernel, (num_own + num_others,), arguments, (block_size,), variant)
+        num_own = 0
+    for surveyed in contrast:
+        if index_blocks and surveyed.num_blocks > 0:
+            survey = surveyed.survey, surveyed.num_blocks
+            launch(index_kernel, (1,), survey, (block_size,), variant)
     return Layout(problem, configurations, anchors, order, tuple(contrast))
+
+
+@cache
+def _saturation(dtype: torch.dtype, product_dtype: torch.dtype) -> float | None:
+    """Return the largest number of products if the dtype has larger ones, else None."""
+    largest = torch.finfo(product_dtype).max
+    return largest if torch.finfo(dtype).max > largest else None
 
 
 def product_precision(dtype: torch.dtype) -> str:
@@ -204,10 +226,7 @@ def product_precision(dtype: torch.dtype) -> str:
 def _configurations(problem: Problem) -> Configurations:
     kind = product_precision(problem.product_dtype)
     if problem.product_dtype != torch.float32:
-        wide = any(
-            tensor.entries.dtype == torch.float32 and not tensor.is_anchors
-            for tensor in problem.contrast
-        )
+        wide = any(entries.dtype == torch.float32 for entries in problem.entries)
         kind = "mixed" if wide else "16"
     capability, _ = _card(problem.anchors.device)
     return configurations_for(capability, kind, problem.anchors.shape[1])

@@ -23,13 +23,12 @@ from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel, 
 from pixcontrast._info_nce.fused.kernels.positives import merge_kernel, positives_kernel
 from pixcontrast._info_nce.fused.launch import (
     Splits,
-    launch,
     launch_entries_gradient,
+    launch_rows,
     launch_splits,
     num_splits_for,
     on_device,
     plan_splits,
-    positives_limit,
 )
 from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, lay_out
 from pixcontrast._info_nce.fused.small import is_small, small_forward, small_gradient
@@ -47,21 +46,19 @@ from pixcontrast._info_nce.results import (
 from pixcontrast._info_nce.thresholds import Thresholds, allocate_thresholds
 from pixcontrast._triton import ceil_div
 
-# Tiles of the kernels that merge partial results, in anchors and components of the gradient.
-LSE_TILE, MERGED_TILE = Configuration(128, 1, 4, 3), Configuration(16, 64, 4, 3)
+# Tiles of the kernels that merge partial results, in anchors, and in splits or components.
+LSE_TILE, MERGED_TILE = Configuration(32, 16, 4, 3), Configuration(16, 64, 4, 3)
 
 
 class DenominatorSums(NamedTuple):
     """Partial results of Z and o: maxima, Σ exp2(s − maximum) and Σ exp2(s − maximum)·k.
 
-    If similarities are bounded, the maxima are 0 and not written. `lse` is the merged Z (M,). All
-    are to the base 2.
+    All are to the base 2. If similarities are bounded, the maxima are 0 and not written.
     """
 
     maxima: Tensor
     totals: Tensor
     weighted_sums: Tensor
-    lse: Tensor
 
 
 class PositiveSums(NamedTuple):
@@ -78,42 +75,46 @@ def fused_forward(
 ) -> tuple[ForwardResult, Thresholds | None, Layout | None]:
     """Compute the losses and, if requested, the gradient of the anchors.
 
-    The backward computes the gradient of the anchors against themselves. Z in the statistics and
-    the thresholds (None without a negative sampler) are to the base 2. The layout is None if there
-    is nothing to contrast.
+    The backward computes the gradient of the anchors against themselves. The statistics are those
+    of the sorted anchors. Z in them and the thresholds (None without a negative sampler) are to the
+    base 2. The layout is None if there is nothing to contrast.
     """
     if is_small(problem):
         result, layout = small_forward(problem)
         return result, None, layout
-    result = allocate_forward(problem)
     thresholds = None
-    num_entries = sum(tensor.labels.numel() for tensor in problem.contrast)
-    if problem.labels.numel() == 0 or num_entries == 0:
+    has_entries = any(problem.is_anchors) or any(map(Tensor.numel, problem.entry_labels))
+    if problem.labels.shape[0] == 0 or not has_entries:
         if problem.negative_sampler is not None:
             thresholds = allocate_thresholds(problem)
-        return result, thresholds, None
+        return allocate_forward(problem), thresholds, None
+    result = allocate_forward(problem, Tensor.new_empty)
     with on_device(problem.anchors.device):
         layout = lay_out(problem)
         if problem.negative_sampler is not None:
             selected = select_thresholds(layout, problem.negative_sampler)
             layout = replace(layout, thresholds=selected)
             thresholds = Thresholds(*map(layout.unsort, selected))
-        partials = denominator_pass(layout)
-        sums = positives_pass(layout, partials.lse)
-        merge(layout, partials, sums, result)
+        partials = denominator_pass(layout, result.statistics.lse)
+        merge(layout, partials, positives_pass(layout, result.statistics.lse), result)
     return result, thresholds, layout
 
 
-def denominator_pass(layout: Layout) -> DenominatorSums:
-    """Compute partial results over every contrast tensor, and merge those of Z."""
+def denominator_pass(layout: Layout, lse: Tensor) -> DenominatorSums:
+    """Compute partial results over every contrast tensor, and write the merged Z to `lse`."""
     configuration = layout.configurations.denominator
     plan = plan_splits(layout, configuration)
-    maxima, totals, weighted_sums = _allocate(layout, plan, torch.float32, torch.float32)
-    partials = DenominatorSums(maxima, totals, weighted_sums, totals.new_empty(len(layout)))
-    launch_splits(denominator_kernel, layout, configuration, plan, partials=partials)
-    grid = (ceil_div(len(layout), LSE_TILE.rows),)
-    num_splits = len(partials.totals)
-    launch(lse_kernel, grid, layout, LSE_TILE, partials=partials, num_splits=num_splits)
+    partials = DenominatorSums(*_allocate(layout, plan, torch.float32, torch.float32))
+    launch_splits(denominator_kernel, layout, configuration, plan, (layout.thresholds, partials))
+    num_anchors, num_splits = layout.num_anchors, partials.totals.shape[0]
+    launch_rows(
+        lse_kernel,
+        (ceil_div(num_anchors, LSE_TILE.rows),),
+        layout,
+        LSE_TILE,
+        (layout.anchors.num_valid, num_anchors, partials, num_splits, lse),
+        *(LSE_TILE.rows, LSE_TILE.columns, layout.bounded),
+    )
     return partials
 
 
@@ -127,43 +128,50 @@ def positives_pass(layout: Layout, lse: Tensor) -> PositiveSums:
         layout,
         configuration,
         plan,
-        lse=lse,
-        sums=sums,
-        shrink=1.0 / positives_limit(layout),
-        TILES=layout.configurations.denominator.columns // configuration.columns,
+        (layout.thresholds, lse, sums, 1.0 / layout.positives_limit),
+        layout.configurations.denominator.columns // configuration.columns,
     )
     return sums
 
 
 def _allocate(layout: Layout, plan: list[Splits], *dtypes: torch.dtype) -> list[Tensor]:
     """Return numbers (S, M) of each dtype, and vectors (W, M, D)."""
-    num_splits = sum(splits.num_splits for splits in plan)
-    num_weighted = sum(splits.num_splits for splits in plan if splits.weighted)
+    num_splits = sum([splits.num_splits for splits in plan])
+    num_weighted = sum([splits.num_splits for splits in plan if splits.weighted])
     like = layout.anchors.vectors
-    numbers = [like.new_empty(num_splits, len(like), dtype=dtype) for dtype in dtypes]
-    return [*numbers, like.new_empty(num_weighted, *like.shape, dtype=torch.float32)]
+    num_anchors, dim = like.shape
+    numbers = [like.new_empty(num_splits, num_anchors, dtype=dtype) for dtype in dtypes]
+    return [*numbers, like.new_empty(num_weighted, num_anchors, dim, dtype=torch.float32)]
 
 
 def merge(
     layout: Layout, partials: DenominatorSums, sums: PositiveSums, result: ForwardResult
 ) -> None:
-    """Merge the partial results of both passes into `result`, in the caller's order."""
-    num_components = 1 if result.anchor_gradient is None else layout.problem.anchors.shape[1]
-    launch(
+    """Merge the partial results of both passes into `result`."""
+    problem, num_anchors = layout.problem, layout.num_anchors
+    dim = problem.anchors.shape[1]
+    num_components = 1 if result.anchor_gradient is None else dim
+    rows, columns = MERGED_TILE[:2]
+    launch_rows(
         merge_kernel,
-        (
-            ceil_div(len(layout), MERGED_TILE.rows),
-            ceil_div(num_components, MERGED_TILE.columns),
-        ),
+        (ceil_div(num_anchors, rows), ceil_div(num_components, columns)),
         layout,
         MERGED_TILE,
-        partials=partials,
-        num_weighted=len(partials.weighted_sums),
-        sums=sums,
-        num_splits=len(sums.counts),
-        num_sums=len(sums.positive_sums),
-        expand=positives_limit(layout),
-        result=result,
+        (
+            layout.anchors.num_valid,
+            num_anchors,
+            layout.order,
+            result.statistics.lse,
+            partials,
+            partials.weighted_sums.shape[0],
+            sums,
+            sums.counts.shape[0],
+            sums.positive_sums.shape[0],
+            layout.positives_limit,
+            result,
+            layout.scales[2],
+        ),
+        *(dim, rows, columns, problem.denominator == "all", layout.bounded),
     )
 
 
@@ -193,8 +201,9 @@ def fused_entries_gradient(
             if problem.negative_sampler is not None and thresholds is not None:
                 ordered = (column[layout.order].contiguous() for column in thresholds)
                 layout = replace(layout, thresholds=Thresholds(*ordered))
-        order = layout.order
-        statistics, upstream = statistics.of(order), upstream[order]
+        if problem.group is not None:
+            statistics = statistics.of(layout.order)
+        upstream = upstream.index_select(0, layout.order)
         for index, tensor in enumerate(layout.contrast):
             if wanted[index]:
                 gradient = entries_gradient_pass(layout, tensor, statistics, upstream)
@@ -208,7 +217,7 @@ def entries_gradient_pass(
     """Compute the gradient (n, D) of a contrast tensor; of the anchors, in both of their roles."""
     configuration = layout.configurations.entries
     row_blocks = ceil_div(len(tensor), configuration.rows)
-    anchor_blocks = ceil_div(len(layout), configuration.columns)
+    anchor_blocks = ceil_div(layout.num_anchors, configuration.columns)
     num_splits = num_splits_for(layout.num_processors, row_blocks, anchor_blocks)
     gradients = launch_entries_gradient(layout, tensor, statistics, upstream, num_splits)
     dtype = layout.problem.entries_gradient_dtype
@@ -230,9 +239,10 @@ class FusedPasses:
 
     def denominator(self) -> DenominatorPartial:
         layout = self._layout
+        lse = layout.anchors.vectors.new_empty(layout.num_anchors, dtype=torch.float32)
         with on_device(layout.order.device):
-            partials = denominator_pass(layout)
-        lse = partials.lse.masked_fill(self._ignored, -torch.inf)
+            partials = denominator_pass(layout, lse)
+        lse = lse.masked_fill(self._ignored, -torch.inf)
         mean = None
         if layout.problem.want_gradient:
             mean = torch.zeros_like(layout.anchors.vectors, dtype=torch.float32)
@@ -248,7 +258,7 @@ class FusedPasses:
             sums = positives_pass(layout, (lse * LOG2_E)[layout.order])
         count = self._sum_splits(sums.counts).to(torch.int64)
         inverse = inverse_or_zero(count, torch.float32)
-        losses = self._sum_splits(sums.losses) * (positives_limit(layout) * inverse) / LOG2_E
+        losses = self._sum_splits(sums.losses) * (layout.positives_limit * inverse) / LOG2_E
         weight = torch.zeros_like(losses)
         if layout.problem.denominator == "negatives":
             weight = self._sum_splits(sums.weights) * inverse

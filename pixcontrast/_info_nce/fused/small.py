@@ -6,9 +6,6 @@ every similarity is masked.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.fused.configurations import (
@@ -18,15 +15,14 @@ from pixcontrast._info_nce.fused.configurations import (
 )
 from pixcontrast._info_nce.fused.kernels.small import small_kernel
 from pixcontrast._info_nce.fused.launch import (
-    launch,
     launch_entries_gradient,
+    launch_tiles,
     on_device,
     padded_dim,
-    positives_limit,
 )
 from pixcontrast._info_nce.fused.layout import IS_INTERPRETED, Layout, SurveyedTensor, Vectors
 from pixcontrast._info_nce.problem import Problem
-from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult
+from pixcontrast._info_nce.results import AnchorStatistics, ForwardResult, allocate_forward
 from pixcontrast._triton import ceil_div
 
 MAX_ANCHORS = 1024
@@ -39,17 +35,14 @@ def is_small(problem: Problem) -> bool:
 
 def small_forward(problem: Problem) -> tuple[ForwardResult, Layout]:
     """Compute the losses, as `fused_forward` does."""
-    losses = problem.labels.new_empty(problem.labels.shape, dtype=problem.compute_dtype)
-    statistics = AnchorStatistics(*(losses.new_empty(len(losses), 1) for _ in range(3)))
-    has_positive = losses.new_empty(len(losses), dtype=torch.bool)
-    result = ForwardResult(losses, has_positive, None, statistics)
-    with on_device(losses.device):
+    result = allocate_forward(problem, Tensor.new_empty)
+    with on_device(result.losses.device):
         layout = _lay_out(problem)
         configuration = layout.configurations.denominator
-        grid = (ceil_div(len(losses), configuration.rows),)
-        limit = positives_limit(layout)
-        arguments: dict[str, Any] = {"result": result, "shrink": 1.0 / limit, "expand": limit}
-        launch(small_kernel, grid, layout, configuration, layout.contrast[0], **arguments)
+        grid = (ceil_div(layout.num_anchors, configuration.rows),)
+        limit = layout.positives_limit
+        arguments = layout.anchors, layout.num_anchors, result, 1.0 / limit, limit
+        launch_tiles(small_kernel, grid, layout, configuration, layout.contrast[0], arguments)
     return result, layout
 
 
@@ -69,7 +62,7 @@ def _lay_out(problem: Problem) -> Layout:
     tile = small_configuration(padded_dim(values.shape[1]) * values.element_size())
     configurations = INTERPRETED if IS_INTERPRETED else Configurations(tile, tile, tile, tile)
     labels = problem.labels.contiguous()
-    anchors = Vectors(values, labels, None, None, None, None, None)
+    anchors = Vectors(values, labels, None)
     survey = labels.new_empty(0, 1)
     tensor = SurveyedTensor(anchors, is_anchors=True, survey=survey)
     return Layout(problem, configurations, anchors, labels, (tensor,))

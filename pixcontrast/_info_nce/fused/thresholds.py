@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel, digit_kernel
-from pixcontrast._info_nce.fused.launch import launch, launch_splits, plan_splits
+from pixcontrast._info_nce.fused.launch import launch_rows, launch_splits, plan_splits
 from pixcontrast._info_nce.fused.layout import Layout
 from pixcontrast._info_nce.radix_select import CountedCandidates
 from pixcontrast._info_nce.thresholds import Thresholds, find_thresholds
@@ -74,9 +74,9 @@ class _Candidates(CountedCandidates):
         plan = [splits._replace(weighted=False) for splits in plan_splits(layout, configuration)]
         num_splits = sum(splits.num_splits for splits in plan)
         # One tensor of zeros for all: a launch takes longer than the work.
-        columns = layout.anchors.classes.new_zeros(1026, len(layout))
+        columns = layout.anchors.classes.new_zeros(1026, layout.num_anchors)
         histogram, prefixes, above = columns[:1024].view(1, -1, 1024), columns[1024], columns[1025]
-        few = prefixes.new_empty(num_splits, len(layout), 16)
+        few = prefixes.new_empty(num_splits, layout.num_anchors, 16)
         requested = torch.full_like(prefixes, k) if isinstance(k, int) else k.to(torch.int32)
         hardness = None if min_hardness is None else min_hardness.contiguous()
         for num_digits, shift in DIGITS:
@@ -86,25 +86,17 @@ class _Candidates(CountedCandidates):
                 layout,
                 configuration,
                 plan,
-                min_hardness=hardness,
-                prefixes=prefixes,
-                counts=counts,
-                shift=shift,
-                of_positives=int(self._positive),
-                BY_KEY=by_key,
+                (hardness, prefixes, counts, shift, int(self._positive)),
+                by_key,
             )
             tile = Configuration(32 if num_digits == 16 else 4, 1, 4, 3)
-            launch(
+            num_valid, num_anchors = layout.anchors.num_valid, layout.num_anchors
+            launch_rows(
                 digit_kernel,
-                (ceil_div(len(layout), tile.rows),),
+                (ceil_div(num_anchors, tile.rows),),
                 layout,
                 tile,
-                counts=counts,
-                num_splits=len(counts),
-                requested=requested,
-                prefixes=prefixes,
-                above=above,
-                shift=shift,
-                NUM_DIGITS=num_digits,
+                (num_valid, num_anchors, counts, len(counts), requested, prefixes, above, shift),
+                *(num_digits, tile.rows),
             )
         return prefixes[:, None]

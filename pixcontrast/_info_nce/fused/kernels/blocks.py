@@ -30,33 +30,90 @@ FULL_BEFORE, MIXED_BEFORE, MIXED, NONEMPTY, RUN_STARTS, RUN_STOPS, NUM_RUNS = ma
 )
 # Number of blocks of the survey that a program reads at a time.
 CHUNK = tl.constexpr(1024)
+# Number of components of the anchors that a program copies at a time.
+COMPONENTS = tl.constexpr(32)
 
 
-@triton.jit(do_not_specialize=["num_entries", "num_steps"])
-def classes_kernel(
-    labels, anchor_labels, num_valid, classes, survey, num_entries, num_steps, BLOCK_N: tl.constexpr
+@triton.jit(do_not_specialize=["dim", "num_anchors", "own_blocks", "num_steps", "num_entries"])
+def survey_kernel(
+    source,
+    order,
+    anchors,
+    own,
+    other,
+    dim,
+    num_anchors,
+    own_blocks,
+    num_steps,
+    num_entries,
+    BLOCK_N: tl.constexpr,
 ):
-    """Program j writes the class of each entry of block j, and rows 0 to 2 of the survey.
+    """Each program surveys a block of the anchors, or one of another contrast tensor.
 
-    Classes ascend with the labels: odd numbers for labels of valid anchors, even numbers for other
-    labels, −1 for ignored entries.
+    The first `own_blocks` programs also write the anchors by `order`. `own.labels` descend.
     """
-    block = tl.program_id(0)
-    ids = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = ids < num_entries
-    label = tl.load(labels + ids, mask=inside, other=-1)
-    # The number of valid anchors with a smaller label.
-    num_anchors = tl.load(num_valid)
-    low = search_sorted(anchor_labels, num_anchors, label, num_steps).to(tl.int32)
-    found = low < num_anchors
-    known = found & (tl.load(anchor_labels + low, mask=found, other=0) == label)
+    program = tl.program_id(0)
+    if program == 0:
+        ignored = num_anchors * 0 - 1
+        num_valid = search_sorted(own.labels, num_anchors, ignored, num_steps, DESCENDING=True)
+        tl.store(anchors.num_valid, num_valid)
+    if program < own_blocks:
+        ids, inside, valid = survey_block(
+            own,
+            program,
+            own_blocks,
+            num_anchors,
+            own.labels,
+            num_anchors,
+            num_steps,
+            BLOCK_N,
+        )
+        # Ignored anchors may contain NaN and are multiplied too: 0 · NaN is NaN.
+        rows = source.vectors + tl.load(order + ids, mask=valid, other=0) * source.row_stride
+        for start in range(0, dim, COMPONENTS):
+            components = start + tl.arange(0, COMPONENTS)
+            exists = (components < dim)[None, :]
+            pointers = rows[:, None] + components.to(tl.int64)[None, :] * source.column_stride
+            values = tl.load(pointers, mask=valid[:, None] & exists, other=0.0)
+            if source.largest is not None:
+                values = values.to(tl.float32)
+                values = tl.where(values > source.largest, source.largest, values)  # NaN stays
+                values = tl.where(values < -source.largest, -source.largest, values)
+            values = values.to(anchors.vectors.dtype.element_ty)
+            slots = ids.to(tl.int64)[:, None] * dim + components[None, :]
+            tl.store(anchors.vectors + slots, values, mask=inside[:, None] & exists)
+    else:
+        block = program - own_blocks
+        num_blocks = tl.num_programs(0) - own_blocks
+        survey_block(
+            other, block, num_blocks, num_entries, own.labels, num_anchors, num_steps, BLOCK_N
+        )
+
+
+@triton.jit
+def survey_block(
+    given, block, num_blocks, num_labels, anchor_labels, num_anchors, num_steps, SIZE: tl.constexpr
+):
+    """Write the classes of a block of labels, and rows 0 to 2 of the survey.
+
+    Classes ascend while labels descend: odd numbers for labels of valid anchors, even numbers for
+    other labels, −1 for ignored labels. Return ids, which have a label, and which a valid one.
+    """
+    ids = block * SIZE + tl.arange(0, SIZE)
+    inside = ids < num_labels
+    label = tl.load(given.labels + ids, mask=inside, other=-1)
     valid = label >= 0
-    entry_class = tl.where(valid, 2 * low + known.to(tl.int32), -1)
-    tl.store(classes + ids, entry_class, mask=inside)
-    stride = tl.num_programs(0) + 1
-    tl.store(survey + block, tl.min(tl.where(valid, entry_class, 0x7FFFFFFF)))
-    tl.store(survey + stride + block, tl.max(entry_class))
-    tl.store(survey + 2 * stride + block, tl.sum(valid.to(tl.int32)))
+    # The number of anchors with a larger label.
+    low = search_sorted(anchor_labels, num_anchors, label, num_steps, DESCENDING=True).to(tl.int32)
+    found = low < num_anchors
+    known = found & (tl.load(anchor_labels + low, mask=found, other=-1) == label)
+    label_class = tl.where(valid, 2 * low + known.to(tl.int32), -1)
+    tl.store(given.classes + ids, label_class, mask=inside)
+    stride = num_blocks + 1
+    tl.store(given.survey + block, tl.min(tl.where(valid, label_class, 0x7FFFFFFF)))
+    tl.store(given.survey + stride + block, tl.max(label_class))
+    tl.store(given.survey + 2 * stride + block, tl.sum(valid.to(tl.int32)))
+    return ids, inside, valid
 
 
 @triton.jit(do_not_specialize=["num_blocks"])

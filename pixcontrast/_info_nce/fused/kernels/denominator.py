@@ -45,9 +45,9 @@ def denominator_kernel(
     num_entries,
     survey,
     num_blocks,
+    first_split,
     thresholds,
     partials,
-    first_split,
     settings,
 ):
     """Program (i, k): the partial result of anchor block i over the k-th split of the entries.
@@ -170,25 +170,31 @@ def lse_kernel(
     num_anchors,
     partials,
     num_splits,
+    lse,
     BLOCK_M: tl.constexpr,
+    SPLITS: tl.constexpr,
     BOUNDED: tl.constexpr,
 ):
     """Merge Z of each anchor to the base 2 over all splits; −∞ without an entry."""
     ids = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = ids < tl.load(num_valid)
     maximum = tl.zeros([BLOCK_M], dtype=tl.float32)
+    total = tl.zeros([BLOCK_M], dtype=tl.float32)
     if not BOUNDED:
         maximum += float("-inf")
-        for split in range(num_splits):
-            slots = ids.to(tl.int64) + split * num_anchors
-            partial = tile.load(partials.maxima, slots, inside, float("-inf"))
-            maximum = tl.maximum(maximum, partial)
-        maximum = tl.where(maximum == float("-inf"), 0.0, maximum)
-    total = tl.zeros([BLOCK_M], dtype=tl.float32)
-    for split in range(num_splits):
-        slots = ids.to(tl.int64) + split * num_anchors
-        partial = tile.load(partials.totals, slots, inside)
+    # Load some splits at a time, because every step waits for the memory.
+    for first in range(0, num_splits, SPLITS):
+        splits = first + tl.arange(0, SPLITS)[:, None]
+        slots = splits.to(tl.int64) * num_anchors + ids[None, :]
+        written = (splits < num_splits) & inside[None, :]
+        totals = tile.load(partials.totals, slots, written)
         if not BOUNDED:
-            partial *= tl.exp2(tile.load(partials.maxima, slots, inside) - maximum)
-        total += partial
-    tl.store(partials.lse + ids, lse_of(maximum, total), mask=inside)
+            maxima = tile.load(partials.maxima, slots, written, float("-inf"))
+            raised = tl.maximum(maximum, tl.max(maxima, 0))
+            reference = tl.where(raised == float("-inf"), 0.0, raised)
+            total *= tl.exp2(maximum - reference)
+            totals *= tl.exp2(maxima - reference[None, :])
+            maximum = raised
+        total += tl.sum(totals, 0)
+    maximum = tl.where(maximum == float("-inf"), 0.0, maximum)
+    tl.store(lse + ids, lse_of(maximum, total), mask=inside)

@@ -44,11 +44,11 @@ def complete(z, count, loss, weight, expand, ALL: tl.constexpr):
 
 
 @triton.jit
-def store_results(result, ids, inside, z, completed):
-    """Store Z and what `complete` returns."""
+def store_results(result, out_ids, ids, inside, z, completed):
+    """Store what `complete` returns: losses at `out_ids`, and the statistics, with Z, at `ids`."""
     loss, has_positive, weight, inverse = completed
-    tl.store(result.losses + ids, loss, mask=inside)
-    tl.store(result.has_positive + ids, has_positive, mask=inside)
+    tl.store(result.losses + out_ids, loss, mask=inside)
+    tl.store(result.has_positive + out_ids, has_positive, mask=inside)
     tl.store(result.statistics.lse + ids, z, mask=inside)
     tl.store(result.statistics.weight + ids, weight, mask=inside)
     tl.store(result.statistics.inv_num_positives + ids, inverse, mask=inside)
@@ -62,12 +62,12 @@ def positives_kernel(
     num_entries,
     survey,
     num_blocks,
+    first_split,
     thresholds,
     lse,
     sums,
-    first_split,
-    settings,
     shrink,
+    settings,
     TILES: tl.constexpr,
 ):
     """Program (i, k): sums of anchor block i over the k-th split of its positives.
@@ -124,6 +124,7 @@ def merge_kernel(
     num_valid,
     num_anchors,
     order,
+    lse,
     partials,
     num_weighted,
     sums,
@@ -141,15 +142,13 @@ def merge_kernel(
     """Program (i, d): the results of anchor block i, and block d of its gradient's components.
 
     Splits with a weighted sum come first. `expand` is 1 / `shrink` of the positives' pass. Results
-    are stored in the caller's order.
+    are stored in the caller's order, statistics in that of the sorted anchors. They are zeros for
+    ignored anchors.
     """
-    first_anchor = tl.program_id(0) * BLOCK_M
-    valid_anchors = tl.load(num_valid)
-    if first_anchor >= valid_anchors:
-        return
-    ids = first_anchor + tl.arange(0, BLOCK_M)
-    inside = ids < valid_anchors
-    z = tile.load(partials.lse, ids, inside)
+    ids = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = ids < tl.load(num_valid)
+    exists = ids < num_anchors
+    z = tile.load(lse, ids, inside)
     count = tl.zeros([BLOCK_M], dtype=tl.int32)
     loss = tl.zeros([BLOCK_M], dtype=tl.float32)
     weight = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -159,10 +158,10 @@ def merge_kernel(
         loss += tile.load(sums.losses, slots, inside)
         if not ALL:
             weight += tile.load(sums.weights, slots, inside)
-    out_ids = tile.load(order, ids, inside)
+    out_ids = tile.load(order, ids, exists)
     completed = complete(z, count, loss, weight, expand, ALL)
     if tl.program_id(1) == 0:
-        store_results(result, out_ids, inside, z, completed)
+        store_results(result, out_ids, ids, exists, z, completed)
     if result.anchor_gradient is not None:
         components = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
         inside_map = inside[:, None] & (components < D)[None, :]
@@ -187,4 +186,5 @@ def merge_kernel(
         gradient = weight[:, None] * negative_mean - inverse[:, None] * positive_sum
         out = result.anchor_gradient + out_ids.to(tl.int64)[:, None] * D
         gradient *= inverse_temperature
-        tl.store(out + components[None, :], gradient, mask=inside_map)
+        out_map = exists[:, None] & (components < D)[None, :]
+        tl.store(out + components[None, :], gradient, mask=out_map)

@@ -38,4 +38,4 @@ def small_kernel(anchors, num_anchors, result, shrink, expand, settings):
             logits, positive, z[:, None], count, loss, weight, shrink, settings
         )
     completed = positives.complete(z, count, loss, weight, expand, settings.ALL)
-    positives.store_results(result, rows[0], rows[0] < num_anchors, z, completed)
+    positives.store_results(result, rows[0], rows[0], rows[0] < num_anchors, z, completed)
