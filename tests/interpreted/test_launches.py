@@ -10,10 +10,10 @@ from pixcontrast import HardAnchorSampler, HardNegativeSampler, MemoryBank, Pixe
 QUEUES = ("pixels", "regions")
 CASES = {
     # Case: sources, negative sampler, and the most launches of a step, and of it around the loss.
-    "batch": (("batch",), None, 30, 16),
-    "bank": (QUEUES, None, 66, 30),
-    "batch and bank": (("batch", *QUEUES), None, 76, 30),
-    "mining": (QUEUES, HardNegativeSampler(), 180, 31),
+    "batch": (("batch",), None, 27, 16),
+    "bank": (QUEUES, None, 50, 30),
+    "batch and bank": (("batch", *QUEUES), None, 57, 30),
+    "mining": (QUEUES, HardNegativeSampler(), 165, 31),
 }
 OF_THE_LOSS = ("_info_nce", "autograd")
 
