@@ -162,7 +162,8 @@ def test_the_kernels_of_the_survey_compile(narrow):
     types = {
         "source": Vectors("*fp32", "*i64", none, none, "i32", Constant(1), limit),
         "order": "*i64",
-        "anchors": Vectors("*bf16" if narrow else "*fp32", "*i32", none, "*i32", none, none, none),
+        "vectors": "*bf16" if narrow else "*fp32",
+        "num_valid": "*i32",
         **dict.fromkeys(("own", "other"), labels),
         **dict.fromkeys(sizes, "i32"),
     }

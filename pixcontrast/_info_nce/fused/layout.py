@@ -199,7 +199,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
     for other in others or [own]:
         num_others, num_entries = (other.num_blocks, other.labels.shape[0]) if others else (0, 0)
         sizes = vectors.shape[1], num_anchors, num_own, num_anchors.bit_length(), num_entries
-        arguments = source, order, anchors, own, other, *sizes
+        arguments = source, order, anchors.vectors, anchors.num_valid, own, other, *sizes
         launch(survey_kernel, (num_own + num_others,), arguments, (block_size,), variant)
         num_own = 0
     for surveyed in contrast:

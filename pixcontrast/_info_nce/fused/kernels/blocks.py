@@ -38,7 +38,8 @@ COMPONENTS = tl.constexpr(32)
 def survey_kernel(
     source,
     order,
-    anchors,
+    vectors,
+    num_valid,
     own,
     other,
     dim,
@@ -50,13 +51,14 @@ def survey_kernel(
 ):
     """Each program surveys a block of the anchors, or one of another contrast tensor.
 
-    The first `own_blocks` programs also write the anchors by `order`. `own.labels` descend.
+    The first `own_blocks` programs also write `vectors`, the anchors by `order`. The labels of
+    anchors, `own.labels`, descend.
     """
     program = tl.program_id(0)
     if program == 0:
         ignored = num_anchors * 0 - 1
-        num_valid = search_sorted(own.labels, num_anchors, ignored, num_steps, DESCENDING=True)
-        tl.store(anchors.num_valid, num_valid)
+        count = search_sorted(own.labels, num_anchors, ignored, num_steps, DESCENDING=True)
+        tl.store(num_valid, count)
     if program < own_blocks:
         ids, inside, valid = survey_block(
             own,
@@ -79,9 +81,9 @@ def survey_kernel(
                 values = values.to(tl.float32)
                 values = tl.where(values > source.largest, source.largest, values)  # NaN stays
                 values = tl.where(values < -source.largest, -source.largest, values)
-            values = values.to(anchors.vectors.dtype.element_ty)
+            values = values.to(vectors.dtype.element_ty)
             slots = ids.to(tl.int64)[:, None] * dim + components[None, :]
-            tl.store(anchors.vectors + slots, values, mask=inside[:, None] & exists)
+            tl.store(vectors + slots, values, mask=inside[:, None] & exists)
     else:
         block = program - own_blocks
         num_blocks = tl.num_programs(0) - own_blocks
