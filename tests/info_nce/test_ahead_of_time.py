@@ -80,6 +80,8 @@ def mined_variants():
                 yield Variant(*row, name, getattr(mined, name), {"MINED": True, **roles})
             for constants in ({}, POOL_OF_KEYS):
                 yield Variant(*row, "selection", mined.mined, constants)
+            few_rows = mined.mined._replace(rows=min(mined.mined.rows, 32))
+            yield Variant(*row, "selection", few_rows, {"BY_KEY": True})
 
 
 def table():
@@ -145,9 +147,8 @@ def test_a_few_anchors_against_themselves(row, name):
 @pytest.mark.parametrize("name", list(MERGING_KERNELS))
 @pytest.mark.parametrize("option", ["WEIGHTED", "BOUNDED", "ALL"])
 def test_the_kernels_that_merge_compile(name, option):
-    constants = {"WEIGHTED": False, "MINED": name == "digit", option: True}
-    rows = 4 if name == "digit" else 32  # a row of a histogram has 1,024 numbers
-    made = compile_kernel(name, Configuration(rows, 16, 4, 3), "16", 100, 90, **constants)
+    constants = {"WEIGHTED": False, option: True}
+    made = compile_kernel(name, Configuration(32, 16, 4, 3), "16", 100, 90, **constants)
     assert made.stack == 0
 
 

@@ -6,7 +6,7 @@ All of it is computed on the device by operations of fixed shape. The host reads
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.thresholds import Thresholds, anchor_bits, entry_bits
 from pixcontrast._info_nce.tiled.similarities import BOUNDED_LOGIT
 from pixcontrast._tensors import IGNORED
-from pixcontrast._triton import LAUNCH_OPTIONS, interpreted
+from pixcontrast._triton import LAUNCH_OPTIONS, ceil_div, interpreted
 
 INTERPRETED_PROCESSORS = 6
 # Triton reads this once too, when a kernel is decorated.
@@ -138,24 +138,6 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
     # Ignored anchors may contain NaN and are multiplied too: 0 · NaN is NaN.
     values = torch.where(valid[:, None], values.to(problem.product_dtype), 0.0).contiguous()
 
-    def survey(labels: Tensor) -> tuple[Tensor, Tensor]:
-        classes = torch.empty_like(labels, dtype=torch.int32)
-        num_blocks = -(-len(labels) // block_size)
-        blocks = classes.new_empty(SURVEY_ROWS, num_blocks + 1)
-        if num_blocks > 0:
-            classes_kernel[(num_blocks,)](
-                labels,
-                anchor_labels,
-                num_valid,
-                classes,
-                blocks,
-                len(labels),
-                len(anchor_labels).bit_length(),
-                BLOCK_N=block_size,
-                **LAUNCH_OPTIONS,
-            )
-        return classes, blocks
-
     def key_bits(
         bits_of: Callable[[Tensor, Tensor], Tensor], like: Tensor, first_id: int
     ) -> Tensor | None:
@@ -169,10 +151,12 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
             ids = order + first_id if first_id != 0 else order
         return bits_of(problem.seed, ids)
 
+    def survey(labels: Tensor) -> tuple[Tensor, Tensor]:
+        return _survey(labels, anchor_labels, num_valid, block_size)
+
     classes, anchor_blocks = survey(anchor_labels)
     bits = key_bits(anchor_bits, order, problem.first_anchor_id)
     anchors = Vectors(values, classes, bits, num_valid, None, None, None)
-    narrowest = torch.finfo(problem.product_dtype).max
     contrast = []
     for tensor in problem.contrast:
         if tensor.is_anchors:
@@ -182,8 +166,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
             values, labels = tensor.entries.detach(), tensor.labels.contiguous()
             bits = key_bits(entry_bits, labels, tensor.first_id)
             classes, blocks = survey(labels)
-            largest = narrowest if torch.finfo(values.dtype).max > narrowest else None
-            entries = Vectors(values, classes, bits, None, None, None, largest)
+            entries = _entries(problem, values, classes, bits)
             if not values.is_contiguous():
                 row_stride, column_stride = values.stride()
                 entries = entries._replace(row_stride=row_stride, column_stride=column_stride)
@@ -192,6 +175,59 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
             index_kernel[(1,)](blocks, surveyed.num_blocks, BLOCK_N=block_size, **LAUNCH_OPTIONS)
         contrast.append(surveyed)
     return Layout(problem, configurations, anchors, order, tuple(contrast))
+
+
+def _survey(
+    labels: Tensor, anchor_labels: Tensor, num_valid: Tensor | None, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return the classes of entries with these labels, and the survey with its first rows."""
+    classes = torch.empty_like(labels, dtype=torch.int32)
+    num_blocks = -(-len(labels) // block_size)
+    blocks = classes.new_empty(SURVEY_ROWS, num_blocks + 1)
+    if num_blocks > 0:
+        classes_kernel[(num_blocks,)](
+            labels,
+            anchor_labels,
+            num_valid,
+            classes,
+            blocks,
+            len(labels),
+            len(anchor_labels).bit_length(),
+            BLOCK_N=block_size,
+            **LAUNCH_OPTIONS,
+        )
+    return classes, blocks
+
+
+def _entries(problem: Problem, values: Tensor, classes: Tensor, bits: Tensor | None) -> Vectors:
+    """Return contiguous entries as arguments of a kernel."""
+    narrowest = torch.finfo(problem.product_dtype).max
+    largest = narrowest if torch.finfo(values.dtype).max > narrowest else None
+    return Vectors(values, classes, bits, None, None, None, largest)
+
+
+def sample_entries(layout: Layout, size: int) -> tuple[Layout, int] | None:
+    """Return a layout with every s-th entry of all tensors in one, at most `size`, and s.
+
+    Return None if there are no more entries than that. An anchor in the sample is an entry like
+    any other, also for itself.
+    """
+    problem, tensors = layout.problem, layout.contrast
+    total = sum(map(len, tensors))
+    if total <= size or len(tensors) >= size:
+        return None
+    # An odd number, because entries of an image often come in powers of two.
+    stride = ceil_div(total, size - len(tensors)) | 1
+    sorted_labels = problem.labels.index_select(0, layout.order)
+    labels = [sorted_labels if of.is_anchors else of.labels for of in problem.contrast]
+    bits = [of.entries.key_bits for of in tensors if of.entries.key_bits is not None]
+    columns = [of.entries.vectors for of in tensors], labels, bits
+    values, sampled, keys = (torch.cat([one[::stride] for one in column]) for column in columns)
+    num_valid, block_size = layout.anchors.num_valid, layout.configurations.denominator.columns
+    classes, blocks = _survey(sampled, sorted_labels, num_valid, block_size)
+    sample = SurveyedTensor(_entries(problem, values, classes, keys), False, blocks)
+    index_kernel[(1,)](blocks, sample.num_blocks, BLOCK_N=block_size, **LAUNCH_OPTIONS)
+    return replace(layout, contrast=(sample,)), stride
 
 
 def product_precision(dtype: torch.dtype) -> str:
