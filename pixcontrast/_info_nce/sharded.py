@@ -83,10 +83,9 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
     if problem.negative_sampler is not None:
         of_all = of_shard.find_thresholds(own, ranks)
         of_shard.select(of_all)
-        thresholds = of_all.of(_anchors_of(ranks, num_anchors))
+        mine = _anchors_of(ranks, num_anchors)
+        thresholds = Thresholds(*(column[mine].clone() for column in of_all))
         own.select(thresholds)
-        # Indexing by a slice shares memory; the results of an operator must not.
-        thresholds = Thresholds(*(column.clone() for column in thresholds))
 
     of_all = of_shard.denominator()
     of_own = own.denominator()

@@ -151,10 +151,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
             ids = order + first_id if first_id != 0 else order
         return bits_of(problem.seed, ids)
 
-    def survey(labels: Tensor) -> tuple[Tensor, Tensor]:
-        return _survey(labels, anchor_labels, num_valid, block_size)
-
-    classes, anchor_blocks = survey(anchor_labels)
+    classes, anchor_blocks = _survey(anchor_labels, anchor_labels, num_valid, block_size)
     bits = key_bits(anchor_bits, order, problem.first_anchor_id)
     anchors = Vectors(values, classes, bits, num_valid, None, None, None)
     contrast = []
@@ -165,7 +162,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
         else:
             values, labels = tensor.entries.detach(), tensor.labels.contiguous()
             bits = key_bits(entry_bits, labels, tensor.first_id)
-            classes, blocks = survey(labels)
+            classes, blocks = _survey(labels, anchor_labels, num_valid, block_size)
             entries = _entries(problem, values, classes, bits)
             if not values.is_contiguous():
                 row_stride, column_stride = values.stride()

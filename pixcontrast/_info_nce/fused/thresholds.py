@@ -8,6 +8,7 @@ except for anchors whose threshold is far from the estimate or has many ties.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -56,10 +57,8 @@ def select_thresholds(
     size = COLUMNS if ranks is None else COLUMNS_OF_RANKS // ranks.size
     sample = sample_entries(sources[0].layout, size)
     like = torch.empty_like(sources[0].rows, dtype=torch.float32)[:, None]
-    negatives, positives = (
-        _Candidates(sources, sample, available, ranks, like, positive=positive)
-        for positive in (False, True)
-    )
+    negatives = _Candidates(sources, sample, available, ranks, like, positive=False)
+    positives = replace(negatives, positive=True)
     return find_thresholds(sampler, negatives, positives, like)
 
 
@@ -80,38 +79,31 @@ def _count_candidates(sources: list[Source], num_anchors: int, ranks: Ranks | No
     return counts if ranks is None else add_up(ranks, counts)
 
 
+@dataclass(frozen=True)
 class _Candidates:
     """The positives, or the negatives, of R anchors; see `thresholds.Candidates`."""
 
-    def __init__(
-        self,
-        sources: list[Source],
-        sample: tuple[Layout, int] | None,
-        available: Tensor | None,
-        ranks: Ranks | None,
-        like: Tensor,
-        *,
-        positive: bool,
-    ) -> None:
-        self._sources, self._sample, self._ranks = sources, sample, ranks
-        self._available = available
-        self._like = like
-        self._positive = positive
+    sources: list[Source]
+    sample: tuple[Layout, int] | None
+    num_available: Tensor | None
+    ranks: Ranks | None
+    like: Tensor
+    positive: bool
 
     def available(self) -> Tensor:
-        assert self._available is not None  # of every strategy that asks
-        return self._available[int(self._positive), :, None]
+        assert self.num_available is not None  # of every strategy that asks
+        return self.num_available[int(self.positive), :, None]
 
     def kth_hardness(self, k: Tensor) -> Tensor:
-        return self._find(k.to(torch.int32), None, torch.empty_like(self._like))
+        return self._find(k.to(torch.int32), None, torch.empty_like(self.like))
 
     def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
-        found = torch.empty_like(self._like, dtype=torch.int32)
+        found = torch.empty_like(self.like, dtype=torch.int32)
         return self._find(torch.full_like(found, k), min_hardness, found)
 
     def _find(self, k: Tensor, min_hardness: Tensor | None, found: Tensor) -> Tensor:
         """Write the k-th largest hardness, or the k-th smallest key if `found` has integers."""
-        first, sample, ranks = self._sources[0], self._sample, self._ranks
+        first, ranks = self.sources[0], self.ranks
         by_key = found.dtype == torch.int32
         num_columns = COLUMNS if ranks is None else COLUMNS_OF_RANKS
         # Multiples of 16, so that every address is aligned.
@@ -119,16 +111,13 @@ class _Candidates:
         numbers = k.new_zeros((num_columns + 5) * num_rows)
         columns = numbers[: num_columns * num_rows].view(num_rows, num_columns)
         search = Search(columns, *numbers[columns.numel() :].view(5, num_rows))
-        # Passes with a histogram that find any integer of 32 bits.
-        num_histograms = ceil_div(32, num_columns.bit_length() - 1)
-        if sample is not None:
-            rounds = [([first._replace(layout=sample[0])], sample[1])]
-            rounds += [(self._sources, 0)] * (1 + num_histograms)
-        elif ranks is None:
-            rounds = [(self._sources, 0)]
-        else:
-            search.step.fill_(34 - num_columns.bit_length())
-            rounds = [(self._sources, 0)] * num_histograms
+        rounds = [(self.sources, 0)]
+        if self.sample is not None or ranks is not None:
+            # Without a sample, the first estimate is wrong. All other rounds find any integer.
+            num_histograms = ceil_div(32, num_columns.bit_length() - 1)
+            layout, stride = (None, 1) if self.sample is None else self.sample
+            sampled = [] if layout is None else [first._replace(layout=layout)]
+            rounds = [(sampled, stride), *(1 + num_histograms) * rounds]
         for sources, stride in rounds:
             for layout, rows in sources:
                 configuration = layout.configurations.denominator
@@ -145,10 +134,10 @@ class _Candidates:
                     rows=rows,
                     search=search,
                     num_columns=num_columns,
-                    of_positives=int(self._positive),
+                    of_positives=int(self.positive),
                     BY_KEY=by_key,
                 )
-            if ranks is not None and stride > 0:
+            if ranks is not None and self.sample is not None and stride > 0:
                 size = num_columns // ranks.size
                 (samples,) = gather(ranks, [search.columns[:, :size]])
                 search.columns[:, : ranks.size * size] = samples.movedim(0, 1).flatten(1)

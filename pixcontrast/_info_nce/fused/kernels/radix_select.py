@@ -27,8 +27,8 @@ class Search(NamedTuple):
     Attributes:
         columns: (R, columns) histogram, or stored candidates. Zeros before each round.
         beyond: (R,) number of candidates above the range. Zeros before each round.
-        lower: (R,) smallest integer of the range.
-        below_top: (R,) largest unsigned integer of 32 bits minus the largest one of the range.
+        below: (R,) number of positive integers below the range.
+        excluded: (R,) number of positive integers outside the range.
         step: (R,) 0: store the candidates in the range; s > 0: a column of the histogram counts
             2^(s − 1) integers; −1: the search has ended.
         stored: (R,) number of stored candidates.
@@ -36,19 +36,10 @@ class Search(NamedTuple):
 
     columns: Any
     beyond: Any
-    lower: Any
-    below_top: Any
+    below: Any
+    excluded: Any
     step: Any
     stored: Any
-
-
-@triton.jit
-def load_range(search, rows, inside):
-    """Return the smallest integer of each row's range, at least 1, and the size of the range."""
-    lower = tile.load(search.lower, rows, inside).to(tl.uint32, bitcast=True)
-    lower = tl.maximum(lower, 1)
-    below_top = tile.load(search.below_top, rows, inside).to(tl.uint32, bitcast=True)
-    return lower, 0xFFFFFFFF - below_top - lower + 1
 
 
 @triton.jit(do_not_specialize=["num_entries", "num_blocks", "num_columns", "of_positives"])
@@ -89,9 +80,9 @@ def count_kernel(
     bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[:, None]
     if min_hardness is not None:
         pool_hardness = tile.load(min_hardness, row, is_anchor)[:, None]
-    lower, size = load_range(search, row, is_anchor)
-    last = (lower + size - 1)[:, None]
-    lower = lower[:, None]
+    below = tile.load(search.below, row, is_anchor).to(tl.uint32, bitcast=True)
+    size = (-1 - tile.load(search.excluded, row, is_anchor)).to(tl.uint32, bitcast=True)
+    lower, last = (below + 1)[:, None], (below + size)[:, None]
     counted = tl.where(step > 0, size, 0)[:, None]
     stored = tl.where(step == 0, size, 0)[:, None]
     any_counted, any_stored = tl.max(counted) > 0, tl.max(stored) > 0
@@ -198,50 +189,49 @@ def advance_kernel(
     tl.store(search.beyond + rows, tl.zeros_like(beyond), mask=searched)
     tl.store(search.stored + rows, tl.zeros_like(beyond), mask=searched)
     k = tile.load(requested, rows, searched)
-    lower, size = load_range(search, rows, searched)
+    lower = 1 + tile.load(search.below, rows, searched).to(tl.uint32, bitcast=True)
+    size = (-1 - tile.load(search.excluded, rows, searched)).to(tl.uint32, bitcast=True)
 
-    # Of stored candidates: the k-th largest, or integers above and below it in most samples.
-    is_stored = step == 0
-    expected = k / tl.maximum(stride, 1).to(tl.float32)
-    margin = MARGIN * tl.sqrt(expected)
-    rank = tl.where(stride > 0, tl.ceil(expected + margin).to(tl.int32) + 3, k - beyond)
-    stored_lower = lower
-    stored_upper = lower
-    if tl.max(is_stored.to(tl.int32)) > 0:
-        values = counts.to(tl.uint32, bitcast=True)
-        stored_lower = kth_largest(values, rank)
-        stored_upper = stored_lower
-        if stride > 0:
-            stored_upper = kth_largest(values, tl.floor(expected - margin).to(tl.int32))
-
-    # Of a histogram: the range of the last column that k candidates reach.
+    # A histogram: continue with the last column that k candidates reach. If there is none, continue
+    # with all integers, unless these are what has been counted.
     reached = (beyond + tl.sum(counts, 1))[:, None] - tl.cumsum(counts, 1) + counts
     column = tl.sum((reached >= k[:, None]).to(tl.int32), 1) - 1
-    contains = (step > 0) & (beyond < k) & (column >= 0)
     num_left = tl.sum(tl.where(indices == column[:, None], counts, 0), 1)
+    contains = (step > 0) & (beyond < k) & (column >= 0)
+    fewer = (step > 0) & (beyond < k) & (column < 0) & (lower == 1)
     shift = tl.maximum(step - 1, 0).to(tl.uint32)
     start = column.to(tl.uint32) << shift
     width = (tl.zeros_like(size) + 1) << shift
-    fewer = (step > 0) & (beyond < k) & (column < 0) & (lower == 1)
+    value = tl.where(contains, lower + start, tl.where(fewer, 0, 1))
+    size = tl.where(contains, tl.minimum(size - start, width), 0xFFFFFFFF)
 
-    # If the range does not contain it, the next one has all integers, unless this one did.
-    next_lower = tl.where(contains, lower + start, 0)
-    next_upper = tl.where(contains, lower + start + tl.minimum(size - start, width) - 1, 0xFFFFFFFF)
+    # Stored candidates: find the k-th largest, or integers below and above it in most samples.
+    if tl.min(tl.abs(step)) == 0:
+        expected = k / tl.maximum(stride, 1).to(tl.float32)
+        margin = MARGIN * tl.sqrt(expected)
+        rank = tl.where(stride > 0, tl.ceil(expected + margin).to(tl.int32) + 3, k - beyond)
+        values = counts.to(tl.uint32, bitcast=True)
+        least = kth_largest(values, rank)
+        value = tl.where(step == 0, least, value)
+        if stride > 0:
+            value = tl.maximum(value, 1)
+            most = kth_largest(values, tl.floor(expected - margin).to(tl.int32))
+            size = tl.where(step == 0, most - value + 1, size)
     is_found = (step + stride == 0) | (contains & (shift == 0)) | fewer
-    next_lower = tl.where(is_stored, stored_lower, next_lower)
-    next_upper = tl.where(is_stored, stored_upper, next_upper)
-    stores = contains & (num_left <= most_stored)
+
     # The smallest shift by which each integer of the range has a column.
-    shifts = tl.arange(0, 32).to(tl.uint32)[None, :]
-    too_wide = ((next_upper - next_lower)[:, None] >> shifts) >= COLUMNS
-    next_step = tl.where(stores, 0, 1 + tl.sum(too_wide.to(tl.int32), 1))
-    tl.store(search.lower + rows, next_lower.to(tl.int32, bitcast=True), mask=searched)
-    tl.store(search.below_top + rows, -1 - next_upper.to(tl.int32, bitcast=True), mask=searched)
+    too_wide = ((size - 1)[:, None] >> tl.arange(0, 32).to(tl.uint32)[None, :]) >= COLUMNS
+    next_step = 1 + tl.sum((too_wide & (size > 0)[:, None]).to(tl.int32), 1)
+    next_step = tl.where(contains & (num_left <= most_stored), 0, next_step)
+    ordered = value.to(tl.int32, bitcast=True)
+    tl.store(search.below + rows, ordered - 1, mask=searched)
+    tl.store(search.excluded + rows, -1 - size.to(tl.int32, bitcast=True), mask=searched)
     tl.store(search.step + rows, tl.where(is_found, -1, next_step), mask=searched)
-    result = next_lower.to(tl.int32, bitcast=True) ^ -2147483648
+    ordered ^= -2147483648
     if BY_KEY:
-        result = -1 - result
+        result = -1 - ordered
     else:
-        hardness = tl.where(result < 0, result ^ 0x7FFFFFFF, result).to(tl.float32, bitcast=True)
-        result = tl.where(next_lower == 0, float("-inf"), hardness)
+        hardness = tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
+        hardness = hardness.to(tl.float32, bitcast=True)
+        result = tl.where(value == 0, float("-inf"), hardness)
     tl.store(found + rows, result, mask=searched & is_found)
