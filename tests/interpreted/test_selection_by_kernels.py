@@ -79,7 +79,7 @@ def check(layout):
     num_valid = int(layout.anchors.num_valid)
     expected = by_the_rule(layout)
     sources = [Source(layout, layout.order)]
-    found = select_thresholds(layout.problem.negative_sampler, sources, len(layout))
+    found = select_thresholds(layout.problem.negative_sampler, sources)
     found = found.of(layout.order)
     for actual, wanted in zip(found, expected, strict=True):
         assert actual.dtype == wanted.dtype

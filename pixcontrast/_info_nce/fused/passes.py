@@ -97,7 +97,7 @@ def fused_forward(
         layout = lay_out(problem)
         if problem.negative_sampler is not None:
             sources = [Source(layout, layout.order)]
-            thresholds = select_thresholds(problem.negative_sampler, sources, len(layout))
+            thresholds = select_thresholds(problem.negative_sampler, sources)
             layout = replace(layout, thresholds=thresholds.of(layout.order))
         partials = denominator_pass(layout)
         sums = positives_pass(layout, partials.lse)
@@ -235,7 +235,7 @@ class FusedPasses:
         sampler = self._layout.problem.negative_sampler
         assert sampler is not None
         with on_device(own_rows.device):
-            return select_thresholds(sampler, sources, len(self._layout), ranks)
+            return select_thresholds(sampler, sources, ranks)
 
     def select(self, thresholds: Thresholds) -> None:
         """Restrict the passes to the entries that meet the thresholds of the anchors."""

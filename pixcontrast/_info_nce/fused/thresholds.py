@@ -1,9 +1,8 @@
 """Find the thresholds of mining by kernels. The number of launches does not depend on values.
 
-A selection is one pass over the entries if they are at most `COLUMNS`. Otherwise it is a pass over
-a sample of that many, a pass that counts the candidates near the threshold estimated from it, and a
-pass that stores those with the same highest bits as the threshold. Two more passes end at once,
-except for anchors whose threshold is far from the estimate or has many ties.
+A selection is one pass over the entries if they are at most `COLUMNS`; otherwise a sample of that
+many, a pass that counts candidates and a pass that stores the few that are left. Two more passes
+end at once, except for anchors whose threshold is far from the estimate or has many ties.
 """
 
 from __future__ import annotations
@@ -38,22 +37,14 @@ class Source(NamedTuple):
 
 
 def select_thresholds(
-    sampler: HardNegativeSampler,
-    sources: list[Source],
-    num_anchors: int,
-    ranks: Ranks | None = None,
+    sampler: HardNegativeSampler, sources: list[Source], ranks: Ranks | None = None
 ) -> Thresholds:
     """Return the thresholds (R, 1) of R anchors, similarities to the base 2.
 
-    Args:
-        sources: the first has all R anchors.
-        num_anchors: R.
-        ranks: ranks that have candidates of the same R anchors. The first source has as many
-            entries on every rank. Default: None, this process alone.
+    The first source has all R anchors. Other `ranks` may have candidates of the same anchors, and
+    as many entries in their first sources.
     """
-    available = None
-    if sampler.strategy == "semi-hard":
-        available = _count_candidates(sources, num_anchors, ranks)
+    available = _count_candidates(sources, ranks) if sampler.strategy == "semi-hard" else None
     size = COLUMNS if ranks is None else COLUMNS_OF_RANKS // ranks.size
     sample = sample_entries(sources[0].layout, size)
     like = torch.empty_like(sources[0].rows, dtype=torch.float32)[:, None]
@@ -62,9 +53,9 @@ def select_thresholds(
     return find_thresholds(sampler, negatives, positives, like)
 
 
-def _count_candidates(sources: list[Source], num_anchors: int, ranks: Ranks | None) -> Tensor:
+def _count_candidates(sources: list[Source], ranks: Ranks | None) -> Tensor:
     """Return the number of negatives and of positives of each anchor, (2, R)."""
-    counts = sources[0].rows.new_zeros(2, num_anchors, dtype=torch.int32)
+    counts = sources[0].rows.new_zeros(2, len(sources[0].rows), dtype=torch.int32)
     for layout, rows in sources:
         classes = layout.anchors.classes
         # Class −1 has index 0. Integer sums do not depend on the order of the atomic additions.
@@ -113,11 +104,12 @@ class _Candidates:
         search = Search(columns, *numbers[columns.numel() :].view(5, num_rows))
         rounds = [(self.sources, 0)]
         if self.sample is not None or ranks is not None:
-            # Without a sample, the first estimate is wrong. All other rounds find any integer.
+            # Without a sample the first estimate is wrong; the other rounds find any integer.
             num_histograms = ceil_div(32, num_columns.bit_length() - 1)
-            layout, stride = (None, 1) if self.sample is None else self.sample
-            sampled = [] if layout is None else [first._replace(layout=layout)]
-            rounds = [(sampled, stride), *(1 + num_histograms) * rounds]
+            rounds = [([], 1), *(1 + num_histograms) * rounds]
+        if self.sample is not None:
+            layout, stride = self.sample
+            rounds[0] = [first._replace(layout=layout)], stride
         for sources, stride in rounds:
             for layout, rows in sources:
                 configuration = layout.configurations.denominator
