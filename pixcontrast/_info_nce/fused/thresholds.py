@@ -136,7 +136,7 @@ class _Candidates:
             elif ranks is not None:
                 summed = numbers[: (num_columns + 1) * num_rows]
                 summed.copy_(add_up(ranks, summed))
-            tile = Configuration(max(1, 8192 // num_columns), 1, 8, 3)
+            tile = Configuration(max(1, 4096 // num_columns), 1, 8, 3)
             launch(
                 advance_kernel,
                 (ceil_div(len(k), tile.rows),),
