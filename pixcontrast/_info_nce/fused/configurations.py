@@ -3,7 +3,7 @@
 The limit is shared memory: 227 KB a program on Hopper and data-centre Blackwell, 163 KB on A100,
 99 KB on consumer GPUs. `tests/info_nce/test_ahead_of_time.py` compiles every row and checks that
 it fits and that 16-bit and TF32 products do not spill registers; `tests/info_nce/test_spills.py`
-does so for every variant that a loss launches on Hopper.
+does so for every variant that a loss launches, on Hopper or on other GPUs.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _ROWS = {
     (100, "tf32", 64): C(K(128, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 1)),
     (100, "tf32", 128): C(K(64, 64, 8, 2), K(64, 64, 8, 1), K(64, 64, 8, 2), K(64, 64, 8, 2)),
     (100, "tf32", 256): C(K(32, 64, 8, 2), K(64, 32, 8, 1), K(64, 32, 8, 1), K(32, 64, 8, 1)),
-    (100, "tf32", 512): C(K(32, 32, 8, 2), K(16, 32, 8, 2), K(32, 32, 8, 1), K(32, 32, 8, 2)),
+    (100, "tf32", 512): C(K(32, 32, 8, 2), K(16, 32, 8, 2), K(32, 32, 8, 1), K(16, 32, 8, 2)),
     (86, "16", 64): C(K(128, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 4, 2), K(64, 32, 8, 2)),
     (86, "16", 128): C(K(64, 64, 8, 2), K(64, 64, 8, 2), K(64, 64, 8, 2), K(32, 32, 4, 1)),
     (86, "16", 256): C(K(64, 64, 8, 2), K(64, 32, 8, 2), K(64, 64, 8, 2), K(64, 32, 8, 2)),
