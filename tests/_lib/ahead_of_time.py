@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import tempfile
@@ -37,6 +38,11 @@ KERNELS = {
 MERGING_KERNELS = {"lse": lse_kernel, "merge": merge_kernel, "advance": advance_kernel}
 # Bytes of shared memory that a program may have.
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+# Cards of which every variant is compiled, as in PIXCONTRAST_COMPILE=86,120: about an hour for
+# each. Without it, tests compile a selection.
+COMPLETE_CARDS = {
+    int(card) for card in os.environ.get("PIXCONTRAST_COMPILE", "").split(",") if card
+}
 
 
 class Compiled(NamedTuple):
