@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 PAGE_NAMES = (
     "effects.md",
     "embedding.md",
-    "experiment_tables.md",
+    "experiment-tables.md",
     "experiments.md",
     "reading.md",
     "scale.md",

@@ -117,8 +117,7 @@ class PixelContrastLoss(ContrastLoss):
         ValueError, TypeError: if an option or argument is invalid. The message names it. With a
             bank, labels of its `num_classes` or more raise on the CPU; on a GPU such pixels are
             ignored, unless `validate=True`. The same holds for labels above 16,777,215, the largest
-            that the samplers support. `backend="triton"` with a `negative_sampler` and a sharded
-            bank is not supported.
+            that the samplers support.
         RuntimeError: if the bank would be updated during a backward pass (call the loss outside of
             checkpointed regions); if a loss with a bank is called by a replica of nn.DataParallel;
             if `backend="triton"` cannot run; if ranks that gather are in different calls.

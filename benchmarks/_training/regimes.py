@@ -153,7 +153,11 @@ REGIMES = {
     "embedding-lower": _study(LOWER),
     **{name: _screening(name) for name in SCENARIOS},
     "supervised-val": _confirmation("supervised", 0.1, MORE_STEPS),
-    **{f"{name}-val": _confirmation(name, 0.1) for name in ("new-sequence", *CORRUPTIONS)},
+    # These are scores of the same runs.
+    **{
+        f"{name}-val": _confirmation(name, 0.1, MORE_STEPS)
+        for name in ("new-sequence", *CORRUPTIONS)
+    },
     "few-25-val": _confirmation("few-25", 0.01, MORE_STEPS),
     "new-sequence-tuned-val": _confirmation("new-sequence-tuned", 0.1),
     # Of an earlier screening, before the rate was tuned.

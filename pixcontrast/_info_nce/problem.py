@@ -130,9 +130,6 @@ class Problem:
         first_anchor_id = 0
         if shards is not None:
             first_anchor_id = shards.ranks.rank * labels.numel()
-            # The kernels select on one device, so mining over shards uses the tiled form.
-            if form == "triton" and negative_sampler is not None:
-                form = "tiled"
             if seed is not None:
                 # One seed: the entries of an anchor are selected among those of all ranks.
                 (seeds,) = gather(shards.ranks, [seed])

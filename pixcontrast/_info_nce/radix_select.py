@@ -51,28 +51,6 @@ def radix_select(count_digits: CountDigits, k: Tensor, dtype: torch.dtype) -> Te
     return _flip_sign(prefix)
 
 
-class CountedCandidates:
-    """Candidates that can be counted but not gathered; see `thresholds.Candidates`."""
-
-    def kth_integer(self, k: Tensor | int, min_hardness: Tensor | None, *, by_key: bool) -> Tensor:
-        """Return the k-th largest integer of the candidates of each anchor, (R, 1).
-
-        The integer of a candidate is its hardness as an ordered integer or, with `by_key`, its
-        inverted key. Only candidates of at least `min_hardness` (R, 1) are considered. An anchor
-        with fewer candidates gets the minimum of the dtype.
-        """
-        raise NotImplementedError
-
-    def kth_hardness(self, k: Tensor) -> Tensor:
-        found = self.kth_integer(k, None, by_key=False)
-        no_candidate = found == torch.iinfo(found.dtype).min
-        return from_ordered_int(found).masked_fill(no_candidate, -torch.inf)
-
-    def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
-        # The smallest key is the largest integer.
-        return ~self.kth_integer(k, min_hardness, by_key=True)
-
-
 def count_digits_of(integers: Tensor, candidate: Tensor, prefix: Tensor, shift: int) -> Tensor:
     """Count as `CountDigits` does, for integers (R, T) and candidates (R, T) bool."""
     digit = _flip_sign(integers) >> shift & (NUM_DIGITS - 1)

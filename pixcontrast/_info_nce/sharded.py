@@ -6,17 +6,17 @@ the positives, with the merged Z. For its own anchors, each rank adds a partial 
 entries of its batch. The size of a message does not depend on the number of entries.
 
 With a negative sampler, the ranks find the thresholds together. A threshold is the k-th largest
-hardness, or the k-th smallest random key, of an anchor's candidates on all ranks. Radix selection
-needs only counts: each rank counts its own candidates, and the counts are added up. The result is
-exact, also with ties. A message has 16 numbers for each anchor, and the similarities are computed
-again for each message.
+hardness, or the k-th smallest random key, of an anchor's candidates on all ranks. It is found from
+counts alone: each rank counts its own candidates, and the counts are added up. The result is
+exact, also with ties, and the similarities are computed again for each message. In the tiled form a
+message has 16 numbers for each anchor; for the kernels see `fused/thresholds.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,15 +26,14 @@ from pixcontrast._info_nce.derivative import Masks, complete, lse_of, positives_
 from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.radix_select import (
     NUM_DIGITS,
-    CountedCandidates,
     count_digits_of,
+    from_ordered_int,
     radix_select,
     to_ordered_int,
 )
 from pixcontrast._info_nce.results import (
     DenominatorPartial,
     ForwardResult,
-    Passes,
     PositivesPartial,
     allocate_forward,
     finite,
@@ -53,7 +52,7 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
     """Compute the forward over a problem's own contrast tensors and the shards of all ranks.
 
     Every rank makes this call, with the same number of anchors (ignored ones included) and shards
-    of the same shapes. With a negative sampler, the form must be `"tiled"`.
+    of the same shapes.
 
     Returns:
         The result of this rank's anchors, the thresholds of the negative sampler (None without one)
@@ -79,16 +78,14 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
         first_entry_id=-num_ids * (ranks.rank + 1),
         first_anchor_id=0,
     )
-    of_shard: Passes
-    own: Passes
     thresholds = None
-    if problem.negative_sampler is None:
-        of_shard, own = _passes(all_anchors), _passes(problem)
-    else:
-        of_shard, own = MinedPasses(all_anchors), MinedPasses(problem)
-        of_shard.thresholds = find_rank_thresholds(of_shard, own, problem, ranks)
-        own.thresholds = of_shard.thresholds.of(_anchors_of(ranks, num_anchors))
-        thresholds = Thresholds(*(column.clone() for column in own.thresholds))
+    of_shard, own = _passes(all_anchors), _passes(problem)
+    if problem.negative_sampler is not None:
+        of_all = of_shard.find_thresholds(own, ranks)
+        of_shard.select(of_all)
+        mine = _anchors_of(ranks, num_anchors)
+        thresholds = Thresholds(*(column[mine].clone() for column in of_all))
+        own.select(thresholds)
 
     of_all = of_shard.denominator()
     of_own = own.denominator()
@@ -109,11 +106,29 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
 class MinedPasses:
     """The two passes over the selected entries, with results in the caller's order."""
 
-    thresholds: Thresholds  # of all anchors; to be set before the passes run
+    thresholds: Thresholds
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._blocks = RowBlocks(problem, [True] * len(problem.contrast))
+
+    def find_thresholds(self, own: MinedPasses, ranks: Ranks) -> Thresholds:
+        """Return the thresholds of the anchors of all ranks, (W·M, 1), the same on every rank.
+
+        These passes have the anchors of all ranks against the shard of this rank. `own` has the
+        anchors of this rank against the entries of its batch.
+        """
+        problem = self._problem
+        assert problem.negative_sampler is not None
+        like = problem.anchors.new_zeros(len(problem.labels), 1, dtype=problem.compute_dtype)
+        negatives, positives = (
+            _RankCandidates(self, own, like, ranks, positive=positive) for positive in (False, True)
+        )
+        return find_thresholds(problem.negative_sampler, negatives, positives, like)
+
+    def select(self, thresholds: Thresholds) -> None:
+        """Set the thresholds of all anchors, before the passes run."""
+        self.thresholds = thresholds
 
     def denominator(self) -> DenominatorPartial:
         """Compute Z and o over the selected entries."""
@@ -164,7 +179,8 @@ class MinedPasses:
     ) -> Tensor:
         """Count the candidates of each anchor (M, 16), see `radix_select.CountDigits`.
 
-        Their integers are those of `CountedCandidates.kth_integer`.
+        The integer of a candidate is its hardness as an ordered integer or, with `by_key`, its
+        inverted key. Only candidates of at least `min_hardness` (M, 1) are counted.
         """
         counts = torch.zeros_like(self._problem.labels)[:, None].repeat(1, NUM_DIGITS)
         for part in self._blocks.masked():
@@ -182,24 +198,7 @@ class MinedPasses:
         return counts
 
 
-def find_rank_thresholds(
-    of_shard: MinedPasses, own: MinedPasses, problem: Problem, ranks: Ranks
-) -> Thresholds:
-    """Return the thresholds of the anchors of all ranks, (W·M, 1) each, the same on every rank.
-
-    `of_shard` has the anchors of all ranks against the shard of this rank. `own` has the anchors of
-    this rank against the entries of its batch, and `problem` is its problem.
-    """
-    assert problem.negative_sampler is not None
-    shape = ranks.size * problem.labels.numel(), 1
-    like = problem.anchors.new_zeros(shape, dtype=problem.compute_dtype)
-    negatives, positives = (
-        _RankCandidates(of_shard, own, like, ranks, positive=positive) for positive in (False, True)
-    )
-    return find_thresholds(problem.negative_sampler, negatives, positives, like)
-
-
-class _RankCandidates(CountedCandidates):
+class _RankCandidates:
     """Candidates on all ranks, for the anchors of all ranks; see `thresholds.Candidates`."""
 
     def __init__(
@@ -216,7 +215,16 @@ class _RankCandidates(CountedCandidates):
         available = self._count_digits(lowest, 0, None, by_key=False)[:, :1]
         return add_up(self._ranks, available.contiguous())
 
-    def kth_integer(self, k: Tensor | int, min_hardness: Tensor | None, *, by_key: bool) -> Tensor:
+    def kth_hardness(self, k: Tensor) -> Tensor:
+        found = self._kth_integer(k, None, by_key=False)
+        no_candidate = found == torch.iinfo(found.dtype).min
+        return from_ordered_int(found).masked_fill(no_candidate, -torch.inf)
+
+    def kth_key(self, k: int, min_hardness: Tensor | None) -> Tensor:
+        # The smallest key is the largest integer.
+        return ~self._kth_integer(k, min_hardness, by_key=True)
+
+    def _kth_integer(self, k: Tensor | int, min_hardness: Tensor | None, *, by_key: bool) -> Tensor:
         def count_digits(prefix: Tensor, shift: int) -> Tensor:
             counts = self._count_digits(prefix, shift, min_hardness, by_key=by_key)
             return add_up(self._ranks, counts)
@@ -254,9 +262,10 @@ def _send_to_owners(ranks: Ranks, partial: Partial) -> list[Partial]:
     ]
 
 
-def _passes(problem: Problem) -> Passes:
+def _passes(problem: Problem) -> Any:
+    """Return `Passes`; with a negative sampler, they have the methods of `MinedPasses`."""
     if problem.form == "triton":
         from pixcontrast._info_nce.fused.passes import FusedPasses
 
         return FusedPasses(problem)
-    return TiledPasses(problem)
+    return TiledPasses(problem) if problem.negative_sampler is None else MinedPasses(problem)

@@ -204,9 +204,6 @@ class ContrastLoss(LossOptions):
             anchors, num_images = joint.pad_anchors(anchors), joint.num_images
         gathered = joint if self.gather else None
         contrast = contrast_set(self.contrast_with, anchors, entries, self.bank, gathered)
-        if self.backend == "triton" and self.negative_sampler is not None and contrast.shards:
-            expected = '"auto", "tiled" or "dense" for mining over a sharded bank'
-            check.refuse("backend", expected, '"triton", whose kernels cannot do that')
         problem = Problem.of(
             anchors.vectors,
             anchors.labels,

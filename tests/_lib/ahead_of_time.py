@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel, lse_kernel
 from pixcontrast._info_nce.fused.kernels.entries_gradient import entries_gradient_kernel
 from pixcontrast._info_nce.fused.kernels.positives import merge_kernel, positives_kernel
-from pixcontrast._info_nce.fused.kernels.radix_select import count_kernel, digit_kernel
+from pixcontrast._info_nce.fused.kernels.radix_select import Search, advance_kernel, count_kernel
 from pixcontrast._info_nce.fused.kernels.small import small_kernel
 from pixcontrast._info_nce.fused.launch import Settings, padded_dim
 from pixcontrast._info_nce.fused.layout import Vectors
@@ -34,9 +35,14 @@ KERNELS = {
     "selection": count_kernel,
     "small": small_kernel,
 }
-MERGING_KERNELS = {"lse": lse_kernel, "merge": merge_kernel, "digit": digit_kernel}
+MERGING_KERNELS = {"lse": lse_kernel, "merge": merge_kernel, "advance": advance_kernel}
 # Bytes of shared memory that a program may have.
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+# Cards of which every variant is compiled, as in PIXCONTRAST_COMPILE=86,120: about an hour for
+# each. Without it, tests compile a selection.
+COMPLETE_CARDS = {
+    int(card) for card in os.environ.get("PIXCONTRAST_COMPILE", "").split(",") if card
+}
 
 
 class Compiled(NamedTuple):
@@ -114,7 +120,7 @@ def compile_kernel(
     precision = "ieee" if kind == "ieee" else "tf32"
     compiled_in = *shape, precision, *(flags[field] for field in Settings._fields[8:])
     statistics = AnchorStatistics("*fp32", "*fp32", "*fp32")
-    sizes = "anchors", "entries", "blocks", "splits", "sums", "weighted"
+    sizes = "anchors", "entries", "blocks", "splits", "sums", "weighted", "rows", "columns"
     types = {
         "anchors": anchors,
         "entries": entries,
@@ -126,16 +132,18 @@ def compile_kernel(
         "settings": Settings("fp32", "fp32", "fp32", *map(Constant, compiled_in)),
         "min_hardness": "*fp32" if flags["POOLED"] else none,
         "order": "*i64",
-        **dict.fromkeys(
-            ("num_valid", "survey", "prefixes", "counts", "requested", "above"), "*i32"
-        ),
+        "rows": "*i64",
+        "search": Search(*["*i32"] * len(Search._fields)),
+        "found": "*i32" if flags["BY_KEY"] else "*fp32",
+        **dict.fromkeys(("num_valid", "survey", "requested"), "*i32"),
         **dict.fromkeys(("lse", "upstream", "gradients"), "*fp32"),
         **({"gradients": operand} if flags["SMALL"] else {}),
         **dict.fromkeys(("shrink", "expand", "inverse_temperature"), "fp32"),
         **dict.fromkeys(
             (
                 "first_split",
-                "shift",
+                "stride",
+                "most_stored",
                 "upstream_stride",
                 "of_positives",
                 *(f"num_{size}" for size in sizes),
@@ -146,8 +154,8 @@ def compile_kernel(
     warps = {"num_warps": configuration.warps, "num_stages": configuration.stages}
     values = {
         "TILES": 1,
-        "NUM_DIGITS": 1024,
         "SPLITS": 16,
+        "COLUMNS": 2048,
         **flags,
         **dict(zip(Settings._fields[3:], compiled_in, strict=True)),
     }

@@ -18,10 +18,9 @@ from pixcontrast import (
     RegionContrastLoss,
 )
 from pixcontrast._distributed import Ranks, add_up, ranks_of
-from pixcontrast._info_nce import sharded
 from pixcontrast._info_nce.operators import losses_operator
 from pixcontrast._info_nce.problem import Problem, Shards
-from pixcontrast._info_nce.sharded import MinedPasses, find_rank_thresholds
+from pixcontrast._info_nce.sharded import MinedPasses
 from pixcontrast._info_nce.thresholds import Thresholds
 from pixcontrast.samplers import Strategy
 
@@ -178,11 +177,12 @@ def count_selected(
     found = []
     seeds = []
 
-    def thresholds(
-        of_shard: MinedPasses, own: MinedPasses, problem: Problem, ranks: Ranks
-    ) -> Thresholds:
-        met = find_rank_thresholds(of_shard, own, problem, ranks)
+    find_thresholds = MinedPasses.find_thresholds
+
+    def thresholds(of_shard: MinedPasses, own: MinedPasses, ranks: Ranks) -> Thresholds:
+        met = find_thresholds(of_shard, own, ranks)
         of_shard.thresholds = met
+        problem = own._problem
         mine = slice(problem.first_anchor_id, problem.first_anchor_id + len(problem.labels))
         own.thresholds = met.of(mine)
         counts = []
@@ -200,7 +200,7 @@ def count_selected(
         seeds.append(int(problem.seed))
         return met
 
-    sharded.find_rank_thresholds = thresholds
+    MinedPasses.find_thresholds = thresholds  # type: ignore[method-assign]
     try:
         bank = make_bank(group, torch.float32, pixel_slots=9, region_slots=4, sharded=True)
         loss = PixelContrastLoss(
@@ -214,7 +214,7 @@ def count_selected(
         bank.update(emb, labels)
         loss(emb, labels, generator=generator)
     finally:
-        sharded.find_rank_thresholds = find_rank_thresholds
+        MinedPasses.find_thresholds = find_thresholds  # type: ignore[method-assign]
     return found[0], found[1], asked, seeds[0]
 
 

@@ -37,8 +37,6 @@ CASES = {
 
 def train(group: Any, rank: int, size: int, *, sharded=False, negative_sampler=None) -> list:
     """Losses of some steps, and the gradient of the last; each rank has its part of the batch."""
-    # The kernels mine on one device only: over shards "auto" selects the tiled form.
-    backend = "auto" if negative_sampler is not None else BACKEND
     slots = 120 // (size if sharded else 1)
     bank = MemoryBank(
         3,
@@ -54,7 +52,7 @@ def train(group: Any, rank: int, size: int, *, sharded=False, negative_sampler=N
         bank=bank,
         gather=True,
         negative_sampler=negative_sampler,
-        backend=backend,
+        backend=BACKEND,
         process_group=group,
     ).to(DEVICE)
     results = []

@@ -10,6 +10,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
 
 from ahead_of_time import (  # noqa: E402
+    COMPLETE_CARDS,
     KERNELS,
     MERGING_KERNELS,
     SHARED_MEMORY,
@@ -47,11 +48,10 @@ REPRESENTATIVE = {
     (100, "mixed", 512),
     (120, "tf32", 256),
 }
-# The whole table takes many minutes. Without PIXCONTRAST_COMPILE_ALL=1 these rows are compiled:
-# those of Hopper and of the card with the least shared memory, one of each other card, and one
-# width under mining, which compiles other code in every pass.
-COMPILE_ALL = os.environ.get("PIXCONTRAST_COMPILE_ALL") == "1"
-MINED_DIMS = DIMS if COMPILE_ALL else (256,)
+# The whole table takes many minutes. Of cards that are not in COMPLETE_CARDS these rows are
+# compiled: those of Hopper and of the card with the least shared memory, one of each other card,
+# and one width under mining, which compiles other code in every pass.
+MINED_DIM = 256
 REPRESENTATIVE_MINED = {(90, "16", 256), (120, "tf32", 256)}
 
 
@@ -76,13 +76,15 @@ def plain_variants():
 def mined_variants():
     """The same under mining, which also replaces a tile and adds a pass that selects."""
     for row, configurations in table():
-        if row[2] in MINED_DIMS:
+        if row[0] in COMPLETE_CARDS or row[2] == MINED_DIM:
             mined = for_mining(configurations)
             for name in PASSES:
                 roles = {"BOTH_ROLES": False} if name == "entries" else {}
                 yield Variant(*row, name, getattr(mined, name), {"MINED": True, **roles})
             for constants in ({}, POOL_OF_KEYS):
                 yield Variant(*row, "selection", mined.mined, constants)
+            few_rows = mined.mined._replace(rows=min(mined.mined.rows, 32))
+            yield Variant(*row, "selection", few_rows, {"BY_KEY": True})
 
 
 def table():
@@ -94,8 +96,8 @@ def table():
 
 
 def is_chosen(card, kind, dim):
-    """Whether a row is compiled without `COMPILE_ALL`. All cards share the rows of "ieee"."""
-    own = card == 120 or (card == 90 and kind != "ieee")
+    """Whether a row is compiled. All cards share the rows of "ieee"."""
+    own = card in {120, *COMPLETE_CARDS} or (card == 90 and kind != "ieee")
     return own or (card, kind, dim) in REPRESENTATIVE
 
 
@@ -106,7 +108,7 @@ def variants():
         (REPRESENTATIVE_MINED, mined_variants()),
     ):
         for variant in made:
-            if not (COMPILE_ALL or is_chosen(*variant[:3])):
+            if not is_chosen(*variant[:3]):
                 continue
             marks = [] if variant[:3] in representative else [pytest.mark.slow]
             words = [*map(str, variant[:4]), *variant.constants]
@@ -130,7 +132,7 @@ def test_what_ships_compiles_and_fits(variant):
     [
         pytest.param(row, marks=[] if row in REPRESENTATIVE else [pytest.mark.slow])
         for row, _ in table()
-        if row in REPRESENTATIVE or row[0] in (90, 120)
+        if row in REPRESENTATIVE or row[0] in {90, 120, *COMPLETE_CARDS}
     ],
     ids=str,
 )
@@ -148,9 +150,10 @@ def test_a_few_anchors_against_themselves(row, name):
 @pytest.mark.parametrize("name", list(MERGING_KERNELS))
 @pytest.mark.parametrize("option", ["WEIGHTED", "BOUNDED", "ALL"])
 def test_the_kernels_that_merge_compile(name, option):
-    constants = {"WEIGHTED": False, "MINED": name == "digit", option: True}
-    rows = 4 if name == "digit" else 32  # a row of a histogram has 1,024 numbers
-    made = compile_kernel(name, Configuration(rows, 16, 4, 3), "16", 100, 90, **constants)
+    constants = {"WEIGHTED": False, option: True}
+    # A row of the search has 2,048 numbers.
+    configuration = Configuration(2, 1, 8, 3) if name == "advance" else Configuration(32, 16, 4, 3)
+    made = compile_kernel(name, configuration, "16", 100, 90, **constants)
     assert made.stack == 0
 
 

@@ -1,4 +1,4 @@
-"""Registers and instructions of the kernels that a loss launches on Hopper; compiled on the CPU."""
+"""Registers and instructions of the kernels that a loss launches; compiled on the CPU."""
 
 import itertools
 import os
@@ -9,54 +9,79 @@ triton = pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("interpreted kernels cannot be compiled", allow_module_level=True)
 
-from ahead_of_time import SHARED_MEMORY, compile_kernel  # noqa: E402
+from ahead_of_time import COMPLETE_CARDS, SHARED_MEMORY, compile_kernel  # noqa: E402
 
-from pixcontrast._info_nce.fused.configurations import TABLE  # noqa: E402
+from pixcontrast._info_nce.fused.configurations import DIMS, TABLE, for_mining  # noqa: E402
 
-CARD = 90
-# The others take minutes and are compiled on request.
-EVERYTHING = [(kind, dim) for kind in ("16", "mixed", "tf32") for dim in (64, 128, 256, 512)]
-HEADLINES = [("16", 256), ("mixed", 256)]
-CHOSEN = EVERYTHING if os.environ.get("PIXCONTRAST_COMPILE_ALL") == "1" else HEADLINES
+KINDS = ("16", "mixed", "tf32")
+# Of Hopper without mining. Other rows take minutes and are compiled on request.
+HEADLINES = [(90, "16", 256), (90, "mixed", 256)]
+ROWS = [*HEADLINES, *itertools.product(sorted(COMPLETE_CARDS), KINDS, DIMS)]
+
+BANK = {"IS_ANCHORS": False}
+STRIDED_BANK = {**BANK, "STRIDED": True}
+ANCHORS = {"IS_ANCHORS": True, "largest": None}
 
 
 def variants():
     """(pass, constants) of a loss: a bank, the batch itself, and entries with a gradient."""
-    for bounded, everything in itertools.product((True, False), repeat=2):
-        common = {"BOUNDED": bounded, "ALL": everything}
-        yield "denominator", common
-        yield "denominator", {**common, "STRIDED": True}
-        yield "denominator", {**common, "IS_ANCHORS": True, "WEIGHTED": False, "largest": None}
-        yield "positives", common
-        yield "positives", {**common, "STRIDED": True}
-        yield "positives", {**common, "IS_ANCHORS": True, "WEIGHTED": False, "largest": None}
-        yield "entries", {**common, "largest": None}
-        if not bounded:  # of float16
-            yield "entries", {**common, "largest": None, "IN_FLOAT32": True}
-        yield "entries", {**common, "IS_ANCHORS": False, "BOTH_ROLES": False}
-        yield "entries", {**common, "IS_ANCHORS": False, "BOTH_ROLES": False, "STRIDED": True}
+    for tensor, bounded, everything in itertools.product(
+        (BANK, STRIDED_BANK, ANCHORS), (False, True), (False, True)
+    ):
+        common = {"BOUNDED": bounded, "ALL": everything, **tensor}
+        weighted = {"WEIGHTED": False} if tensor is ANCHORS else {}
+        yield "denominator", {**common, **weighted}
+        yield "positives", {**common, **weighted}
+        yield from entries_variants({**common, "BOTH_ROLES": tensor is ANCHORS})
+
+
+def mined_variants():
+    """The same under mining, and the pass that selects."""
+    for tensor, bounded in itertools.product((BANK, STRIDED_BANK, ANCHORS), (False, True)):
+        for everything in (False, True):
+            common = {"MINED": True, "BOUNDED": bounded, "ALL": everything, **tensor}
+            yield "denominator", common
+            yield "positives", common
+            yield from entries_variants({**common, "BOTH_ROLES": False})
+        for rule in ({}, {"BY_KEY": True}, {"BY_KEY": True, "POOLED": True}):
+            yield "selection", {"BOUNDED": bounded, **tensor, **rule}
+
+
+def entries_variants(common):
+    """Both dtypes of the second product; that of float16 is float32."""
+    yield "entries", common
+    if not common["BOUNDED"]:
+        yield "entries", {**common, "IN_FLOAT32": True}
 
 
 def rows():
     """Every variant of every row, as parameters; those of other rows are slow tests."""
-    for kind, dim in CHOSEN:
-        marks = [] if (kind, dim) == HEADLINES[0] else [pytest.mark.slow]
-        for name, constants in variants():
+    for row in dict.fromkeys(ROWS):
+        marks = [] if row == HEADLINES[0] else [pytest.mark.slow]
+        mined = mined_variants() if row[0] in COMPLETE_CARDS else ()
+        for name, constants in (*variants(), *mined):
+            if row[1] == "tf32" and "IN_FLOAT32" in constants:
+                continue
             chosen = [key if value else f"not {key}" for key, value in constants.items()]
-            row = (kind, dim, name, constants)
-            yield pytest.param(*row, marks=marks, id="-".join([kind, str(dim), name, *chosen]))
+            words = *map(str, row), name, *chosen
+            yield pytest.param(*row, name, constants, marks=marks, id="-".join(words))
 
 
-@pytest.mark.parametrize(("kind", "dim", "name", "constants"), list(rows()))
-def test_no_variant_of_a_loss_spills(kind, dim, name, constants):
+@pytest.mark.parametrize(("card", "kind", "dim", "name", "constants"), list(rows()))
+def test_no_variant_of_a_loss_spills(card, kind, dim, name, constants):
     # The anchors themselves have the products' dtype, also beside a float32 bank.
-    is_narrow = kind == "mixed" and constants.get("largest", 0) is None
-    configuration = getattr(TABLE[CARD][kind][dim], name)
+    is_narrow = kind == "mixed" and constants["IS_ANCHORS"]
+    configurations = TABLE[card][kind][dim]
+    if name == "selection" or "MINED" in constants:
+        configurations = for_mining(configurations)
+    configuration = getattr(configurations, "denominator" if name == "selection" else name)
+    if "BY_KEY" in constants and "POOLED" not in constants:
+        configuration = configuration._replace(rows=min(configuration.rows, 32))
     if "IN_FLOAT32" in constants:
         configuration = configuration._replace(stages=1)
-    made = compile_kernel(name, configuration, "16" if is_narrow else kind, dim, CARD, **constants)
+    made = compile_kernel(name, configuration, "16" if is_narrow else kind, dim, card, **constants)
     assert made.stack == 0
-    assert made.shared <= SHARED_MEMORY[CARD]
+    assert made.shared <= SHARED_MEMORY[card]
 
 
 @pytest.mark.slow
@@ -66,7 +91,7 @@ def test_no_variant_of_a_loss_spills(kind, dim, name, constants):
 )
 def test_the_loop_without_masks_is_short(dim, tile, expected):
     """Instructions of a warp for a tile of a bank in bfloat16, in the pass over all entries."""
-    configuration = TABLE[CARD]["16"][dim].denominator
+    configuration = TABLE[90]["16"][dim].denominator
     assert configuration[:2] == tile
-    made = compile_kernel("denominator", configuration, "16", dim, CARD, BOUNDED=True)
+    made = compile_kernel("denominator", configuration, "16", dim, 90, BOUNDED=True)
     assert min(made.product_loops()) <= expected

@@ -13,7 +13,8 @@ CASES = {
     "batch": (("batch",), None, 27, 16),
     "bank": (QUEUES, None, 50, 30),
     "batch and bank": (("batch", *QUEUES), None, 57, 30),
-    "mining": (QUEUES, HardNegativeSampler(), 165, 31),
+    "mining": (QUEUES, HardNegativeSampler(), 157, 31),
+    "mining, all similarities stored": (QUEUES, HardNegativeSampler(), 107, 31),
 }
 OF_THE_LOSS = ("_info_nce", "autograd")
 
@@ -26,7 +27,9 @@ def test_few_launches(case, dtype, monkeypatch):
     sources, sampler, limit, limit_around = CASES[case]
     bank = None
     if case != "batch":
-        bank = MemoryBank(19, 16, pixel_slots=50, region_slots=40, dtype=torch.bfloat16)
+        # In the case "mining" there are more than 2,048 entries, as at usual sizes.
+        slots = 80 if case == "mining" else 50
+        bank = MemoryBank(19, 16, pixel_slots=slots, region_slots=40, dtype=torch.bfloat16)
     loss = PixelContrastLoss(
         bank=bank,
         base_temperature=0.07,

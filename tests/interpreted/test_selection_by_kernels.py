@@ -8,8 +8,9 @@ from problems import IGNORE, labels
 
 from pixcontrast import HardNegativeSampler
 from pixcontrast._info_nce.derivative import Masks
-from pixcontrast._info_nce.fused.layout import lay_out
-from pixcontrast._info_nce.fused.thresholds import select_thresholds
+from pixcontrast._info_nce.fused import thresholds
+from pixcontrast._info_nce.fused.layout import lay_out, sample_entries
+from pixcontrast._info_nce.fused.thresholds import Source, select_thresholds
 from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.thresholds import PairKeys, thresholds_of_rows
 from pixcontrast._tensors import mark_ignored
@@ -76,7 +77,9 @@ def by_the_rule(layout):
 def check(layout):
     num_valid = int(layout.anchors.num_valid)
     expected = by_the_rule(layout)
-    found = select_thresholds(layout, layout.problem.negative_sampler)
+    sources = [Source(layout, layout.order)]
+    found = select_thresholds(layout.problem.negative_sampler, sources)
+    found = found.of(layout.order)
     for actual, wanted in zip(found, expected, strict=True):
         assert actual.dtype == wanted.dtype
         assert torch.equal(actual[:num_valid], wanted[:num_valid])
@@ -86,6 +89,28 @@ def check(layout):
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=range(len(SAMPLERS)))
 def test_thresholds_are_those_of_the_rule(sampler):
     check(lay_out(problem(sampler, seed=sampler.num_positives or 0)))
+
+
+@pytest.mark.parametrize(("number", "columns"), [(0, 8), (2, 8), (5, 32), (7, 8)])
+def test_passes_over_more_entries_than_are_stored(number, columns, monkeypatch):
+    """The sample is small, so that many estimates are wrong, and more candidates tie than fit."""
+    monkeypatch.setattr(thresholds, "COLUMNS", columns)
+    check(lay_out(problem(SAMPLERS[number], seed=1)))
+
+
+@pytest.mark.parametrize("stride", [1, 1000])
+def test_wrong_estimates_are_noticed(stride, monkeypatch):
+    """The sample is taken for a part of another size: the threshold lies above or below."""
+
+    def mislead(layout, size):
+        sampled, actual = sample_entries(layout, size)
+        assert actual == 3
+        return sampled, stride
+
+    monkeypatch.setattr(thresholds, "COLUMNS", 64)
+    monkeypatch.setattr(thresholds, "sample_entries", mislead)
+    sampler = HardNegativeSampler(strategy="hardest", num_negatives=60, num_positives=None)
+    check(lay_out(problem(sampler)))
 
 
 # Powers of two: sums of products stay exact, so that every library computes the same bits.

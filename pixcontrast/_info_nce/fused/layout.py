@@ -6,7 +6,7 @@ All of it is computed on the device by operations of fixed shape. The host reads
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -149,11 +149,6 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
     anchor_labels, order = problem.labels.sort(stable=True, descending=True)
     vectors = problem.anchors.detach()
 
-    def allocate(labels: Tensor) -> Labels:
-        num_blocks = ceil_div(labels.shape[0], block_size)
-        survey = labels.new_empty(SURVEY_ROWS, num_blocks + 1, dtype=torch.int32)
-        return Labels(labels, torch.empty_like(labels, dtype=torch.int32), survey)
-
     def key_bits(
         bits_of: Callable[[Tensor, Tensor], Tensor], like: Tensor, first_id: int
     ) -> Tensor | None:
@@ -167,7 +162,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
             ids = order + first_id if first_id != 0 else order
         return bits_of(problem.seed, ids)
 
-    own, others, contrast = allocate(anchor_labels), [], []
+    own, others, contrast = _allocate(anchor_labels, block_size), [], []
     anchors = Vectors(
         vectors.new_empty(vectors.shape, dtype=problem.product_dtype),
         own.classes,
@@ -179,7 +174,8 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
             bits = key_bits(entry_bits, order, tensor.first_id)
             surveyed = SurveyedTensor(anchors._replace(key_bits=bits), True, own.survey)
         else:
-            values, other = tensor.entries.detach(), allocate(tensor.labels.contiguous())
+            values = tensor.entries.detach()
+            other = _allocate(tensor.labels.contiguous(), block_size)
             bits = key_bits(entry_bits, other.labels, tensor.first_id)
             largest = _saturation(values.dtype, problem.product_dtype)
             entries = Vectors(values, other.classes, bits, largest=largest)
@@ -191,22 +187,47 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
                 others.append(other)
         contrast.append(surveyed)
 
-    row_stride, column_stride = vectors.stride()
-    largest = _saturation(vectors.dtype, problem.product_dtype)
-    source = Vectors(vectors, own.labels, None, None, row_stride, column_stride, largest)
-    num_anchors, num_own, variant = order.shape[0], own.num_blocks, (order.get_device(), block_size)
     # The first launch surveys the anchors too.
-    for other in others or [own]:
-        num_others, num_entries = (other.num_blocks, other.labels.shape[0]) if others else (0, 0)
-        sizes = vectors.shape[1], num_anchors, num_own, num_anchors.bit_length(), num_entries
-        arguments = source, order, anchors.vectors, anchors.num_valid, own, other, *sizes
-        launch(survey_kernel, (num_own + num_others,), arguments, (block_size,), variant)
-        num_own = 0
+    _survey(problem, order, anchors, own, own.num_blocks, others[0] if others else None, block_size)
+    for other in others[1:]:
+        _survey(problem, order, anchors, own, 0, other, block_size)
     for surveyed in contrast:
         if index_blocks and surveyed.num_blocks > 0:
-            survey = surveyed.survey, surveyed.num_blocks
-            launch(index_kernel, (1,), survey, (block_size,), variant)
+            _index(surveyed, block_size)
     return Layout(problem, configurations, anchors, order, tuple(contrast))
+
+
+def _allocate(labels: Tensor, block_size: int) -> Labels:
+    num_blocks = ceil_div(labels.shape[0], block_size)
+    survey = labels.new_empty(SURVEY_ROWS, num_blocks + 1, dtype=torch.int32)
+    return Labels(labels, torch.empty_like(labels, dtype=torch.int32), survey)
+
+
+def _survey(
+    problem: Problem,
+    order: Tensor,
+    anchors: Vectors,
+    own: Labels,
+    num_own: int,
+    other: Labels | None,
+    block_size: int,
+) -> None:
+    """Survey the first blocks of the anchors, which are written too, and another tensor if any."""
+    vectors, num_anchors = problem.anchors.detach(), order.shape[0]
+    largest = _saturation(vectors.dtype, problem.product_dtype)
+    row_stride, column_stride = vectors.stride()
+    source = Vectors(vectors, own.labels, None, None, row_stride, column_stride, largest)
+    num_others, num_entries = (0, 0) if other is None else (other.num_blocks, len(other.labels))
+    sizes = vectors.shape[1], num_anchors, num_own, num_anchors.bit_length(), num_entries
+    arguments = source, order, anchors.vectors, anchors.num_valid, own, other or own, *sizes
+    variant = order.get_device(), block_size
+    launch(survey_kernel, (num_own + num_others,), arguments, (block_size,), variant)
+
+
+def _index(tensor: SurveyedTensor, block_size: int) -> None:
+    """Write the rows of a survey that list its blocks."""
+    variant = tensor.survey.get_device(), block_size
+    launch(index_kernel, (1,), (tensor.survey, tensor.num_blocks), (block_size,), variant)
 
 
 @cache
@@ -214,6 +235,34 @@ def _saturation(dtype: torch.dtype, product_dtype: torch.dtype) -> float | None:
     """Return the largest number of products if the dtype has larger ones, else None."""
     largest = torch.finfo(product_dtype).max
     return largest if torch.finfo(dtype).max > largest else None
+
+
+def sample_entries(layout: Layout, size: int) -> tuple[Layout, int] | None:
+    """Return a layout with every s-th entry of all tensors in one, at most `size`, and s.
+
+    Return None if there are no more entries than that. An anchor in the sample is an entry like
+    any other, also for itself.
+    """
+    problem, tensors = layout.problem, layout.contrast
+    total = sum(map(len, tensors))
+    if total <= size or len(tensors) >= size:
+        return None
+    # An odd number, because entries of an image often come in powers of two.
+    stride = ceil_div(total, size - len(tensors)) | 1
+    sorted_labels = problem.labels.index_select(0, layout.order)
+    labels = [sorted_labels if of.is_anchors else of.labels for of in problem.contrast]
+    bits = [of.entries.key_bits for of in tensors if of.entries.key_bits is not None]
+    columns = [of.entries.vectors for of in tensors], labels, bits
+    values, sampled, keys = (torch.cat([one[::stride] for one in column]) for column in columns)
+    block_size = layout.configurations.denominator.columns
+    other = _allocate(sampled, block_size)
+    own = Labels(sorted_labels, layout.anchors.classes, other.survey)
+    _survey(problem, layout.order, layout.anchors, own, 0, other, block_size)
+    largest = _saturation(values.dtype, problem.product_dtype)
+    entries = Vectors(values, other.classes, keys, largest=largest)
+    sample = SurveyedTensor(entries, False, other.survey)
+    _index(sample, block_size)
+    return replace(layout, contrast=(sample,)), stride
 
 
 def product_precision(dtype: torch.dtype) -> str:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pixcontrast._distributed import Ranks
 from pixcontrast._info_nce.derivative import inverse_or_zero
 from pixcontrast._info_nce.fused.configurations import Configuration
 from pixcontrast._info_nce.fused.kernels.denominator import denominator_kernel, lse_kernel
@@ -32,7 +33,7 @@ from pixcontrast._info_nce.fused.launch import (
 )
 from pixcontrast._info_nce.fused.layout import Layout, SurveyedTensor, lay_out
 from pixcontrast._info_nce.fused.small import is_small, small_forward, small_gradient
-from pixcontrast._info_nce.fused.thresholds import select_thresholds
+from pixcontrast._info_nce.fused.thresholds import Source, select_thresholds
 from pixcontrast._info_nce.problem import LOG2_E, Problem
 from pixcontrast._info_nce.results import (
     AnchorStatistics,
@@ -92,9 +93,9 @@ def fused_forward(
     with on_device(problem.anchors.device):
         layout = lay_out(problem)
         if problem.negative_sampler is not None:
-            selected = select_thresholds(layout, problem.negative_sampler)
-            layout = replace(layout, thresholds=selected)
-            thresholds = Thresholds(*map(layout.unsort, selected))
+            sources = [Source(layout, layout.order)]
+            thresholds = select_thresholds(problem.negative_sampler, sources)
+            layout = replace(layout, thresholds=thresholds.of(layout.order))
         partials = denominator_pass(layout, result.statistics.lse)
         merge(layout, partials, positives_pass(layout, result.statistics.lse), result)
     return result, thresholds, layout
@@ -199,8 +200,7 @@ def fused_entries_gradient(
         if layout is None:
             layout = lay_out(problem, index_blocks=False)
             if problem.negative_sampler is not None and thresholds is not None:
-                ordered = (column[layout.order].contiguous() for column in thresholds)
-                layout = replace(layout, thresholds=Thresholds(*ordered))
+                layout = replace(layout, thresholds=thresholds.of(layout.order))
         if problem.group is not None:
             statistics = statistics.of(layout.order)
         upstream = upstream.index_select(0, layout.order)
@@ -236,6 +236,20 @@ class FusedPasses:
             self._layout = lay_out(problem)
         # Rows of ignored anchors are not written and may contain NaN.
         self._ignored = self._layout.anchors.classes < 0
+
+    def find_thresholds(self, own: FusedPasses, ranks: Ranks) -> Thresholds:
+        """Return the thresholds of all ranks' anchors, see `MinedPasses.find_thresholds`."""
+        own_rows = own._layout.order + own._layout.problem.first_anchor_id
+        sources = [Source(self._layout, self._layout.order), Source(own._layout, own_rows)]
+        sampler = self._layout.problem.negative_sampler
+        assert sampler is not None
+        with on_device(own_rows.device):
+            return select_thresholds(sampler, sources, ranks)
+
+    def select(self, thresholds: Thresholds) -> None:
+        """Restrict the passes to the entries that meet the thresholds of the anchors."""
+        ordered = thresholds.of(self._layout.order)
+        self._layout = replace(self._layout, thresholds=ordered)
 
     def denominator(self) -> DenominatorPartial:
         layout = self._layout

@@ -1,26 +1,45 @@
-"""Find thresholds of mining by radix selection over streamed tiles, in five passes.
+"""Find thresholds of mining over streamed tiles: the k-th largest candidate of each anchor.
 
-The threshold of an anchor is the k-th largest value among its candidates, as an integer of the same
-order. Starting from the highest bits, each pass counts how many candidates reach each value of the
-next bits, and keeps the largest value that k of them reach.
-
-Three passes find 4 bits each: they compare each candidate with the 15 nonzero values. Few
-candidates share these 12 bits with the threshold. Two more passes find 10 bits each: they count
-those few in a histogram, by atomic additions. All counts are integers, whose sum does not depend on
-the order.
+Candidates are compared as unsigned integers of the same order. An anchor has a range of integers
+that contains the k-th largest. Each round, one pass of `count_kernel` over the candidates, reduces
+it, either by a histogram of the range or, if few candidates are left in it, by storing those.
+Rounds start with a sample of the entries, from which `advance_kernel` estimates the first range.
+The number of candidates above the range shows whether it contains the k-th largest; if not, the
+next range has all integers. All counts are integers, whose sum does not depend on the order.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 from pixcontrast._info_nce.fused.kernels import blocks, tile
 
-# Number of digits of the passes with a histogram, and of their bits.
-HISTOGRAM, HISTOGRAM_BITS = tl.constexpr(1024), tl.constexpr(10)
-# The lowest bit of the other passes.
-FIRST_BIT = tl.constexpr(20)
+# Standard deviations of the number of sampled candidates that the first range covers on each side.
+MARGIN = tl.constexpr(4.0)
+
+
+class Search(NamedTuple):
+    """The state of the search for each of R anchors, int32. All zeros: store all candidates.
+
+    Attributes:
+        columns: (R, columns) histogram, or stored candidates. Zeros before each round.
+        beyond: (R,) number of candidates above the range. Zeros before each round.
+        below: (R,) number of positive integers below the range.
+        excluded: (R,) number of positive integers outside the range.
+        step: (R,) 0: store the candidates in the range; s > 0: a column of the histogram counts
+            2^(s − 1) integers; −1: the search has ended.
+        stored: (R,) number of stored candidates.
+    """
+
+    columns: Any
+    beyond: Any
+    below: Any
+    excluded: Any
+    step: Any
+    stored: Any
 
 
 @triton.jit(
@@ -29,7 +48,7 @@ FIRST_BIT = tl.constexpr(20)
         "num_entries",
         "num_blocks",
         "first_split",
-        "shift",
+        "num_columns",
         "of_positives",
     ]
 )
@@ -42,19 +61,19 @@ def count_kernel(
     num_blocks,
     first_split,
     min_hardness,
-    prefixes,
-    counts,
-    shift,
+    rows,
+    search,
+    num_columns,
     of_positives,
     settings,
     BY_KEY: tl.constexpr,
 ):
-    """Program (i, k): counts of anchor block i over the k-th split, for each next digit.
+    """Program (i, k): count or store the candidates of anchor block i in the k-th split.
 
-    The digit starts at bit `shift`. Counts of few bits are (splits, M, 16), those of a histogram
-    (M, 1024). Candidates are compared by hardness (the similarity of a negative, minus that of a
-    positive) or, with `BY_KEY`, by their random keys, where smaller keys rank higher. With
-    `min_hardness`, only candidates that are at least as hard are counted.
+    `rows` has the index of each anchor in `search` and `min_hardness`. Candidates are compared by
+    hardness (the similarity of a negative, minus that of a positive) or, with `BY_KEY`, by their
+    random keys, where smaller keys rank higher. With `min_hardness`, only candidates that are at
+    least as hard are considered.
     """
     anchor_block = tl.program_id(0)
     first_anchor = anchor_block * settings.BLOCK_M
@@ -62,18 +81,30 @@ def count_kernel(
     valid_anchors = tl.load(anchors.num_valid)
     if first_anchor >= valid_anchors:
         return
-    rows = tile.load_anchors(anchors, anchor_block, valid_anchors, settings.BLOCK_M, settings)
-    anchor_ids, is_anchor = rows[0], rows[1]
+    anchor_ids = first_anchor + tl.arange(0, settings.BLOCK_M)
+    is_anchor = anchor_ids < valid_anchors
+    row = tile.load(rows, anchor_ids, is_anchor)
+    step = tile.load(search.step, row, is_anchor, -1)
+    if tl.max(step) < 0:
+        return
+    loaded = tile.load_anchors(anchors, anchor_block, valid_anchors, settings.BLOCK_M, settings)
     bits = tile.load(anchors.key_bits, anchor_ids, is_anchor)[:, None]
     if min_hardness is not None:
-        pool_hardness = tile.load(min_hardness, anchor_ids, is_anchor)[:, None]
-    prefix = tile.load(prefixes, anchor_ids, is_anchor)
-    digits = tl.arange(0, 16)
-    counted = tl.zeros([settings.BLOCK_M, 16], dtype=tl.int32)
+        pool_hardness = tile.load(min_hardness, row, is_anchor)[:, None]
+    below = tile.load(search.below, row, is_anchor).to(tl.uint32, bitcast=True)
+    size = (-1 - tile.load(search.excluded, row, is_anchor)).to(tl.uint32, bitcast=True)
+    lower, last = (below + 1)[:, None], (below + size)[:, None]
+    counted = tl.where(step > 0, size, 0)[:, None]
+    stored = tl.where(step == 0, size, 0)[:, None]
+    any_counted, any_stored = tl.max(counted) > 0, tl.max(stored) > 0
+    shift = tl.maximum(step - 1, 0).to(tl.uint32)[:, None]
+    columns = search.columns + row[:, None] * num_columns
+    beyond = tl.zeros([settings.BLOCK_M], dtype=tl.int32)
 
     # Visit the nonempty blocks with candidates, and leave out a gap without candidates.
     low, high = blocks.class_range(anchors, first_anchor, valid_anchors, settings.BLOCK_M)
     is_positive = of_positives != 0
+    sign = tl.where(is_positive, -1.0, 1.0)
     if is_positive:
         hull, hull_stop = blocks.of_classes(survey, num_blocks, low, high, ONLY=False)
         gap = hull
@@ -90,76 +121,128 @@ def count_kernel(
         index = blocks.skip_gap(before_hull + visit, before_gap, in_gap)
         block = blocks.at(survey, num_blocks, blocks.NONEMPTY, index)
         # With `BY_KEY` and without `min_hardness`, the compiler removes the unused similarities.
-        ids, _, hardness, positive, negative, _ = tile.load_pairs(
-            rows, entries, block, num_entries, anchors, settings
+        ids, _, hardness, positive, _, pair = tile.load_pairs(
+            loaded, entries, block, num_entries, anchors, settings
         )
-        candidate = tl.where(is_positive, positive, negative)
-        hardness = tl.where(is_positive, -hardness, hardness)
+        candidate = pair & (positive == is_positive)
+        # The sum has no negative zero.
+        hardness = hardness * sign + 0.0
         if BY_KEY:
             other_bits = tile.load(entries.key_bits, ids, ids < num_entries)[None, :]
-            values = -1 - tile.mix_bits(bits ^ other_bits)
+            values = 0x7FFFFFFF ^ tile.mix_bits(bits ^ other_bits)
             if min_hardness is not None:
                 candidate = candidate & (hardness >= pool_hardness)
         else:
-            # Convert to int32 of the same order. Zeros of both signs are equal.
-            values = tl.where(hardness == 0.0, 0.0, hardness).to(tl.int32, bitcast=True)
-            values = tl.where(values < 0, values ^ 0x7FFFFFFF, values)
-        if shift >= FIRST_BIT:
-            # The smallest integer marks other entries: no hardness and no key is mapped to it.
-            values = tl.where(candidate, values, -2147483648)
-            for digit in range(1, 16):
-                # With its highest bit inverted, a prefix is comparable with the values.
-                value = (prefix | (digit << shift)) ^ -2147483648
-                reached = tl.sum((values >= value[:, None]).to(tl.int32), 1)
-                counted += tl.where(digits[None, :] == digit, reached[:, None], 0)
-        else:
-            unsigned = values ^ -2147483648
-            same_prefix = ((unsigned ^ prefix[:, None]) >> (shift + HISTOGRAM_BITS)) == 0
-            found = (unsigned >> shift) & (HISTOGRAM - 1)
-            bins = counts + anchor_ids.to(tl.int64)[:, None] * HISTOGRAM + found
-            hit = candidate & same_prefix & is_anchor[:, None]
-            tl.atomic_add(bins, 1, mask=hit, sem="relaxed")
+            values = hardness.to(tl.int32, bitcast=True)
+            values ^= (values >> 31) | -2147483648
+        # No range contains 0.
+        values = tl.where(candidate, values, 0)
+        unsigned = values.to(tl.uint32, bitcast=True)
+        offset = unsigned - lower
+        beyond += tl.sum((unsigned > last).to(tl.int32), 1)
+        if any_counted:
+            column = (offset >> shift).to(tl.int32)
+            tl.atomic_add(columns + column, 1, mask=offset < counted, sem="relaxed")
+        if any_stored:
+            kept = (offset < stored).to(tl.int32)
+            if tl.max(kept) > 0:
+                num_kept = tl.sum(kept, 1)
+                taken = tl.atomic_add(search.stored + row, num_kept, num_kept > 0, "relaxed")
+                place = taken[:, None] + tl.cumsum(kept, 1) - kept
+                tl.store(columns + place, values, mask=(kept != 0) & (place < num_columns))
 
-    if shift >= FIRST_BIT:
-        slots = anchor_ids.to(tl.int64) + (first_split + split) * num_anchors
-        tl.store(counts + slots[:, None] * 16 + digits[None, :], counted, mask=is_anchor[:, None])
+    tl.atomic_add(search.beyond + row, beyond, mask=(step >= 0) & (beyond > 0), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["num_anchors", "num_splits", "shift"])
-def digit_kernel(
-    num_valid,
-    num_anchors,
-    counts,
-    num_splits,
+@triton.jit
+def kth_largest(values, k):
+    """Return the k-th largest of unsigned integers (m, n) by row, (m,).
+
+    It is 0 for k > n, and has all bits set for k < 1.
+    """
+    found = tl.zeros([values.shape[0]], dtype=tl.uint32)
+    bit = found + 0x80000000
+    for _ in range(32):
+        reached = tl.sum((values >= (found + bit)[:, None]).to(tl.int32), 1)
+        found = tl.where(reached >= k, found + bit, found)
+        bit = bit >> 1
+    return found
+
+
+@triton.jit(do_not_specialize=["num_rows", "stride", "most_stored"])
+def advance_kernel(
+    search,
+    num_rows,
     requested,
-    prefixes,
-    above,
-    shift,
-    NUM_DIGITS: tl.constexpr,
+    found,
+    stride,
+    most_stored,
+    BY_KEY: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Add the next bits to the prefix of each valid anchor's threshold.
+    """Reduce the range of each anchor to that of its k-th largest candidate, by the last pass.
 
-    `above` is the number of candidates whose highest bits are larger than the prefix. A histogram
-    is cleared for the next pass.
+    If that is one integer, convert it to a hardness or a key, `found`. A `stride` above 0: the
+    candidates stored are those of every stride-th entry. If a range has at most `most_stored`
+    candidates, the next pass stores them.
     """
-    ids = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = ids < tl.load(num_valid)
-    digits = tl.arange(0, NUM_DIGITS)[None, :]
-    larger = tile.load(above, ids, inside)
-    total = tl.zeros([BLOCK_M, NUM_DIGITS], dtype=tl.int32)
-    for split in range(num_splits):
-        slots = (ids.to(tl.int64) + split * num_anchors)[:, None] * NUM_DIGITS + digits
-        found = tl.load(counts + slots, mask=inside[:, None], other=0)
-        if NUM_DIGITS == HISTOGRAM:
-            tl.store(counts + slots, tl.zeros_like(found), mask=inside[:, None])
-            # Convert counts of each digit to counts of those that reach it.
-            found += (larger + tl.sum(found, 1))[:, None] - tl.cumsum(found, 1)
-        total += found
-    enough = (total >= tile.load(requested, ids, inside, 1)[:, None]) & (digits > 0)
-    digit = tl.sum(enough.to(tl.int32), 1)
-    # The count of the next larger digit, which fewer candidates than requested reach.
-    beyond = tl.max(tl.where(digits > digit[:, None], total, larger[:, None]), 1)
-    tl.store(above + ids, beyond, mask=inside)
-    prefix = tile.load(prefixes, ids, inside)
-    tl.store(prefixes + ids, prefix | (digit << shift), mask=inside)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    step = tile.load(search.step, rows, rows < num_rows, -1)
+    if tl.max(step) < 0:
+        return
+    searched = step >= 0
+    indices = tl.arange(0, COLUMNS)[None, :]
+    columns = search.columns + rows.to(tl.int64)[:, None] * COLUMNS + indices
+    counts = tl.load(columns, mask=searched[:, None], other=0)
+    beyond = tile.load(search.beyond, rows, searched)
+    tl.store(columns, tl.zeros_like(counts), mask=searched[:, None])
+    tl.store(search.beyond + rows, tl.zeros_like(beyond), mask=searched)
+    tl.store(search.stored + rows, tl.zeros_like(beyond), mask=searched)
+    k = tile.load(requested, rows, searched)
+    lower = 1 + tile.load(search.below, rows, searched).to(tl.uint32, bitcast=True)
+    size = (-1 - tile.load(search.excluded, rows, searched)).to(tl.uint32, bitcast=True)
+
+    # A histogram: continue with the last column that k candidates reach. If there is none, continue
+    # with all integers, unless these are what has been counted.
+    reached = (beyond + tl.sum(counts, 1))[:, None] - tl.cumsum(counts, 1) + counts
+    column = tl.sum((reached >= k[:, None]).to(tl.int32), 1) - 1
+    num_left = tl.sum(tl.where(indices == column[:, None], counts, 0), 1)
+    contains = (step > 0) & (beyond < k) & (column >= 0)
+    fewer = (step > 0) & (beyond < k) & (column < 0) & (lower == 1)
+    shift = tl.maximum(step - 1, 0).to(tl.uint32)
+    start = column.to(tl.uint32) << shift
+    width = (tl.zeros_like(size) + 1) << shift
+    value = tl.where(contains, lower + start, tl.where(fewer, 0, 1))
+    size = tl.where(contains, tl.minimum(size - start, width), 0xFFFFFFFF)
+
+    # Stored candidates: find the k-th largest, or integers below and above it in most samples.
+    if tl.min(tl.abs(step)) == 0:
+        expected = k / tl.maximum(stride, 1).to(tl.float32)
+        margin = MARGIN * tl.sqrt(expected)
+        rank = tl.where(stride > 0, tl.ceil(expected + margin).to(tl.int32) + 3, k - beyond)
+        values = counts.to(tl.uint32, bitcast=True)
+        least = kth_largest(values, rank)
+        value = tl.where(step == 0, least, value)
+        if stride > 0:
+            value = tl.maximum(value, 1)
+            most = kth_largest(values, tl.floor(expected - margin).to(tl.int32))
+            size = tl.where(step == 0, most - value + 1, size)
+    is_found = (step + stride == 0) | (contains & (shift == 0)) | fewer
+
+    # The smallest shift by which each integer of the range has a column.
+    too_wide = ((size - 1)[:, None] >> tl.arange(0, 32).to(tl.uint32)[None, :]) >= COLUMNS
+    next_step = 1 + tl.sum((too_wide & (size > 0)[:, None]).to(tl.int32), 1)
+    next_step = tl.where(contains & (num_left <= most_stored), 0, next_step)
+    ordered = value.to(tl.int32, bitcast=True)
+    tl.store(search.below + rows, ordered - 1, mask=searched)
+    tl.store(search.excluded + rows, -1 - size.to(tl.int32, bitcast=True), mask=searched)
+    tl.store(search.step + rows, tl.where(is_found, -1, next_step), mask=searched)
+    ordered ^= -2147483648
+    if BY_KEY:
+        result = -1 - ordered
+    else:
+        hardness = tl.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
+        hardness = hardness.to(tl.float32, bitcast=True)
+        result = tl.where(value == 0, float("-inf"), hardness)
+    tl.store(found + rows, result, mask=searched & is_found)
