@@ -160,6 +160,7 @@ REGIMES = {
     },
     "few-25-val": _confirmation("few-25", 0.01, MORE_STEPS),
     "new-sequence-tuned-val": _confirmation("new-sequence-tuned", 0.1),
+    "wrong-30-val": _confirmation("wrong-30", 0.1),
     # Of an earlier screening, before the rate was tuned.
     **{
         f"{name}-low-rate": _screening(name, rate=0.001)
