@@ -1,4 +1,4 @@
-"""Draw what contrast changes at a usual and at a large weight, for docs/effects.md.
+"""Draw what contrast changes in a row that gains and in one that loses, for docs/effects.md.
 
     python -m benchmarks.effects --out docs/figures
     python -m benchmarks.effects --root FOLDER --out docs/figures

@@ -108,8 +108,8 @@ def _confirmation(name: str, weight: float, more: Rows | None = None) -> Table:
 
 
 MORE_STEPS: Rows = {"15% more steps": {"sources": (), "steps": 345}}
-EXPLAINED = {"usual": ("supervised-val", "weight 0.1"), "large": ("weights", "weight 1")}
-"""Table and row of a usual and of a large weight, which docs/effects.md explains."""
+EXPLAINED = {"gains": ("wrong-30-val", "weight 0.1"), "loses": ("weights", "weight 1")}
+"""Table and row of a gain and of a loss, which docs/effects.md explains."""
 REGIMES = {
     "baseline": Table(
         "Cross entropy alone with the pretrained network: rate, weight decay and augmentation",

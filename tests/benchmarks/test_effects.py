@@ -59,13 +59,13 @@ def test_pictures_of_a_row(tmp_path, camvid, monkeypatch):
     tiny = replace(table, base=base, seeds=(200, 201))
     row = list(table.rows)[1]
     monkeypatch.setitem(TABLES, "tiny", tiny)
-    monkeypatch.setattr(effects, "EXPLAINED", {"usual": ("tiny", row)})
+    monkeypatch.setattr(effects, "EXPLAINED", {"gains": ("tiny", row)})
     monkeypatch.setattr(effects, "runs_file", lambda name: tmp_path / "runs.jsonl")
     data = experiment.load_data("camvid", "val", (24, 24), camvid)
     for key in list(tiny.keys()):
         append_run(tmp_path / "runs.jsonl", key, experiment.run_experiment(key, data, {}))
     effects.main(["--root", str(camvid), "--out", str(tmp_path)])
-    for name in ("effects", "effect-usual"):
+    for name in ("effects", "effect-gains"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
 
 
