@@ -12,7 +12,7 @@ from benchmarks.reliability.judge import defect_of
 from benchmarks.reliability.perform import placed
 
 pytestmark = needs_gpu
-CALLS = int(os.environ.get("PIXCONTRAST_GPU_CALLS", 250))
+CALLS = int(os.environ.get("PIXCONTRAST_GPU_CALLS", 240))
 REPLAYS = int(os.environ.get("PIXCONTRAST_GPU_REPLAYS", size(500, 5)))
 """A long run has 10^6 calls and 100,000 replays, see docs/reliability.md."""
 
