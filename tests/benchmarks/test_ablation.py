@@ -49,7 +49,17 @@ def drawn_run(seed, mean_iou, ratios=(), stats=()):
 
 
 CONFIRMED = (
-    *("camvid", "digits", "embedding", "embedding-lower", "gpu", "gpu-pretrained", "recipe"),
+    *(
+        "camvid",
+        "digits",
+        "embedding",
+        "embedding-lower",
+        "gpu",
+        "gpu-pretrained",
+        "recipe",
+        "best",
+        "wrong-30-again",
+    ),
     *(f"{name}-val" for name in SCENARIOS if f"{name}-val" in TABLES),
 )
 SMALL = Table("Two rows", SGD, {**ALONE, "with it": {}}, seeds=(0, 1, 2))
