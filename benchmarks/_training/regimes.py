@@ -165,8 +165,8 @@ REGIMES = {
     # The second row was added after the first was seen.
     "wrong-30-val": _confirmation("wrong-30", 0.1, MORE_STEPS),
     "wrong-30-again": _confirmation("wrong-30", 0.1, seeds=range(220, 228)),
-    # The regime that gains beyond two standard errors on val.
-    "best": _confirmation("wrong-30", 0.1, MORE_STEPS),
+    # The regime that gains beyond two standard errors on val: confirmation and replication.
+    "best": _confirmation("wrong-30", 0.1, MORE_STEPS, (*range(200, 212), *range(220, 228))),
     # Of an earlier screening, before the rate was tuned.
     **{
         f"{name}-low-rate": _screening(name, rate=0.001)
