@@ -107,10 +107,9 @@ def maps_of(network: SegmentationNetwork, split: Split) -> tuple[Tensor, Tensor]
     predicted = full_resolution(outputs.logits, split.labels).argmax(1)
     vectors = F.normalize(outputs.features, dim=1).movedim(1, -1)
     flat = vectors.flatten(0, -2)
+    centered = flat - flat.mean(0)
     # The three principal components, each from 0 to 1 between its first and last percent.
-    main = (flat - flat.mean(0)) @ torch.linalg.svd(flat - flat.mean(0), full_matrices=False).Vh[
-        :3
-    ].T
+    main = centered @ torch.linalg.svd(centered, full_matrices=False).Vh[:3].T
     low, high = main.quantile(0.01, 0), main.quantile(0.99, 0)
     colors = ((main - low) / (high - low)).clamp(0, 1)
     return predicted, colors.view(*vectors.shape[:-1], 3)

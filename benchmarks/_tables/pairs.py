@@ -15,6 +15,7 @@ from benchmarks._training.runs import Run, Runs
 from benchmarks._training.table import Table
 
 ABLATION = ("", "mean IoU", "difference", "positive", "pairs", "gradient ratio", "seconds a run")
+COMPARISON = ("regime", "row", "cross entropy", "difference", "positive", "pairs")
 MOMENTS = (0, 4, 9)
 """Indices of the samples after a tenth of a run, after half of it, and at its end."""
 READINGS = ("positive_similarity", "negative_similarity", "hard_share", "bank_occupancy")
@@ -84,9 +85,6 @@ def mean_iou(table: Table, run: Run) -> float:
     return 100 * found
 
 
-REGIMES = ("regime", "row", "cross entropy", "difference", "positive", "pairs")
-
-
 def regimes_table(tables: Iterable[Table], runs: Runs) -> TextTable:
     """Tabulate every row of several tables, each beside the cross entropy of its table."""
     rows = []
@@ -97,7 +95,7 @@ def regimes_table(tables: Iterable[Table], runs: Runs) -> TextTable:
             difference = signed(line.compared.difference, line.compared.standard_error)
             cells = [f"{line.compared.plain:.2f}", difference, *_counts(line.differences)]
             rows.append([table.title, line.name, *cells])
-    return TextTable(REGIMES, rows)
+    return TextTable(COMPARISON, rows)
 
 
 def _counts(differences: list[float]) -> list[str]:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from benchmarks._training.data import IGNORE_INDEX, SegmentationData, Split
 from benchmarks._training.network import LargeTrunk, SegmentationNetwork
-from benchmarks._training.pretrained import AT_16TH, OUTPUTS
 
 SHOTS = (1, 5, 20)
 EPISODES = 10
@@ -88,9 +87,7 @@ def layer_maps(network: SegmentationNetwork, images: Tensor) -> dict[str, Tensor
         **{f"1/{4 << index}": stage for index, stage in enumerate(stages)},
         "decoder": features,
         "logits": network.classifier(features),
-        "projection": network.projection(
-            stages[list(OUTPUTS).index(AT_16TH)] if network.at_16th else features
-        ),
+        "projection": network.projection(network.contrasted(stages, features)),
     }
 
 

@@ -48,12 +48,17 @@ class SegmentationNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Compute outputs at the trunk's resolution from images (B, 3, H, W)."""
-        if not (self.at_16th and isinstance(self.trunk, PretrainedTrunk)):
-            features = self.trunk(images)
-            return Outputs(features, self.classifier(features), self.projection)
-        stages = self.trunk.stage_maps(images)
-        logits = self.classifier(self.trunk.merge(stages))
-        return Outputs(stages[list(OUTPUTS).index(AT_16TH)], logits, self.projection)
+        if isinstance(self.trunk, LargeTrunk):
+            stages = self.trunk.stage_maps(images)
+            features = self.trunk.merge(stages)
+            contrasted = self.contrasted(stages, features)
+        else:
+            contrasted = features = self.trunk(images)
+        return Outputs(contrasted, self.classifier(features), self.projection)
+
+    def contrasted(self, stages: list[Tensor], features: Tensor) -> Tensor:
+        """Return what the contrast is applied to: the encoder's map at 1/16, or the features."""
+        return stages[list(OUTPUTS).index(AT_16TH)] if self.at_16th else features
 
 
 class SmallTrunk(nn.Module):
@@ -113,12 +118,8 @@ class LargeTrunk(nn.Module):
             maps.append(stage(maps[-1]))
         return maps[1:]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute features (B, channels, H / 4, W / 4) from images (B, 3, H, W)."""
-        return self.merge(self.stage_maps(images))
-
     def merge(self, maps: list[Tensor]) -> Tensor:
-        """Merge the maps of the stages at 1/4 resolution."""
+        """Merge the maps of the stages to features (B, channels, H / 4, W / 4)."""
         sides = [layer(found) for layer, found in zip(self.across, maps, strict=True)]
         merged = sides[-1]
         for side in reversed(sides[:-1]):
