@@ -117,8 +117,7 @@ class Layout:
         problem = self.problem
         inverse = problem.inverse_temperature
         self.num_anchors = self.order.shape[0]
-        # The limit is `Problem.logit_limit`.
-        self.scales = min(inverse * LOG2_E, LARGEST), LARGEST / 4 * LOG2_E, inverse
+        self.scales = min(inverse * LOG2_E, LARGEST), problem.logit_limit * LOG2_E, inverse
         # The length of a unit vector that is rounded to 16 bits exceeds 1 by up to 1/256.
         bounded = problem.unit_length and 1.02 * inverse <= BOUNDED_LOGIT[torch.float32]
         self.bounded = bounded and problem.product_dtype != torch.float16
