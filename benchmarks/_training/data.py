@@ -115,6 +115,23 @@ class SegmentationData:
         changed = lookup.to(labels.device).gather(1, labels.long().flatten(1)).view_as(labels)
         return replace(self, train=Split(self.train.images, changed))
 
+    def with_dilated_labels(self, radius: int, seed: int) -> SegmentationData:
+        """Return the data with training masks that grow over their neighbors by some pixels.
+
+        Where two grow over each other, one wins that is drawn for each image. Void stays void.
+        """
+        labels, known = self.train.labels, self.train.labels < self.num_classes
+        generator = torch.Generator().manual_seed(seed)
+        # Row i holds the classes of image i, the last of which wins against all others.
+        classes = torch.rand(len(labels), self.num_classes, generator=generator).argsort(1)
+        classes = classes.to(labels.device)
+        ranks = classes.argsort(1).gather(1, torch.where(known, labels, 0).long().flatten(1))
+        ranks = torch.where(known, ranks.view_as(labels), -1).float()
+        best = F.max_pool2d(ranks, 2 * radius + 1, 1, radius).long().clamp_min(0)
+        winners = classes.gather(1, best.flatten(1)).view_as(labels).to(labels.dtype)
+        changed = torch.where(known, winners, labels)
+        return replace(self, train=Split(self.train.images, changed))
+
 
 CORRUPTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "dark": lambda images: images * 0.3,

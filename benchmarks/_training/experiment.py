@@ -44,6 +44,8 @@ def prepare(key: Key, data: SegmentationData) -> tuple[SegmentationData, Segment
         seen = seen.with_few_labels(recipe.labelled, seed)
     if recipe.wrong:
         seen = seen.with_wrong_labels(recipe.wrong, seed)
+    if recipe.dilated:
+        seen = seen.with_dilated_labels(recipe.dilated, seed)
     with _DRAWING:
         torch.manual_seed(seed)
         network = SegmentationNetwork(recipe, seen.num_classes)

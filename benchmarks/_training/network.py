@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -149,10 +151,11 @@ class PretrainedTrunk(LargeTrunk):
 
     channels = 64
 
-    def __init__(self) -> None:
+    def __init__(self, from_scratch: bool = False) -> None:
         nn.Module.__init__(self)
         self.encoder = Lite0()
-        self.encoder.load_imagenet()
+        if not from_scratch:
+            self.encoder.load_imagenet()
         self._add_decoder(tuple(OUTPUTS.values()))
 
     def stage_maps(self, images: Tensor) -> list[Tensor]:
@@ -162,11 +165,12 @@ class PretrainedTrunk(LargeTrunk):
         return maps
 
 
-TRUNKS: dict[str, type[SmallTrunk] | type[LargeTrunk]] = {
+TRUNKS: dict[str, Callable[[], SmallTrunk | LargeTrunk]] = {
     "small": SmallTrunk,
     "large": LargeTrunk,
     "wide": WideTrunk,
     "lite0": PretrainedTrunk,
+    "lite0 from scratch": partial(PretrainedTrunk, from_scratch=True),
 }
 
 

@@ -39,7 +39,8 @@ class Recipe:
         projection: a kind of `ProjectionHead`, or `"mlp without norm"`.
         projected: what the head projects, `"map"` (every pixel) or `"samples"` (the sampled ones).
         pixels_per_region: of the bank; None for the mean of all pixels.
-        network: `"small"`, `"large"`, `"wide"`, or `"lite0"`, which is pretrained on ImageNet.
+        network: `"small"`, `"large"`, `"wide"`, or `"lite0"`, which is pretrained on ImageNet,
+            or `"lite0 from scratch"`.
         dim: size of the embedding.
         label_smoothing: of the cross entropy.
         left_out: names of classes whose training labels are void; the embedding is scored on them.
@@ -47,6 +48,7 @@ class Recipe:
             none.
         labelled: number of training images, drawn by the seed; 0 for all.
         wrong: fraction of the classes of an image whose pixels get the label of another class.
+        dilated: pixels by which the masks of training labels grow over their neighbors.
         crops: whether training images are cropped, resized and recolored at random.
         class_weights: whether the cross entropy weights classes by median frequency balancing.
         layer: what the contrast is applied to, `"decoder"` or the encoder's map at `"1/16"`.
@@ -92,6 +94,7 @@ class Recipe:
     without: str = ""
     labelled: int = 0
     wrong: float = 0.0
+    dilated: int = 0
     crops: bool = False
     class_weights: bool = False
     layer: str = "decoder"

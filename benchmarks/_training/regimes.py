@@ -46,6 +46,14 @@ def _study(rows: Rows) -> Table:
     return _embedding(title, rows, tuple(range(100, 112)), "val")
 
 
+PAPERS_OPTIMIZER: dict[str, Any] = {
+    "optimizer": "sgd",
+    "schedule": "polynomial",
+    "weight_decay": SGD.weight_decay,
+}
+FROM_SCRATCH: dict[str, Any] = {"network": "lite0 from scratch"}
+PRETRAINING: Rows = {"pretraining by contrast": {"pretraining": 0.5, "weight": 1.0}}
+
 WEIGHTS = (0.01, 0.1)
 TUNED = replace(EMBEDDING, learning_rate=0.004, weight_decay=0.05)
 """The best row of the table `baseline`, from which every regime starts."""
@@ -71,9 +79,10 @@ SCENARIOS: dict[str, tuple[str, str, dict[str, Any]]] = {
         f"wrong-{percent}": (f"{percent}% wrong labels", "heldout", {"wrong": percent / 100})
         for percent in (10, 30)
     },
+    "dilated": ("Masks of labels dilated by 2 pixels", "heldout", {"dilated": 2}),
     "600-steps": ("600 steps", "heldout", {"steps": 600}),
     "balanced": ("Classes weighted by their frequency", "heldout", {"class_weights": True}),
-    "1500-steps": ("1,500 steps", "heldout", {"steps": 1500}),
+    "3000-steps": ("3,000 steps", "heldout", {"steps": 3000}),
     "larger": ("180×240", "heldout", {"size": (180, 240)}),
 }
 """Title of each regime, images that are compared, and changes to both arms.
@@ -154,6 +163,7 @@ REGIMES = {
     "embedding": _study({**ALONE, "contrast, weight 0.5": {}}),
     "embedding-lower": _study(LOWER),
     **{name: _screening(name) for name in SCENARIOS},
+    **{name: _screening(name, _by_weight([0.1])) for name in ("3000-steps", "larger")},
     "supervised-val": _confirmation("supervised", 0.1, MORE_STEPS),
     # These are scores of the same runs.
     **{
@@ -172,8 +182,16 @@ REGIMES = {
         f"{name}-low-rate": _screening(name, rate=0.001)
         for name in ("supervised", "new-sequence", *CORRUPTIONS, "few-25", "wrong-30")
     },
-    "pretraining": _screening(
-        "few-25", {**ALONE, "pretraining by contrast": {"pretraining": 0.5, "weight": 1.0}}
+    "pretraining": _screening("few-25", {**ALONE, **PRETRAINING}),
+    "pretraining-scratch": _screening(
+        "few-25", {**_by_weight([0.1]), **PRETRAINING}, **FROM_SCRATCH
+    ),
+    "sgd-rate": Table(
+        "Cross entropy alone under SGD with the paper's schedule and weight decay",
+        replace(EMBEDDING, without="0001TP", sources=(), **PAPERS_OPTIMIZER),
+        {f"SGD, {rate:g}": {"learning_rate": rate} for rate in (0.01, 0.03, 0.1, 0.3)},
+        seeds=(0, 1),
+        file="regimes.jsonl",
     ),
     "weights": _screening("supervised", _by_weight((0.03, 0.3, 1.0))),
     "options": _screening(

@@ -118,6 +118,25 @@ def test_few_labels_leave_the_other_images_without_labels():
     assert (few.unlabelled.labels == IGNORE_INDEX).all()
 
 
+def test_dilated_masks_grow_over_their_neighbors_but_not_over_void():
+    row = torch.tensor([[[0, 0, 0, 0, 1, 1, 1, 1, IGNORE_INDEX, 2]]], dtype=torch.uint8)
+    labels = row.expand(40, 3, 10)
+    split = Split(torch.zeros(40, 3, 3, 10, dtype=torch.uint8), labels)
+    data = SegmentationData(split, split, ("a", "b", "c"))
+    found = data.with_dilated_labels(2, seed=0)
+    assert torch.equal(found.heldout.labels, labels)
+    grown = {tuple(one[0].tolist()) for one in found.train.labels}
+    void = IGNORE_INDEX
+    # By the order of a, b and c: whichever wins takes two pixels, also across the void pixel.
+    assert grown == {
+        (0, 0, 0, 0, 0, 0, 1, 2, void, 2),
+        (0, 0, 1, 1, 1, 1, 1, 2, void, 2),
+        (0, 0, 0, 0, 0, 0, 1, 1, void, 1),
+        (0, 0, 1, 1, 1, 1, 1, 1, void, 1),
+    }
+    assert torch.equal(found.train.labels[:, 0], found.train.labels[:, 2])
+
+
 def test_a_teacher_labels_what_it_is_sure_of():
     recipe = replace(SMALL, labelled=2, confidence=0.5, steps=10)
     network, data = network_of(recipe), random_data().with_few_labels(2, seed=0)
