@@ -26,7 +26,7 @@ from benchmarks._training.regimes import EXPLAINED, SCENARIOS
 from benchmarks._training.runs import load_runs
 from benchmarks._training.table import Table
 from benchmarks.ablation import COMMITTED
-from benchmarks.price import price_table
+from benchmarks.price import REFERENCE, price_table
 from benchmarks.ranks import ranks_table
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +80,13 @@ def _measures(name: str, row: str) -> TextTable:
     return measures_table(TABLES[name], row, load_runs(runs_file(name)))
 
 
+def _price_of_contrast() -> float:
+    """Return the time of a step of the pretrained network with contrast, relative to without."""
+    (row,) = (row for row in _record("price")["rows"] if row["network"] == "lite0")
+    ratio: float = row["measured"]["the batch"][f"to_{REFERENCE}"]
+    return ratio
+
+
 def _rows(name: str) -> TextTable:
     table, _, scene = name.rpartition("-")
     return embedding.rows_table(table, scene, load_runs(runs_file(table)))
@@ -87,7 +94,9 @@ def _rows(name: str) -> TextTable:
 
 KINDS: dict[str, Callable[[str], TextTable]] = {
     "ablation": lambda name: ablation_table(TABLES[name], load_runs(runs_file(name))),
-    "regimes": lambda name: regimes_table(_named(name), load_runs(runs_file("supervised"))),
+    "regimes": lambda name: regimes_table(
+        _named(name), load_runs(runs_file("supervised")), _price_of_contrast()
+    ),
     "reading": lambda name: readings_table(TABLES[name], load_runs(runs_file(name))),
     "measures": lambda name: _measures(*EXPLAINED[name]),
     "classes": lambda name: classes_table(TABLES[name], load_runs(runs_file(name))),

@@ -28,7 +28,7 @@ from benchmarks._training.data import IGNORE_INDEX
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.protocol import LARGE
 from benchmarks._training.recipe import Recipe
-from benchmarks._training.regimes import BANK, SGD
+from benchmarks._training.regimes import BANK, SGD, TUNED
 from benchmarks._training.training import Arm
 from benchmarks._ways.batches import BatchShape, draw_patches, fill_bank
 
@@ -52,6 +52,7 @@ BASES = {
     "small": replace(SGD, **BANK),
     "large": _LARGE,
     "wide": replace(_LARGE, network="wide", batch_size=4),
+    "lite0": replace(TUNED, **BANK),
 }
 NUM_CLASSES = 11
 CLASSES_OF_IMAGE = (6, 10)

@@ -15,7 +15,7 @@ from benchmarks._training.runs import Run, Runs
 from benchmarks._training.table import Table
 
 ABLATION = ("", "mean IoU", "difference", "positive", "pairs", "gradient ratio", "seconds a run")
-COMPARISON = ("regime", "row", "cross entropy", "difference", "positive", "pairs")
+COMPARISON = ("regime", "row", "cross entropy", "difference", "positive", "pairs", "time")
 MOMENTS = (0, 4, 9)
 """Indices of the samples after a tenth of a run, after half of it, and at its end."""
 READINGS = ("positive_similarity", "negative_similarity", "hard_share", "bank_occupancy")
@@ -85,16 +85,23 @@ def mean_iou(table: Table, run: Run) -> float:
     return 100 * found
 
 
-def regimes_table(tables: Iterable[Table], runs: Runs) -> TextTable:
-    """Tabulate every row of several tables, each beside the cross entropy of its table."""
+def regimes_table(tables: Iterable[Table], runs: Runs, price: float) -> TextTable:
+    """Tabulate every row of several tables, each beside the cross entropy of its table.
+
+    `price` is the time of a step with contrast relative to one without.
+    """
     rows = []
     for table in tables:
-        for line in lines_of(table, runs)[1:]:
+        first, *lines = lines_of(table, runs)
+        of_first = table.key(first.name, 0).recipe
+        for line in lines:
             if not line.differences:
                 continue
+            recipe = table.key(line.name, 0).recipe
+            time = recipe.steps / of_first.steps * (price if recipe.has_contrast else 1.0)
             difference = signed(line.compared.difference, line.compared.standard_error)
             cells = [f"{line.compared.plain:.2f}", difference, *_counts(line.differences)]
-            rows.append([table.title, line.name, *cells])
+            rows.append([table.title, line.name, *cells, f"{time:.2f}"])
     return TextTable(COMPARISON, rows)
 
 
@@ -194,11 +201,18 @@ def measures_table(table: Table, row: str, runs: Runs) -> TextTable:
 
 
 def classes_table(table: Table, runs: Runs) -> TextTable:
-    """Compare the first two rows of a table: IoU of the classes."""
-    rows = []
-    names, (first, second, *_) = CLASSES[table.data], table.rows
-    for name, found in zip(names, class_differences(table, second, runs), strict=True):
-        difference = signed(found.difference, found.standard_error)
-        difference = "" if math.isnan(found.difference) else difference
-        rows.append([name, number(found.plain), number(found.contrast), difference])
-    return TextTable(("", first, second, "difference"), rows)
+    """Tabulate the IoU of the classes: of the first row, and the differences of the others."""
+    first, *others = table.rows
+    others = [row for row in others if pairs_of(table, row, runs)]
+    found = [class_differences(table, row, runs) for row in others]
+    rows = [
+        [name, number(of_class[0].plain), *(_difference(one) for one in of_class)]
+        for name, of_class in zip(CLASSES[table.data], zip(*found, strict=True), strict=True)
+    ]
+    return TextTable(("", first, *others), rows)
+
+
+def _difference(found: Compared) -> str:
+    """Format a difference; empty for a class without held-out pixels."""
+    is_absent = math.isnan(found.difference)
+    return "" if is_absent else signed(found.difference, found.standard_error)

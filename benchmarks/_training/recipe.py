@@ -24,7 +24,7 @@ class Recipe:
     Attributes:
         size: height and width of the images.
         weight: of the contrast, relative to the cross entropy.
-        max_anchors, max_views: of the anchor sampler.
+        max_anchors, max_views, max_per_class: of the anchor sampler.
         flip: whether to mirror half of the training images.
         seeds: number of paired runs of `benchmarks.segmentation`.
         bank: slots of each class in each queue that `sources` names; 0 for no bank.
@@ -67,6 +67,7 @@ class Recipe:
     temperature: float = 0.1
     max_anchors: int = 512
     max_views: int = 6
+    max_per_class: int | None = None
     flip: bool
     seeds: int
     bank: int = 0
@@ -153,7 +154,11 @@ class Recipe:
             temperature=self.temperature,
             base_temperature=self.base_temperature,
             ignore_index=IGNORE_INDEX,
-            anchor_sampler=sampler(max_anchors=self.max_anchors, max_views=self.max_views),
+            anchor_sampler=sampler(
+                max_anchors=self.max_anchors,
+                max_views=self.max_views,
+                max_per_class=self.max_per_class,
+            ),
             projection=projection if self.projected == "samples" else None,
             **options,
         )

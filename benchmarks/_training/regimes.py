@@ -31,13 +31,18 @@ EMBEDDING = replace(
 )
 
 CLASS_WEIGHTS: dict[str, Any] = {"sources": (), "class_weights": True}
+BALANCED: dict[str, Any] = {"max_per_class": 24}
+"""Half of the anchors that a class has if it is in every image."""
+CONTRAST: Rows = {"contrast, weight 0.5": {}}
 LOWER: Rows = {"rate 0.0005": {"sources": (), "learning_rate": 0.0005}}
 
 
-def _embedding(title: str, rows: Rows, seeds: tuple[int, ...], split: str = "tuning") -> Table:
+def _embedding(
+    title: str, rows: Rows, seeds: tuple[int, ...], split: str = "tuning", **changes: Any
+) -> Table:
     """Compare embeddings of classes that training has not seen, on a known and on a new scene."""
     other = "0001TP" if split == "tuning" else "0006R0"
-    base = replace(EMBEDDING, without=other)
+    base = replace(EMBEDDING, without=other, **changes)
     return Table(title, base, rows, seeds, split, class_splits=NEW_CLASSES, file="embedding.jsonl")
 
 
@@ -154,13 +159,29 @@ REGIMES = {
         {
             **ALONE,
             **LOWER,
-            "contrast, weight 0.5": {},
+            **CONTRAST,
             "contrast, weight 0.5, rate 0.0005": {"learning_rate": 0.0005},
             "contrast, weight 2": {"weight": 2},
         },
         seeds=(0, 1, 2),
     ),
-    "embedding": _study({**ALONE, "contrast, weight 0.5": {}}),
+    "embedding-options": _embedding(
+        "What the gain depends on: length, augmentation, a bank",
+        {
+            **ALONE,
+            **CONTRAST,
+            "contrast, both banks": {**BANK, "pixels_per_region": 128},
+            "twice the steps": {"sources": (), "steps": 600},
+            "contrast, twice the steps": {"steps": 600},
+            "crops and colors": {"sources": (), "crops": True},
+            "contrast, crops and colors": {"crops": True},
+        },
+        seeds=(0, 1, 2),
+    ),
+    "embedding-larger": _embedding(
+        "What the gain depends on: 180×240", {**ALONE, **CONTRAST}, (0, 1, 2), size=(180, 240)
+    ),
+    "embedding": _study({**ALONE, **CONTRAST}),
     "embedding-lower": _study(LOWER),
     **{name: _screening(name) for name in SCENARIOS},
     **{name: _screening(name, _by_weight([0.1])) for name in ("3000-steps", "larger")},
@@ -221,5 +242,19 @@ REGIMES = {
         split="val",
         file="regimes.jsonl",
     ),
-    "class-weights": _screening("supervised", {**ALONE, "class weights": CLASS_WEIGHTS}),
+    "class-weights": _screening(
+        "supervised",
+        {
+            **ALONE,
+            "class weights": CLASS_WEIGHTS,
+            "weight 0.1": {"weight": 0.1},
+            "weight 0.1, balanced anchors": {"weight": 0.1, **BALANCED},
+            "class weights, weight 0.1": {"class_weights": True, "weight": 0.1},
+            "class weights, weight 0.1, balanced anchors": {
+                "class_weights": True,
+                "weight": 0.1,
+                **BALANCED,
+            },
+        },
+    ),
 }
