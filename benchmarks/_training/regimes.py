@@ -85,6 +85,7 @@ SCENARIOS: dict[str, tuple[str, str, dict[str, Any]]] = {
         for percent in (10, 30)
     },
     "dilated": ("Masks of labels dilated by 2 pixels", "heldout", {"dilated": 2}),
+    "sgd": ("SGD as in the paper", "heldout", {**PAPERS_OPTIMIZER, "learning_rate": 0.1}),
     "600-steps": ("600 steps", "heldout", {"steps": 600}),
     "balanced": ("Classes weighted by their frequency", "heldout", {"class_weights": True}),
     "3000-steps": ("3,000 steps", "heldout", {"steps": 3000}),
