@@ -199,6 +199,18 @@ REGIMES = {
     "wrong-30-again": _confirmation("wrong-30", 0.1, seeds=range(220, 228)),
     # The regime that gains beyond two standard errors on val: confirmation and replication.
     "best": _confirmation("wrong-30", 0.1, MORE_STEPS, (*range(200, 212), *range(220, 228))),
+    # Whether a baseline made for wrong labels gains as much; after the regime was confirmed.
+    "wrong-30-baseline": _screening(
+        "wrong-30",
+        {
+            **_by_weight([0.1]),
+            "label smoothing 0.1": {"sources": (), "label_smoothing": 0.1},
+            "label smoothing 0.3": {"sources": (), "label_smoothing": 0.3},
+            "rate 0.002": {"sources": (), "learning_rate": 0.002},
+            "600 steps": {"sources": (), "steps": 600},
+            "600 steps, weight 0.1": {"steps": 600, "weight": 0.1},
+        },
+    ),
     # Of an earlier screening, before the rate was tuned.
     **{
         f"{name}-low-rate": _screening(name, rate=0.001)
