@@ -67,7 +67,7 @@ SCENARIOS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "new-sequence": ("A sequence that training has not seen", "other", {}),
     **{name: (f"Corrupted images: {name}", name, {}) for name in CORRUPTIONS},
     **{
-        f"few-{count}": (f"{count} labelled images", "heldout", {"labelled": count})
+        f"few-{count}": (f"{count} labeled images", "heldout", {"labelled": count})
         for count in (12, 25, 50, 100)
     },
     "new-sequence-tuned": (
@@ -76,7 +76,7 @@ SCENARIOS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"learning_rate": 0.0005, "weight_decay": 0.01},
     ),
     "self-training": (
-        "25 labelled images, a mean teacher for the others",
+        "25 labeled images, a mean teacher for the others",
         "heldout",
         {"labelled": 25, "confidence": 0.9},
     ),

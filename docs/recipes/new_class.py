@@ -2,7 +2,7 @@
 
     python new_class.py
 
-In training the pixels of one class are void. Afterwards five of them are labelled. Every pixel gets
+In training the pixels of one class are void. Afterwards five of them are labeled. Every pixel gets
 the class whose mean feature is most similar, the new class included; nothing is trained again. The
 features are those before the classifier, where contrast gained (docs/embedding.md).
 """
@@ -13,7 +13,7 @@ from torch import nn
 from pixcontrast import HardAnchorSampler, PixelContrastLoss, ProjectionHead
 
 CLASSES, STEPS, BATCH = 5, 60, 8
-NEW, CLICKS = CLASSES, 5  # the label of the new class, and its labelled pixels
+NEW, CLICKS = CLASSES, 5  # the label of the new class, and its labeled pixels
 IGNORE = 255  # the label of pixels without a class
 
 
@@ -71,7 +71,7 @@ def main() -> None:
         features, labels = rows(backbone(images)), labels.flatten()
         center = features.mean(0)
         embedded = nn.functional.normalize(features - center, dim=1)
-        # The known classes have all their labelled pixels, the new class five.
+        # The known classes have all their labeled pixels, the new class five.
         clicked = (labels == NEW).nonzero()[:, 0]
         clicked = clicked[torch.randperm(len(clicked))[:CLICKS]]
         known = [embedded[labels == index].mean(0) for index in range(CLASSES)]
