@@ -125,6 +125,10 @@ def _confirmation(
 
 
 MORE_STEPS: Rows = {"15% more steps": {"sources": (), "steps": 345}}
+SMOOTHING: Rows = {
+    "label smoothing 0.3": {"sources": (), "label_smoothing": 0.3},
+    "label smoothing 0.3, weight 0.1": {"label_smoothing": 0.3, "weight": 0.1},
+}
 EXPLAINED = {"gains": ("wrong-30-val", "weight 0.1"), "loses": ("weights", "weight 1")}
 """Table and row of a gain and of a loss, which docs/effects.md explains."""
 REGIMES = {
@@ -211,6 +215,7 @@ REGIMES = {
             "600 steps, weight 0.1": {"steps": 600, "weight": 0.1},
         },
     ),
+    "wrong-30-baseline-val": _confirmation("wrong-30", 0.1, SMOOTHING),
     # Of an earlier screening, before the rate was tuned.
     **{
         f"{name}-low-rate": _screening(name, rate=0.001)
