@@ -31,7 +31,7 @@ def append_entries(appends: Sequence[tuple[Tensor, ...]], shard: tuple[int, int]
     most = max(append[4].shape[2] for append in appends)
     dim = first[0].shape[2]
     sizes = [(append[0].shape[1], append[4].shape[2]) for append in (first, last)]
-    grid = (num_classes, ceil_div(num_images * most, ENTRIES), len(appends))
+    grid = (ceil_div(num_images * most, ENTRIES), num_classes, len(appends))
     launch_on(
         previous,
         append_kernel,
@@ -70,7 +70,7 @@ def append_kernel(
     previous, num_images, dim, slots, num_new, last_slots, last_num_new, rank, num_shards,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
-    """Program (c, j, q) writes block j of the new entries of class c to the rings of queue q."""
+    """Program (j, c, q) writes block j of the new entries of class c to the rings of queue q."""
     if tl.program_id(2) == 0:
         _append(
             vectors, counts, next_positions, new, valid, previous,
@@ -79,7 +79,7 @@ def append_kernel(
     else:
         _append(
             last_vectors, last_counts, last_next_positions, last_new, last_valid,
-            previous + 2 * tl.num_programs(0),
+            previous + 2 * tl.num_programs(1),
             num_images, dim, last_slots, last_num_new, rank, num_shards, BLOCK, BLOCK_D, ENTRIES,
         )  # fmt: skip
 
@@ -90,9 +90,9 @@ def _append(
     num_images, dim, slots, num_new, rank, num_shards,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
-    of_class = tl.program_id(0)
-    num_classes = tl.num_programs(0)
-    first = tl.program_id(1) * ENTRIES
+    of_class = tl.program_id(1)
+    num_classes = tl.num_programs(1)
+    first = tl.program_id(0) * ENTRIES
     num_entries = num_images * num_new
     before = num_images * 0
     total = num_images * 0
@@ -117,7 +117,7 @@ def _append(
         values = tl.load(new + entry[:, None] * dim + components, mask=mask)
         target = vectors + row[:, None] * dim + components
         tl.store(target, values.to(vectors.dtype.element_ty), mask=mask)
-    if tl.program_id(1) == 0:
+    if tl.program_id(0) == 0:
         end = next_position + total
         # Before the ring is full, its valid slots are those below the next position.
         below = tl.minimum((end + num_shards - 1 - rank) // num_shards, slots)

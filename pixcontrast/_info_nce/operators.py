@@ -223,11 +223,12 @@ def _save(ctx: Any, problem: Problem, computed: tuple[Tensor | None, ...]) -> No
     ctx.wanted = [problem.want_gradient if own else next(others) for own in problem.is_anchors]
     # Entries without a gradient are not saved, because autograd raises if a saved bank is updated
     # in place. With a negative sampler every label is saved, because ids count all entries.
-    no_entries, no_labels = (
-        problem.anchors.new_empty(0, problem.anchors.shape[1]),
-        problem.labels[:0],
-    )
-    entries = [e if n else no_entries for e, n in zip(problem.entries, needs_gradient, strict=True)]
+    # Their dtype is kept: the kernels of the backward choose the tiles of the forward by it.
+    no_labels = problem.labels[:0]
+    entries = [
+        e if need else e.new_empty(0, e.shape[1])
+        for e, need in zip(problem.entries, needs_gradient, strict=True)
+    ]
     entry_labels = [
         labels if need or problem.negative_sampler is not None else no_labels
         for labels, need in zip(problem.entry_labels, needs_gradient, strict=True)

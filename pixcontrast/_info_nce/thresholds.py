@@ -116,8 +116,10 @@ def apply_thresholds(
 
     The similarities must be bit-identical to those that the thresholds were computed from.
     """
-    positive = masks.positive & (logits <= thresholds.positive_logit)
-    negative = masks.negative & (logits >= thresholds.negative_logit)
+    # NaN is neither above nor below, so that it is selected and reaches the loss. For booleans
+    # a > b is a & ~b.
+    positive = masks.positive > (logits > thresholds.positive_logit)
+    negative = masks.negative > (logits < thresholds.negative_logit)
     if keys is not None:
         positive = positive & (keys <= thresholds.positive_key)
         negative = negative & (keys <= thresholds.negative_key)
@@ -147,7 +149,7 @@ class RowCandidates:
         assert self._keys is not None  # every strategy with keys has drawn a seed
         pool = self._mask
         if min_hardness is not None:
-            pool = pool & (self._hardness >= min_hardness)
+            pool = pool > (self._hardness < min_hardness)
         keys = self._keys.masked_fill(~pool, LARGEST_KEY)
         return keys.topk(min(k, keys.shape[1]), dim=1, largest=False).values[:, -1:]
 

@@ -80,7 +80,7 @@ def sort_pixels(
         keys = write_keys(
             labels.contiguous(),
             (labels if other is None else other).contiguous(),
-            usable,
+            None if usable is None else usable.contiguous(),
             draw,
             num_labels,
             num_groups,
@@ -214,7 +214,7 @@ def take_pixels(
         from pixcontrast._pixels.group_kernels import take_groups
 
         limits = num_anchors, max_anchors, max_views, ignore_index
-        return take_groups(groups, labels, share, chance, hard_fraction, *limits)
+        return take_groups(groups, labels.contiguous(), share, chance, hard_fraction, *limits)
     num_groups = (groups.size > 0).sum()
     views = (max_anchors // num_groups.clamp(min=1)).clamp(1, max_views)
     taken = torch.minimum(groups.size, views)

@@ -33,6 +33,7 @@ def resize_maps(
     """
     marked = labels.new_empty(labels.shape[0], math.prod(size), dtype=torch.int64)
     classes = None if preds is None else torch.empty_like(marked)
+    weight = None if weight is None else weight.contiguous()
     has_logits = preds is not None and preds.is_floating_point()
     num_logits, logit_stride = 1, 0
     if preds is not None and has_logits:

@@ -215,6 +215,9 @@ def test_the_table_is_whole():
                 assert {*PASSES, "selection", "small"} == set(KERNELS)
                 # The first pass's survey of the entries serves the second.
                 assert configurations.denominator.columns % configurations.positives.columns == 0
+                # The atomic addition of a mined tile needs a number for every thread.
+                mined = configurations.mined
+                assert min(mined.rows, 32) * mined.columns >= 32 * mined.warps
     assert DIMS[-1] == LARGEST_DIM
 
 

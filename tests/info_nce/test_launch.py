@@ -3,6 +3,8 @@
 import itertools
 import os
 import random
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -116,3 +118,23 @@ def test_a_launch_on_a_tensor_passes_constants_and_options(launched):
     assert first == second
     assert first[1:4] == (3, 1, 1)
     assert first[-6:] == (tensor, pair, 5, 2, 7, 16)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("", "ieee"),
+        ("torch.set_float32_matmul_precision('high')", "tf32"),
+        ("torch.backends.cuda.matmul.allow_tf32 = True", "tf32"),
+        ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", "tf32"),
+        ("torch.backends.fp32_precision = 'tf32'", "tf32"),
+    ],
+)
+def test_float32_products_have_the_precision_that_pytorch_is_set_to(setting, expected):
+    """In a process of its own: PyTorch raises an error once both kinds of settings are used."""
+    if "fp32_precision" in setting and not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("PyTorch before 2.9 has the older settings only")
+    layout = "from pixcontrast._info_nce.fused.layout import product_precision"
+    code = f"import torch\n{layout}\n{setting}\nprint(product_precision(torch.float32))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
+    assert found.stdout.decode().strip() == expected

@@ -49,6 +49,55 @@ def test_reductions_and_weights(reduction, weighted):
     assert worst_error(*results) < BOUND
 
 
+@pytest.mark.parametrize("backend", ["dense", "tiled", "triton"])
+@pytest.mark.parametrize("mining", MININGS)
+@pytest.mark.parametrize("kind", ["bank", "self", "float16"])
+@each_denominator
+def test_nan_of_an_anchor_or_of_a_hard_entry_reaches_the_loss(kind, mining, backend, denominator):
+    anchors, anchor_labels, bank, bank_labels = draw("bank")
+    options = {"negative_sampler": MININGS[mining], "denominator": denominator, "backend": backend}
+    contrast = (None, None) if kind == "self" else (bank, bank_labels)
+    options["reduction"] = "none"
+    first = int((anchor_labels == 0).nonzero()[0])
+
+    def losses():
+        with torch.autocast("cpu", dtype=torch.float16, enabled=kind == "float16"):
+            return info_nce(anchors, anchor_labels, *contrast, **options)
+
+    if kind != "self" and mining in ("everything", "hardest"):  # the others draw at random
+        kept, bank[0, 1] = bank[0, 1].clone(), float("nan")
+        found = losses()
+        assert bank_labels[0] == 0
+        assert found[first].isnan()  # its positive
+        assert found[anchor_labels == 1].isnan().any()  # a negative
+        bank[0, 1] = kept
+    assert losses().isfinite().all()
+    anchors[first, 1] = float("nan")
+    assert losses()[first].isnan()
+
+
+def test_the_backward_sees_the_dtypes_of_the_forward(monkeypatch):
+    """The tiles of the kernels follow from them, and mining repeats bits only in equal tiles."""
+    seen, lay_out = [], passes.lay_out
+
+    def noted(problem, **options):
+        seen.append([entries.dtype for entries in problem.entries])
+        return lay_out(problem, **options)
+
+    monkeypatch.setattr(passes, "lay_out", noted)
+    anchors, anchor_labels, bank, bank_labels = draw("bank")
+    contrast = [None, bank.to(torch.bfloat16)], [None, bank_labels]
+    sampler = MININGS["hardest"]
+    loss = info_nce(
+        anchors.requires_grad_(), anchor_labels, *contrast, negative_sampler=sampler,
+        backend="triton",
+    )  # fmt: skip
+    first = torch.autograd.grad(loss, anchors, retain_graph=True)
+    again = torch.autograd.grad(loss, anchors)
+    assert seen == [[torch.bfloat16], [torch.bfloat16]]
+    assert torch.equal(*first, *again)
+
+
 def strided(tensor):
     """The same values in every way that memory can hold them."""
     wide = torch.stack([tensor, torch.full_like(tensor, float("nan"))], dim=2)

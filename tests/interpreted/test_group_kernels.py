@@ -43,7 +43,8 @@ def scene(dtype=torch.int64, images=3, pixels=70, classes=5):
 def test_the_same_anchors(sampler, with_preds, monkeypatch):
     for dtype in (torch.int64, torch.uint8, torch.bool):
         labels, preds = scene(dtype)
-        for strided in (labels, labels.T.contiguous().T):
+        every_second = torch.stack([labels, labels.flip(1)], dim=2)[..., 0]
+        for strided in (labels, labels.T.contiguous().T, every_second):
             given = strided, preds if with_preds else None
             plain, kernels = by_both(
                 monkeypatch, lambda generator, given=given: sampler(*given, generator=generator)

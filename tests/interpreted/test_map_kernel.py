@@ -51,6 +51,10 @@ def test_any_sizes(old, pred_size, size, kind, monkeypatch):
     weight = torch.rand(2, torch.Size(size).numel()).round()
     check(monkeypatch, labels, preds, weight, size, ignore_index=0, num_classes=5)
     check(monkeypatch, labels, preds, weight > 0, size, ignore_index=2**40)
+    # Strided and expanded weights.
+    for strides in (torch.stack([weight, 1 - weight], dim=2)[..., 0], weight[:1].expand(2, -1)):
+        assert not strides.is_contiguous()
+        check(monkeypatch, labels, preds, strides, size)
     # Strides of other orders.
     flipped = labels.movedim(0, -1).contiguous().movedim(-1, 0)
     if preds is not None:

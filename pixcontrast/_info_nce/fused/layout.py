@@ -266,9 +266,13 @@ def sample_entries(layout: Layout, size: int) -> tuple[Layout, int] | None:
 
 def product_precision(dtype: torch.dtype) -> str:
     """Return Triton's float32 precision for PyTorch's setting; not used for 16-bit products."""
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
-        return "ieee"
-    return "tf32"
+    if dtype != torch.float32:
+        return "tf32"
+    # From PyTorch 2.9 on. The older function raises an error if this has been set.
+    setting = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if setting is None:
+        setting = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if setting == "tf32" else "ieee"
 
 
 def _configurations(problem: Problem) -> Configurations:

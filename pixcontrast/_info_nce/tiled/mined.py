@@ -163,7 +163,7 @@ def gathered_block(
     )
     thresholds = Thresholds(min_hardness, max_key, -positives.min_hardness, positives.max_key)
 
-    positive = positives.hardness > -torch.inf
+    positive = positives.hardness != -torch.inf  # NaN is a positive and reaches the loss
     masks = Masks(positive, torch.zeros_like(positive))
     similarities = positives.hardness.neg_().masked_fill_(~positive, 0.0)
     lse = negatives.hardness.logsumexp(dim=1)

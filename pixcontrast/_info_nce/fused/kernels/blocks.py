@@ -22,6 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pixcontrast._info_nce.fused.kernels import tile
 from pixcontrast._pixels.group_kernels import search_sorted
 
 SURVEY_ROWS = 10
@@ -78,9 +79,7 @@ def survey_kernel(
             pointers = rows[:, None] + components.to(tl.int64)[None, :] * source.column_stride
             values = tl.load(pointers, mask=valid[:, None] & exists, other=0.0)
             if source.largest is not None:
-                values = values.to(tl.float32)
-                values = tl.where(values > source.largest, source.largest, values)  # NaN stays
-                values = tl.where(values < -source.largest, -source.largest, values)
+                values = tile.clamp(values.to(tl.float32), source.largest)
             values = values.to(vectors.dtype.element_ty)
             slots = ids.to(tl.int64)[:, None] * dim + components[None, :]
             tl.store(vectors + slots, values, mask=inside[:, None] & exists)

@@ -160,8 +160,8 @@ def denominator_kernel(
 @triton.jit
 def lse_of(maximum, total):
     """Return Z from the maximum, which is finite, and Σ exp2(s − maximum); −∞ without an entry."""
-    lse = tl.log2(tl.where(total > 0, total, 1.0)) + maximum
-    return tl.where(total > 0, lse, float("-inf"))
+    lse = tl.log2(tl.where(total == 0, 1.0, total)) + maximum
+    return tl.where(total == 0, float("-inf"), lse)
 
 
 @triton.jit(do_not_specialize=["num_anchors", "num_splits"])

@@ -27,7 +27,8 @@ def _terms(logits, known, ALL: tl.constexpr):
     else:
         positive_grad = inv_num_positives * tile.reciprocal(1.0 + likelihood)
     # The likelihood of an entry of Z is at most 1 but for rounding errors of large similarities.
-    return tl.minimum(likelihood, 1.0) * weight, positive_grad
+    likelihood = tl.minimum(likelihood, 1.0, propagate_nan=tl.PropagateNan.ALL)
+    return likelihood * weight, positive_grad
 
 
 @triton.jit

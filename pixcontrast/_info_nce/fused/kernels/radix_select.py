@@ -131,7 +131,7 @@ def count_kernel(
             other_bits = tile.load(entries.key_bits, ids, ids < num_entries)[None, :]
             values = 0x7FFFFFFF ^ tile.mix_bits(bits ^ other_bits)
             if min_hardness is not None:
-                candidate = candidate & (hardness >= pool_hardness)
+                candidate = candidate & ((hardness < pool_hardness) == 0)
         else:
             values = hardness.to(tl.int32, bitcast=True)
             values ^= (values >> 31) | -2147483648
@@ -146,9 +146,15 @@ def count_kernel(
         if any_stored:
             kept = (offset < stored).to(tl.int32)
             if tl.max(kept) > 0:
-                num_kept = tl.sum(kept, 1)
-                taken = tl.atomic_add(search.stored + row, num_kept, num_kept > 0, "relaxed")
-                place = taken[:, None] + tl.cumsum(kept, 1) - kept
+                num_kept = tl.sum(kept, 1)[:, None]
+                # Before Triton 3.5, an atomic operation on fewer numbers than threads returns 0 in
+                # most threads. So its shape is that of the tile, and the first column counts.
+                counter = search.stored + row[:, None] + tl.zeros_like(kept)
+                is_first = tl.arange(0, settings.BLOCK_N)[None, :] == 0
+                counts = is_first & (num_kept > 0)
+                taken = tl.atomic_add(counter, num_kept + tl.zeros_like(kept), counts, "relaxed")
+                taken = tl.sum(tl.where(is_first, taken, 0), 1)[:, None]
+                place = taken + tl.cumsum(kept, 1) - kept
                 tl.store(columns + place, values, mask=(kept != 0) & (place < num_columns))
 
     tl.atomic_add(search.beyond + row, beyond, mask=(step >= 0) & (beyond > 0), sem="relaxed")
@@ -196,12 +202,14 @@ def advance_kernel(
     columns = search.columns + rows.to(tl.int64)[:, None] * COLUMNS + indices
     counts = tl.load(columns, mask=searched[:, None], other=0)
     beyond = tile.load(search.beyond, rows, searched)
-    tl.store(columns, tl.zeros_like(counts), mask=searched[:, None])
-    tl.store(search.beyond + rows, tl.zeros_like(beyond), mask=searched)
-    tl.store(search.stored + rows, tl.zeros_like(beyond), mask=searched)
     k = tile.load(requested, rows, searched)
     lower = 1 + tile.load(search.below, rows, searched).to(tl.uint32, bitcast=True)
     size = (-1 - tile.load(search.excluded, rows, searched)).to(tl.uint32, bitcast=True)
+    # Several threads load the numbers of a row, and one of them stores new ones.
+    tl.debug_barrier()
+    tl.store(columns, tl.zeros_like(counts), mask=searched[:, None])
+    tl.store(search.beyond + rows, tl.zeros_like(beyond), mask=searched)
+    tl.store(search.stored + rows, tl.zeros_like(beyond), mask=searched)
 
     # A histogram: continue with the last column that k candidates reach. If there is none, continue
     # with all integers, unless these are what has been counted.

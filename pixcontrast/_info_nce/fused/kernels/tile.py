@@ -39,8 +39,15 @@ def load_vectors(source, block, valid, like, BLOCK: tl.constexpr, settings):
     else:
         loaded = tl.load(pointers)
     if source.largest is not None:
-        loaded = tl.minimum(tl.maximum(loaded.to(tl.float32), -source.largest), source.largest)
+        loaded = clamp(loaded.to(tl.float32), source.largest)
     return loaded.to(like.vectors.dtype.element_ty)
+
+
+@triton.jit
+def clamp(numbers, limit):
+    """Return numbers limited to ±`limit`. NaN stays, so that it reaches the loss."""
+    limited = tl.maximum(numbers, -limit, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(limited, limit, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -97,7 +104,7 @@ def similarities(left, right, settings):
     zeros = tl.zeros([left.shape[0], right.shape[0]], dtype=tl.float32)
     logits = multiply(left, tl.trans(right), zeros, settings.PRECISION) * settings.scale
     if not settings.BOUNDED:
-        logits = tl.minimum(tl.maximum(logits, -settings.limit), settings.limit)
+        logits = clamp(logits, settings.limit)
     return logits
 
 
@@ -133,11 +140,11 @@ def mix_bits(numbers):
 
 @triton.jit
 def is_selected(logits, threshold, key, anchor_bits, entry_bits, POSITIVE: tl.constexpr):
-    """Return which pairs meet the thresholds of their anchors. Shapes broadcast."""
+    """Return which pairs meet the thresholds of their anchors, also NaN. Shapes broadcast."""
     selected = mix_bits(anchor_bits ^ entry_bits) <= key
     if POSITIVE:
-        return selected & (logits <= threshold)
-    return selected & (logits >= threshold)
+        return selected & ((logits > threshold) == 0)
+    return selected & ((logits < threshold) == 0)
 
 
 @triton.jit
