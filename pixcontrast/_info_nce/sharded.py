@@ -189,7 +189,7 @@ class MinedPasses:
             if positive:
                 hardness, candidate = -part.logits, part.masks.positive
             if min_hardness is not None:
-                candidate = candidate > (hardness < min_hardness[indices])
+                candidate = candidate & (hardness >= min_hardness[indices])
             integers = to_ordered_int(hardness)
             if by_key:
                 assert part.keys is not None  # every strategy with keys has drawn a seed

@@ -149,7 +149,7 @@ class RowCandidates:
         assert self._keys is not None  # every strategy with keys has drawn a seed
         pool = self._mask
         if min_hardness is not None:
-            pool = pool > (self._hardness < min_hardness)
+            pool = pool & (self._hardness >= min_hardness)
         keys = self._keys.masked_fill(~pool, LARGEST_KEY)
         return keys.topk(min(k, keys.shape[1]), dim=1, largest=False).values[:, -1:]
 

@@ -19,6 +19,8 @@ from pixcontrast._info_nce.fused.kernels import blocks, tile
 
 # Standard deviations of the number of sampled candidates that the first range covers on each side.
 MARGIN = tl.constexpr(4.0)
+# At least the number of threads of a program, and the rows of a tile.
+LARGEST_PROGRAM = tl.constexpr(512)
 
 
 class Search(NamedTuple):
@@ -131,7 +133,7 @@ def count_kernel(
             other_bits = tile.load(entries.key_bits, ids, ids < num_entries)[None, :]
             values = 0x7FFFFFFF ^ tile.mix_bits(bits ^ other_bits)
             if min_hardness is not None:
-                candidate = candidate & ((hardness < pool_hardness) == 0)
+                candidate = candidate & (hardness >= pool_hardness)
         else:
             values = hardness.to(tl.int32, bitcast=True)
             values ^= (values >> 31) | -2147483648
@@ -146,18 +148,26 @@ def count_kernel(
         if any_stored:
             kept = (offset < stored).to(tl.int32)
             if tl.max(kept) > 0:
-                num_kept = tl.sum(kept, 1)[:, None]
-                # Before Triton 3.5, an atomic operation on fewer numbers than threads returns 0 in
-                # most threads. So its shape is that of the tile, and the first column counts.
-                counter = search.stored + row[:, None] + tl.zeros_like(kept)
-                is_first = tl.arange(0, settings.BLOCK_N)[None, :] == 0
-                counts = is_first & (num_kept > 0)
-                taken = tl.atomic_add(counter, num_kept + tl.zeros_like(kept), counts, "relaxed")
-                taken = tl.sum(tl.where(is_first, taken, 0), 1)[:, None]
-                place = taken + tl.cumsum(kept, 1) - kept
+                place = _reserve(search.stored + row, tl.sum(kept, 1))[:, None]
+                place += tl.cumsum(kept, 1) - kept
                 tl.store(columns + place, values, mask=(kept != 0) & (place < num_columns))
 
     tl.atomic_add(search.beyond + row, beyond, mask=(step >= 0) & (beyond > 0), sem="relaxed")
+
+
+@triton.jit
+def _reserve(counters, numbers):
+    """Add numbers (m,) to counters in memory, and return what these were before.
+
+    Before Triton 3.5, an atomic operation on fewer numbers than threads returns 0 in most threads.
+    So each number has several columns here, of which the first counts.
+    """
+    num_columns: tl.constexpr = LARGEST_PROGRAM // numbers.shape[0]
+    column = tl.arange(0, num_columns)[None, :]
+    spread = numbers[:, None] + tl.zeros_like(column)
+    counted = (column == 0) & (spread > 0)
+    before = tl.atomic_add(counters[:, None] + column * 0, spread, counted, "relaxed")
+    return tl.sum(tl.where(counted, before, 0), 1)
 
 
 @triton.jit
