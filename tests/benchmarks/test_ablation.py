@@ -58,6 +58,8 @@ CONFIRMED = (
         "gpu-pretrained",
         "recipe",
         "best",
+        "best-again",
+        "wrong-30-both",
         "wrong-30-again",
         "wrong-30-baseline-val",
     ),
