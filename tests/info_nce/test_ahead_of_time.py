@@ -33,6 +33,7 @@ from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
 from pixcontrast._info_nce.fused.kernels.blocks import index_kernel, survey_kernel  # noqa: E402
 from pixcontrast._info_nce.fused.kernels.radix_select import LARGEST_PROGRAM  # noqa: E402
 from pixcontrast._info_nce.fused.layout import Labels, Vectors  # noqa: E402
+from pixcontrast._info_nce.fused.thresholds import ROWS_BY_KEY  # noqa: E402
 
 KINDS = ("16", "mixed", "tf32", "ieee")
 DIMS = (64, 128, 256, 512)
@@ -84,7 +85,7 @@ def mined_variants():
                 yield Variant(*row, name, getattr(mined, name), {"MINED": True, **roles})
             for constants in ({}, POOL_OF_KEYS):
                 yield Variant(*row, "selection", mined.mined, constants)
-            few_rows = mined.mined._replace(rows=min(mined.mined.rows, 32))
+            few_rows = mined.mined._replace(rows=ROWS_BY_KEY)
             yield Variant(*row, "selection", few_rows, {"BY_KEY": True})
 
 

@@ -24,6 +24,8 @@ from pixcontrast.samplers import HardNegativeSampler
 
 COLUMNS, COLUMNS_OF_RANKS = 2048, 256
 """Numbers of each anchor: its histogram, or stored candidates. Ranks send the smaller one."""
+ROWS_BY_KEY = 32
+"""Anchors of a program that compares random keys alone."""
 
 
 class Source(NamedTuple):
@@ -114,8 +116,8 @@ class _Candidates:
             for layout, rows in sources:
                 configuration = layout.configurations.denominator
                 if by_key and min_hardness is None:
-                    # Without products, many rows would take registers and spare nothing.
-                    configuration = configuration._replace(rows=min(configuration.rows, 32))
+                    # Without products, more rows would take registers and spare nothing.
+                    configuration = configuration._replace(rows=ROWS_BY_KEY)
                 plan = plan_splits(layout, configuration)
                 launch_splits(
                     count_kernel,
