@@ -99,7 +99,6 @@ def compile_kernel(
         "IN_FLOAT32": False,
         "BY_KEY": False,
         "POOLED": False,
-        "STRIDED": False,
         "SMALL": name == "small",
         **({} if kind == "mixed" else {"largest": None}),
         **constants,
@@ -108,10 +107,10 @@ def compile_kernel(
     bits = "*i32" if flags["MINED"] else none
     operand = "*fp32" if kind in ("tf32", "ieee") else "*bf16"
     labels = ("*i64", none, none) if flags["SMALL"] else ("*i32", bits, "*i32")
-    anchors = Vectors(operand, *labels, none, none, none)
+    anchors = Vectors(operand, *labels, none)
     entries = Vectors(
         "*bf16" if kind == "16" else "*fp32",
-        *("*i32", bits, none, *(("i32", Constant(1)) if flags["STRIDED"] else (none, none))),
+        *("*i32", bits, none),
         "fp32" if "largest" not in flags else none,
     )
     if flags["IS_ANCHORS"] and "largest" in flags:
@@ -159,7 +158,7 @@ def compile_kernel(
         **flags,
         **dict(zip(Settings._fields[3:], compiled_in, strict=True)),
     }
-    return compiled(kernel, types, values, {"row_stride"}, card, warps)
+    return compiled(kernel, types, values, set(), card, warps)
 
 
 def compiled(

@@ -165,7 +165,7 @@ def test_the_kernels_of_the_survey_compile(narrow):
     sizes = "dim", "num_anchors", "own_blocks", "num_steps", "num_entries"
     limit = "fp32" if narrow else none
     types = {
-        "source": Vectors("*fp32", "*i64", none, none, "i32", Constant(1), limit),
+        "source": Vectors("*fp32", "*i64", none, none, limit),
         "order": "*i64",
         "vectors": "*bf16" if narrow else "*fp32",
         "num_valid": "*i32",
@@ -173,7 +173,7 @@ def test_the_kernels_of_the_survey_compile(narrow):
         **dict.fromkeys(sizes, "i32"),
     }
     block, warps = {"BLOCK_N": 128}, {"num_warps": 4}
-    made = compiled(survey_kernel, types, block, {"row_stride"}, 90, warps)
+    made = compiled(survey_kernel, types, block, set(), 90, warps)
     assert made.stack == 0
     index = {"survey": "*i32", "num_blocks": "i32"}
     assert compiled(index_kernel, index, block, set(), 90, warps).stack == 0

@@ -20,14 +20,13 @@ HEADLINES = [(90, "16", 256), (90, "mixed", 256)]
 ROWS = [*HEADLINES, *itertools.product(sorted(COMPLETE_CARDS), KINDS, DIMS)]
 
 BANK = {"IS_ANCHORS": False}
-STRIDED_BANK = {**BANK, "STRIDED": True}
 ANCHORS = {"IS_ANCHORS": True, "largest": None}
 
 
 def variants():
     """(pass, constants) of a loss: a bank, the batch itself, and entries with a gradient."""
     for tensor, bounded, everything in itertools.product(
-        (BANK, STRIDED_BANK, ANCHORS), (False, True), (False, True)
+        (BANK, ANCHORS), (False, True), (False, True)
     ):
         common = {"BOUNDED": bounded, "ALL": everything, **tensor}
         weighted = {"WEIGHTED": False} if tensor is ANCHORS else {}
@@ -38,7 +37,7 @@ def variants():
 
 def mined_variants():
     """The same under mining, and the pass that selects."""
-    for tensor, bounded in itertools.product((BANK, STRIDED_BANK, ANCHORS), (False, True)):
+    for tensor, bounded in itertools.product((BANK, ANCHORS), (False, True)):
         for everything in (False, True):
             common = {"MINED": True, "BOUNDED": bounded, "ALL": everything, **tensor}
             yield "denominator", common

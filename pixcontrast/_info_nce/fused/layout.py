@@ -33,14 +33,13 @@ IS_INTERPRETED = interpreted()
 
 
 class Vectors(NamedTuple):
-    """Anchors or entries (n, D) as arguments of a kernel.
+    """Anchors or entries (n, D) as arguments of a kernel. All tensors are contiguous.
 
     Attributes:
         classes: (n,) int32, see `survey_block`.
         key_bits: (n,) int32, their part of the random keys (`thresholds.PairKeys`); zeros without a
             seed, None without mining.
         num_valid: () int32, the number of valid anchors, which come first; None for entries.
-        row_stride, column_stride: None if the vectors are contiguous.
         largest: largest number of the dtype of products, at which components saturate because
             inf · 0 is NaN. None if that dtype is not narrower than that of the vectors.
     """
@@ -49,8 +48,6 @@ class Vectors(NamedTuple):
     classes: Tensor
     key_bits: Tensor | None
     num_valid: Tensor | None = None
-    row_stride: int | None = None
-    column_stride: int | None = None
     largest: float | None = None
 
 
@@ -173,14 +170,11 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
             bits = key_bits(entry_bits, order, tensor.first_id)
             surveyed = SurveyedTensor(anchors._replace(key_bits=bits), True, own.survey)
         else:
-            values = tensor.entries.detach()
+            values = tensor.entries.detach().contiguous()
             other = _allocate(tensor.labels.contiguous(), block_size)
             bits = key_bits(entry_bits, other.labels, tensor.first_id)
             largest = _saturation(values.dtype, problem.product_dtype)
             entries = Vectors(values, other.classes, bits, largest=largest)
-            if not values.is_contiguous():
-                row_stride, column_stride = values.stride()
-                entries = entries._replace(row_stride=row_stride, column_stride=column_stride)
             surveyed = SurveyedTensor(entries, False, other.survey)
             if surveyed.num_blocks > 0:
                 others.append(other)
@@ -212,10 +206,9 @@ def _survey(
     block_size: int,
 ) -> None:
     """Survey the first blocks of the anchors, which are written too, and another tensor if any."""
-    vectors, num_anchors = problem.anchors.detach(), order.shape[0]
+    vectors, num_anchors = problem.anchors.detach().contiguous(), order.shape[0]
     largest = _saturation(vectors.dtype, problem.product_dtype)
-    row_stride, column_stride = vectors.stride()
-    source = Vectors(vectors, own.labels, None, None, row_stride, column_stride, largest)
+    source = Vectors(vectors, own.labels, None, largest=largest)
     num_others, num_entries = (0, 0) if other is None else (other.num_blocks, len(other.labels))
     sizes = vectors.shape[1], num_anchors, num_own, num_anchors.bit_length(), num_entries
     arguments = source, order, anchors.vectors, anchors.num_valid, own, other or own, *sizes

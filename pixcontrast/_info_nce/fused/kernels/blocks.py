@@ -72,11 +72,11 @@ def survey_kernel(
             BLOCK_N,
         )
         # Ignored anchors may contain NaN and are multiplied too: 0 · NaN is NaN.
-        rows = source.vectors + tl.load(order + ids, mask=valid, other=0) * source.row_stride
+        rows = source.vectors + tl.load(order + ids, mask=valid, other=0) * dim
         for start in range(0, dim, COMPONENTS):
             components = start + tl.arange(0, COMPONENTS)
             exists = (components < dim)[None, :]
-            pointers = rows[:, None] + components.to(tl.int64)[None, :] * source.column_stride
+            pointers = rows[:, None] + components[None, :]
             values = tl.load(pointers, mask=valid[:, None] & exists, other=0.0)
             if source.largest is not None:
                 values = tile.clamp(values.to(tl.float32), source.largest)
