@@ -67,7 +67,7 @@ def save_differences(path: Path) -> None:
     bars.set_xticks(range(len(CLASSES["camvid"])), CLASSES["camvid"], rotation=60, fontsize=8)
     bars.axhline(0, color="gray", lw=0.8)
     bars.set_ylabel("difference of the IoU, points", fontsize=8)
-    bars.legend(fontsize=7)
+    bars.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1))
     lines.set(yscale="log")
     lines.set_xlabel("part of the run", fontsize=8)
     lines.set_ylabel("gradient ratio", fontsize=8)
