@@ -208,6 +208,7 @@ REGIMES = {
     },
     "few-25-val": _confirmation("few-25", 0.01, MORE_STEPS),
     "new-sequence-tuned-val": _confirmation("new-sequence-tuned", 0.1),
+    "self-training-val": _confirmation("self-training", 0.01),
     "wrong-10-val": _confirmation("wrong-10", 0.1, MORE_STEPS),
     # The second row was added after the first was seen.
     "wrong-30-val": _confirmation("wrong-30", 0.1, MORE_STEPS),
