@@ -230,7 +230,7 @@ REGIMES = {
             "600 steps, weight 0.1": {"steps": 600, "weight": 0.1},
         },
     ),
-    "wrong-30-baseline-val": _confirmation("wrong-30", 0.1, SMOOTHING),
+    "wrong-30-baseline-val": replace(_confirmation("wrong-30", 0.1), rows={**ALONE, **SMOOTHING}),
     # Of an earlier screening, before the rate was tuned.
     **{
         f"{name}-low-rate": _screening(name, rate=0.001)
