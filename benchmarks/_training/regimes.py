@@ -30,7 +30,6 @@ EMBEDDING = replace(
     projected="samples",
 )
 
-CLASS_WEIGHTS: dict[str, Any] = {"sources": (), "class_weights": True}
 BALANCED: dict[str, Any] = {"max_per_class": 24}
 """Half of the anchors that a class has if it is in every image."""
 CONTRAST: Rows = {"contrast, weight 0.5": {}}
@@ -56,7 +55,6 @@ PAPERS_OPTIMIZER: dict[str, Any] = {
     "schedule": "polynomial",
     "weight_decay": SGD.weight_decay,
 }
-FROM_SCRATCH: dict[str, Any] = {"network": "lite0 from scratch"}
 PRETRAINING: Rows = {"pretraining by contrast": {"pretraining": 0.5, "weight": 1.0}}
 
 WEIGHTS = (0.01, 0.1)
@@ -101,8 +99,10 @@ SCENARIOS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 The first ones are scores of the same runs.
 """
-SLOW = ("3000-steps", "larger", "smoothing", "wrong-30-smoothing")
-"""Regimes with one weight: a run takes longer, or they were added late."""
+ONE_WEIGHT = ("3000-steps", "larger", "smoothing", "wrong-30-smoothing")
+"""Regimes that are screened with weight 0.1 alone."""
+CONFIRMED, REPLICATED = range(200, 212), range(220, 228)
+"""Seeds of the confirmation and of its replication."""
 
 
 def _by_weight(weights: Iterable[float]) -> Rows:
@@ -123,7 +123,7 @@ def _screening(
 
 
 def _confirmation(
-    name: str, weight: float, more: Rows | None = None, seeds: Iterable[int] = range(200, 212)
+    name: str, weight: float, more: Rows | None = None, seeds: Iterable[int] = CONFIRMED
 ) -> Table:
     """Compare the chosen weight of a regime with cross entropy on val, with fresh seeds."""
     title, scored, changes = SCENARIOS[name]
@@ -133,8 +133,6 @@ def _confirmation(
 
 
 MORE_STEPS: Rows = {"15% more steps": {"sources": (), "steps": 345}}
-BOTH = (*range(200, 212), *range(220, 228))
-"""The seeds of the confirmation and of its replication."""
 SMOOTHING: Rows = {
     "label smoothing 0.3": {"sources": (), "label_smoothing": 0.3},
     "label smoothing 0.3, weight 0.1": {"label_smoothing": 0.3, "weight": 0.1},
@@ -199,7 +197,7 @@ REGIMES = {
     "embedding": _study({**ALONE, **CONTRAST}),
     "embedding-lower": _study(LOWER),
     **{name: _screening(name) for name in SCENARIOS},
-    **{name: _screening(name, _by_weight([0.1])) for name in SLOW},
+    **{name: _screening(name, _by_weight([0.1])) for name in ONE_WEIGHT},
     "supervised-val": _confirmation("supervised", 0.1, MORE_STEPS),
     # These are scores of the same runs.
     **{
@@ -212,12 +210,12 @@ REGIMES = {
     "wrong-10-val": _confirmation("wrong-10", 0.1, MORE_STEPS),
     # The second row was added after the first was seen.
     "wrong-30-val": _confirmation("wrong-30", 0.1, MORE_STEPS),
-    "wrong-30-again": _confirmation("wrong-30", 0.1, seeds=range(220, 228)),
+    "wrong-30-again": _confirmation("wrong-30", 0.1, seeds=REPLICATED),
     "wrong-30-smoothing-val": _confirmation("wrong-30-smoothing", 0.1, MORE_STEPS),
-    "wrong-30-both": _confirmation("wrong-30", 0.1, seeds=BOTH),
+    "wrong-30-both": _confirmation("wrong-30", 0.1, seeds=(*CONFIRMED, *REPLICATED)),
     # What gains most on val, against the best baseline: confirmation and replication.
-    "best": _confirmation("wrong-30-smoothing", 0.1, MORE_STEPS, BOTH),
-    "best-again": _confirmation("wrong-30-smoothing", 0.1, seeds=range(220, 228)),
+    "best": _confirmation("wrong-30-smoothing", 0.1, MORE_STEPS, (*CONFIRMED, *REPLICATED)),
+    "best-again": _confirmation("wrong-30-smoothing", 0.1, seeds=REPLICATED),
     # Whether a baseline made for wrong labels gains as much; after the regime was confirmed.
     "wrong-30-baseline": _screening(
         "wrong-30",
@@ -238,7 +236,7 @@ REGIMES = {
     },
     "pretraining": _screening("few-25", {**ALONE, **PRETRAINING}),
     "pretraining-scratch": _screening(
-        "few-25", {**_by_weight([0.1]), **PRETRAINING}, **FROM_SCRATCH
+        "few-25", {**_by_weight([0.1]), **PRETRAINING}, network="lite0 from scratch"
     ),
     "sgd-rate": Table(
         "Cross entropy alone under SGD with the paper's schedule and weight decay",
@@ -279,7 +277,7 @@ REGIMES = {
         "supervised",
         {
             **ALONE,
-            "class weights": CLASS_WEIGHTS,
+            "class weights": {"sources": (), "class_weights": True},
             "weight 0.1": {"weight": 0.1},
             "weight 0.1, balanced anchors": {"weight": 0.1, **BALANCED},
             "class weights, weight 0.1": {"class_weights": True, "weight": 0.1},

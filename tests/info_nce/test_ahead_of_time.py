@@ -27,13 +27,13 @@ from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
     TABLE,
     Configuration,
     configurations_for,
+    for_keys,
     for_mining,
     small_configuration,
 )
 from pixcontrast._info_nce.fused.kernels.blocks import index_kernel, survey_kernel  # noqa: E402
 from pixcontrast._info_nce.fused.kernels.radix_select import LARGEST_PROGRAM  # noqa: E402
 from pixcontrast._info_nce.fused.layout import Labels, Vectors  # noqa: E402
-from pixcontrast._info_nce.fused.thresholds import ROWS_BY_KEY  # noqa: E402
 
 KINDS = ("16", "mixed", "tf32", "ieee")
 DIMS = (64, 128, 256, 512)
@@ -85,8 +85,7 @@ def mined_variants():
                 yield Variant(*row, name, getattr(mined, name), {"MINED": True, **roles})
             for constants in ({}, POOL_OF_KEYS):
                 yield Variant(*row, "selection", mined.mined, constants)
-            few_rows = mined.mined._replace(rows=ROWS_BY_KEY)
-            yield Variant(*row, "selection", few_rows, {"BY_KEY": True})
+            yield Variant(*row, "selection", for_keys(mined.mined), {"BY_KEY": True})
 
 
 def table():

@@ -11,8 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from ahead_of_time import COMPLETE_CARDS, SHARED_MEMORY, compile_kernel  # noqa: E402
 
-from pixcontrast._info_nce.fused.configurations import DIMS, TABLE, for_mining  # noqa: E402
-from pixcontrast._info_nce.fused.thresholds import ROWS_BY_KEY  # noqa: E402
+from pixcontrast._info_nce.fused.configurations import DIMS, TABLE, for_keys, for_mining  # noqa: E402
 
 KINDS = ("16", "mixed", "tf32")
 # Of Hopper without mining. Other rows take minutes and are compiled on request.
@@ -76,7 +75,7 @@ def test_no_variant_of_a_loss_spills(card, kind, dim, name, constants):
         configurations = for_mining(configurations)
     configuration = getattr(configurations, "denominator" if name == "selection" else name)
     if "BY_KEY" in constants and "POOLED" not in constants:
-        configuration = configuration._replace(rows=ROWS_BY_KEY)
+        configuration = for_keys(configuration)
     if "IN_FLOAT32" in constants:
         configuration = configuration._replace(stages=1)
     made = compile_kernel(name, configuration, "16" if is_narrow else kind, dim, card, **constants)

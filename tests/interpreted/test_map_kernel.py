@@ -52,9 +52,9 @@ def test_any_sizes(old, pred_size, size, kind, monkeypatch):
     check(monkeypatch, labels, preds, weight, size, ignore_index=0, num_classes=5)
     check(monkeypatch, labels, preds, weight > 0, size, ignore_index=2**40)
     # Strided and expanded weights.
-    for strides in (torch.stack([weight, 1 - weight], dim=2)[..., 0], weight[:1].expand(2, -1)):
-        assert not strides.is_contiguous()
-        check(monkeypatch, labels, preds, strides, size)
+    for strided in (torch.stack([weight, 1 - weight], dim=2)[..., 0], weight[:1].expand(2, -1)):
+        assert not strided.is_contiguous()
+        check(monkeypatch, labels, preds, strided, size)
     # Strides of other orders.
     flipped = labels.movedim(0, -1).contiguous().movedim(-1, 0)
     if preds is not None:

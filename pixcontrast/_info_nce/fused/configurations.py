@@ -159,3 +159,11 @@ def for_mining(configurations: Configurations) -> Configurations:
     # In the pass with swapped rows and columns the streamed tile is large and fits only once.
     swapped = Configuration(shape.columns, shape.rows, shape.warps, 1)
     return Configurations(shape, shape._replace(stages=1), swapped, shape)
+
+
+def for_keys(mined: Configuration) -> Configuration:
+    """Return the tile of the pass that compares random keys alone.
+
+    Without products, more rows would take registers and spare nothing.
+    """
+    return mined._replace(rows=32, warps=max(4, mined.columns // 8))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, add_up, gather
-from pixcontrast._info_nce.fused.configurations import Configuration
+from pixcontrast._info_nce.fused.configurations import Configuration, for_keys
 from pixcontrast._info_nce.fused.kernels.radix_select import Search, advance_kernel, count_kernel
 from pixcontrast._info_nce.fused.launch import launch_rows, launch_splits, plan_splits
 from pixcontrast._info_nce.fused.layout import Layout, sample_entries
@@ -24,8 +24,6 @@ from pixcontrast.samplers import HardNegativeSampler
 
 COLUMNS, COLUMNS_OF_RANKS = 2048, 256
 """Numbers of each anchor: its histogram, or stored candidates. Ranks send the smaller one."""
-ROWS_BY_KEY = 32
-"""Anchors of a program that compares random keys alone."""
 
 
 class Source(NamedTuple):
@@ -116,8 +114,7 @@ class _Candidates:
             for layout, rows in sources:
                 configuration = layout.configurations.denominator
                 if by_key and min_hardness is None:
-                    # Without products, more rows would take registers and spare nothing.
-                    configuration = configuration._replace(rows=ROWS_BY_KEY)
+                    configuration = for_keys(configuration)
                 plan = plan_splits(layout, configuration)
                 launch_splits(
                     count_kernel,

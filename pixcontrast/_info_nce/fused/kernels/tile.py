@@ -134,7 +134,7 @@ def mix_bits(numbers):
 
 @triton.jit
 def is_selected(logits, threshold, key, anchor_bits, entry_bits, POSITIVE: tl.constexpr):
-    """Return which pairs meet the thresholds of their anchors, also NaN. Shapes broadcast."""
+    """Return which pairs meet their anchors' thresholds; NaN is hard enough. Shapes broadcast."""
     selected = mix_bits(anchor_bits ^ entry_bits) <= key
     if POSITIVE:
         return selected & ((logits > threshold) == 0)
