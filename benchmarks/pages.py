@@ -107,7 +107,7 @@ KINDS: dict[str, Callable[[str], TextTable]] = {
         TABLES["embedding"],
         embedding.HEADLINES,
     ),
-    "splits": lambda scene: embedding.splits_table(scene, load_runs(runs_file("embedding"))),
+    "splits": lambda name: embedding.splits_table(name, load_runs(runs_file("embedding"))),
     "rows": _rows,
     "price": lambda name: price_table(_record(name)["rows"]),
     "ranks": lambda name: ranks_table(_record(name)["losses"]),

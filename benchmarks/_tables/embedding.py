@@ -12,7 +12,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
-from benchmarks._tables.pairs import compare, mean_iou, runs_of
+from benchmarks._tables.pairs import Compared, compare, mean_iou, runs_of
 from benchmarks._tables.text import TextTable, number, signed
 from benchmarks._training.embedding import SCORES
 from benchmarks._training.protocol import TABLES
@@ -22,7 +22,8 @@ from benchmarks._training.table import Table
 TUNING = TABLES["embedding-tuning"]
 STUDY = replace(TABLES["embedding"], rows=TABLES["embedding"].rows | TABLES["embedding-lower"].rows)
 HEADLINES = ("retrieval", "new mean 5", "all mean 5", "unknown")
-NAMES = {"heldout": "known scene", "other": "new scene"}
+NUM_SPLITS = len(STUDY.class_splits)
+NAMES = {"heldout": "known sequence", "other": "new sequence"}
 
 
 class Best(NamedTuple):
@@ -85,15 +86,25 @@ def _arms(table: Table) -> tuple[list[str], list[str]]:
 
 
 def _compared(plain: dict[int, float], contrast: dict[int, float]) -> tuple[str, str, list[str]]:
-    """Return both means, and the cells of the difference of their pairs."""
-    pairs = [(plain[seed], contrast[seed]) for seed in plain if seed in contrast]
-    if not pairs:
+    """Return both means, and the cells of the difference of their pairs.
+
+    The standard error is that of seeds, for these splits of the classes: with k splits, of which
+    split j has n_j pairs with the variance s_j², it is √(Σ s_j² / n_j) / k.
+    """
+    seeds = [seed for seed in plain if seed in contrast]
+    if not seeds:
         return "not run", "not run", ["", ""]
-    found = compare(*zip(*pairs, strict=True))
-    positive = sum(after > before for before, after in pairs)
-    difference = signed(found.difference, found.standard_error)
-    cells = [difference, f"{positive} of {len(pairs)}"]
+    splits = [[seed for seed in seeds if seed % NUM_SPLITS == split] for split in range(NUM_SPLITS)]
+    errors = [_of_pairs(plain, contrast, split).standard_error for split in splits if split]
+    found = _of_pairs(plain, contrast, seeds)
+    positive = sum(contrast[seed] > plain[seed] for seed in seeds)
+    difference = signed(found.difference, math.hypot(*errors) / len(errors))
+    cells = [difference, f"{positive} of {len(seeds)}"]
     return number(found.plain), number(found.contrast), cells
+
+
+def _of_pairs(plain: dict[int, float], contrast: dict[int, float], seeds: list[int]) -> Compared:
+    return compare(*([arm[seed] for seed in seeds] for arm in (plain, contrast)))
 
 
 def study_table(
@@ -115,14 +126,18 @@ def study_table(
     return TextTable((NAMES[scene], *arms, "difference", "positive"), rows)
 
 
-def splits_table(scene: str, runs: Runs) -> TextTable:
-    """Compare both at their best in the main scores, by the classes that are left out."""
+def splits_table(name: str, runs: Runs) -> TextTable:
+    """Compare both at their best in the main scores, by the classes that are left out.
+
+    `name` is that of a `study_table`.
+    """
+    layer, _, scene = name.rpartition("-")
     rows = []
     for index, classes in enumerate(STUDY.class_splits):
-        seeds = [seed for seed in STUDY.seeds if seed % len(STUDY.class_splits) == index]
+        seeds = [seed for seed in STUDY.seeds if seed % NUM_SPLITS == index]
         cells = []
         for score in HEADLINES:
-            bests = (best_of(arm, scene, score, runs) for arm in _arms(STUDY))
+            bests = (best_of(arm, scene, score, runs, layer=layer) for arm in _arms(STUDY))
             found = [values(STUDY, best, scene, score, runs, seeds) for best in bests]
             cells.append(_compared(*found)[2][0])
         rows.append([", ".join(classes), *cells])

@@ -43,6 +43,7 @@ class Recipe:
             or `"lite0 from scratch"`.
         dim: size of the embedding.
         label_smoothing: of the cross entropy.
+        generalized: q of the generalized cross entropy, which takes its place; 0 for none.
         left_out: names of classes whose training labels are void; the embedding is scored on them.
         without: name of the training sequence that is left out, and scored in addition; `""` for
             none.
@@ -101,6 +102,7 @@ class Recipe:
     layer: str = "decoder"
     pretraining: float = 0.0
     confidence: float = 0.0
+    generalized: float = 0.0
 
     @property
     def has_contrast(self) -> bool:

@@ -39,7 +39,7 @@ LOWER: Rows = {"rate 0.0005": {"sources": (), "learning_rate": 0.0005}}
 def _embedding(
     title: str, rows: Rows, seeds: tuple[int, ...], split: str = "tuning", **changes: Any
 ) -> Table:
-    """Compare embeddings of classes that training has not seen, on a known and on a new scene."""
+    """Compare embeddings of new classes, on a known and on a new sequence."""
     other = "0001TP" if split == "tuning" else "0006R0"
     base = replace(EMBEDDING, without=other, **changes)
     return Table(title, base, rows, seeds, split, class_splits=NEW_CLASSES, file="embedding.jsonl")
@@ -69,7 +69,7 @@ SCENARIOS: dict[str, tuple[str, str, dict[str, Any]]] = {
         for count in (12, 25, 50, 100)
     },
     "new-sequence-tuned": (
-        "A new sequence, at the rate that is best there",
+        "A new sequence, at the rate that was best for the sequence of tuning",
         "other",
         {"learning_rate": 0.0005, "weight_decay": 0.01},
     ),
@@ -215,6 +215,12 @@ REGIMES = {
     "wrong-30-both": _confirmation("wrong-30", 0.1, seeds=(*CONFIRMED, *REPLICATED)),
     # What gains most on val, against the best baseline: confirmation and replication.
     "best": _confirmation("wrong-30-smoothing", 0.1, MORE_STEPS, (*CONFIRMED, *REPLICATED)),
+    # Scores of the same runs, on the sequence that was left out.
+    "best-new-sequence": replace(
+        _confirmation("wrong-30-smoothing", 0.1, MORE_STEPS, (*CONFIRMED, *REPLICATED)),
+        title="30% wrong labels, label smoothing 0.3, a sequence that training has not seen",
+        scored="other",
+    ),
     "best-again": _confirmation("wrong-30-smoothing", 0.1, seeds=REPLICATED),
     # Whether a baseline made for wrong labels gains as much; after the regime was confirmed.
     "wrong-30-baseline": _screening(
@@ -226,6 +232,13 @@ REGIMES = {
             "rate 0.002": {"sources": (), "learning_rate": 0.002},
             "600 steps": {"sources": (), "steps": 600},
             "600 steps, weight 0.1": {"steps": 600, "weight": 0.1},
+            # Added when the regime and label smoothing had been confirmed.
+            "label smoothing 0.5": {"sources": (), "label_smoothing": 0.5},
+            "200 steps": {"sources": (), "steps": 200},
+            **{
+                f"generalized cross entropy, q {q:g}": {"sources": (), "generalized": q}
+                for q in (0.3, 0.7)
+            },
         },
     ),
     "wrong-30-baseline-val": replace(_confirmation("wrong-30", 0.1), rows={**ALONE, **SMOOTHING}),

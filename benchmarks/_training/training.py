@@ -60,6 +60,27 @@ def all_batches(
         yield teacher.extend(images, labels, more, step)
 
 
+def main_loss(
+    logits: Tensor, labels: Tensor, recipe: Recipe, class_weights: Tensor | None = None
+) -> Tensor:
+    """Compute the mean cross entropy of a recipe over the pixels that are not ignored.
+
+    The generalized one of a pixel with probability p of its label is (1 − p^q) / q (Zhang and
+    Sabuncu, NeurIPS 2018, equation 6).
+    """
+    if not recipe.generalized:
+        return F.cross_entropy(
+            logits,
+            labels,
+            weight=class_weights,
+            ignore_index=IGNORE_INDEX,
+            label_smoothing=recipe.label_smoothing,
+        )
+    log_p = -F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
+    num_pixels = (labels != IGNORE_INDEX).sum().clamp(min=1)
+    return -torch.expm1(recipe.generalized * log_p).sum() / (recipe.generalized * num_pixels)
+
+
 class Losses(NamedTuple):
     """Cross entropy, weighted contrast or None, and the features both depend on."""
 
@@ -104,13 +125,7 @@ class Arm:
         """Compute the losses of one batch."""
         outputs: Outputs = self.network(images)
         logits = full_resolution(outputs.logits, labels)
-        main = F.cross_entropy(
-            logits,
-            labels,
-            weight=self.class_weights,
-            ignore_index=IGNORE_INDEX,
-            label_smoothing=self.recipe.label_smoothing,
-        )
+        main = main_loss(logits, labels, self.recipe, self.class_weights)
         weight, is_pretraining = self.recipe.contrast_weight(step), self.recipe.is_pretraining(step)
         if self.criterion is None or (self.recipe.pretraining and not is_pretraining):
             return Losses(main, None, outputs.features)

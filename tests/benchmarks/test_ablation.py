@@ -59,6 +59,7 @@ CONFIRMED = (
         "recipe",
         "best",
         "best-again",
+        "best-new-sequence",
         "wrong-30-both",
         "wrong-30-again",
         "wrong-30-baseline-val",

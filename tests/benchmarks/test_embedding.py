@@ -261,26 +261,29 @@ def test_both_arms_are_compared_at_their_best_on_tuning():
             key = TABLES["embedding-tuning"].key(row, seed)
             runs[key] = scored_run(**variants, empty=math.nan)
     study = TABLES["embedding"]
-    for seed in study.seeds[:3]:
+    for seed in study.seeds[:6]:
         # Variants that are better in the study, and were not on tuning.
         runs[study.key("cross entropy alone", seed)] = scored_run(a=0.5, b=0.99)
         runs[study.key("contrast, weight 0.5", seed)] = scored_run(a=0.99, b=0.51 + 0.01 * seed)
     found = {row[0]: row[1:] for row in tables.study_table("heldout", runs).rows}
     assert list(found) == list(embedding.SCORES)
     plain, contrast = "cross entropy alone: a", "contrast, weight 0.5: b"
-    expected = ["50.00", plain, "152.00", contrast, "+102.00 ± 0.58", "3 of 3"]
+    expected = ["50.00", plain, "153.50", contrast, "+103.50 ± 0.87", "6 of 6"]
+    # The two seeds of a split differ by 3 points, so each split has a variance of 4.5 / 2.
     assert found["retrieval"] == expected
     layered = {row[0]: row[1:] for row in tables.study_table("a-heldout", runs).rows}
-    expected = ["50.00", plain, "99.00", "contrast, weight 0.5: a", "+49.00 ± 0.00", "3 of 3"]
+    expected = ["50.00", plain, "99.00", "contrast, weight 0.5: a", "+49.00 ± 0.00", "6 of 6"]
     assert layered["retrieval"] == expected
     rows = tables.rows_table("embedding-tuning", "other", runs).rows
     assert ["contrast, weight 2", *["90.00"] * 4, "40.00", "2"] in [list(row) for row in rows]
     # The variant of the study's rows is that of tuning, and not their best.
     rows = tables.rows_table("embedding", "heldout", runs).rows
-    assert list(rows[0]) == ["cross entropy alone", *["50.00"] * 4, "60.00", "3"]
-    by_split = tables.splits_table("heldout", runs).rows
+    assert list(rows[0]) == ["cross entropy alone", *["50.00"] * 4, "60.00", "6"]
     # Seed 100 leaves out the second of the three splits.
-    assert [row[1:] for row in by_split] == [[f"+{gain}.00"] * 4 for gain in (103, 101, 102)]
+    by_split = [row[1:] for row in tables.splits_table("heldout", runs).rows]
+    assert by_split == [[f"+{gain} ± 1.50"] * 4 for gain in ("104.50", "102.50", "103.50")]
+    by_split = [row[1:] for row in tables.splits_table("a-heldout", runs).rows]
+    assert by_split == [["+49.00 ± 0.00"] * 4] * 3
 
 
 def test_few_and_wrong_labels(sequences):

@@ -10,7 +10,7 @@ from benchmarks._training.data import IGNORE_INDEX, SegmentationData, Split
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.regimes import EMBEDDING, SGD
 from benchmarks._training.teacher import MOMENTUM, Teacher
-from benchmarks._training.training import Arm, all_batches, batches, train_arm
+from benchmarks._training.training import Arm, all_batches, batches, main_loss, train_arm
 
 SMALL = replace(SGD, size=(16, 16), steps=4, batch_size=2, optimizer="adamw", learning_rate=0.01)
 
@@ -77,6 +77,21 @@ def test_class_weights_balance_the_classes():
         )
         expected = torch.nn.functional.cross_entropy(logits, batch, weight=given)
         torch.testing.assert_close(arm.losses(images, batch, 0).main, expected)
+
+
+def test_generalized_cross_entropy():
+    logits, labels = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
+    labels[0, 0] = IGNORE_INDEX
+    valid = labels != IGNORE_INDEX
+    p = logits.softmax(1).movedim(1, -1)[valid].gather(1, labels[valid][:, None])
+    for q in (0.3, 0.7):
+        found = main_loss(logits, labels, replace(SMALL, generalized=q))
+        torch.testing.assert_close(found, ((1 - p**q) / q).mean())
+    # It approaches the cross entropy for small q.
+    near, plain = (main_loss(logits, labels, replace(SMALL, generalized=q)) for q in (1e-4, 0))
+    torch.testing.assert_close(near, plain, rtol=1e-3, atol=0)
+    ignored = torch.full_like(labels, IGNORE_INDEX)
+    assert main_loss(logits, ignored, replace(SMALL, generalized=0.7)) == 0
 
 
 def test_pretraining_has_the_contrast_alone_and_then_none():
