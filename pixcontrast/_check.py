@@ -20,6 +20,7 @@ UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 DTYPES = {
     "a floating": FLOATING,
     "an integer": SIGNED + UNSIGNED,
+    "an index": (torch.int32, torch.int64),
     "an integer or bool": (*SIGNED, *UNSIGNED, torch.bool),
     "a floating, integer or bool": (*FLOATING, *SIGNED, *UNSIGNED, torch.bool),
 }

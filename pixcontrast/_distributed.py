@@ -92,8 +92,8 @@ def agree(ranks: Ranks, call: str, integers: Sequence[int]) -> list[tuple[int, .
     raised if the ranks pass different descriptions.
     """
     padding = [0] * (_MAX_INTEGERS - len(integers))
-    sent = torch.tensor([crc32(call.encode()), *integers, *padding])
-    received = torch.zeros(ranks.size * len(sent), dtype=torch.int64)
+    sent = torch.tensor([crc32(call.encode()), *integers, *padding], device="cpu")
+    received = torch.zeros(ranks.size * len(sent), dtype=torch.int64, device="cpu")
     _all_gather(received, sent, _host_group(ranks))
     rows = received.view(ranks.size, -1).tolist()
     if any(code != rows[0][0] for code, *_ in rows):
@@ -214,7 +214,7 @@ def _on_wire(collective: Any, output: Tensor, sent: Tensor, ranks: Ranks) -> Non
     if sent.device.type == "cpu" or _backend_of(ranks.group, sent.device.type) != "gloo":
         collective(output, sent, group=ranks.group)
         return
-    on_host = torch.empty(output.shape, dtype=output.dtype)
+    on_host = torch.empty(output.shape, dtype=output.dtype, device="cpu")
     collective(on_host, sent.cpu(), group=ranks.group)
     output.copy_(on_host)
 

@@ -44,7 +44,8 @@ class MemoryBank(BankBuffers):
             With 0, the bank has no pixel queue. Default: 10.
         pixels_per_region (int, optional): number of random pixels, drawn without replacement, whose
             mean is a region, at least 1 (all pixels if there are fewer). This spares the pass over
-            the whole map. Default: None, the mean of all pixels.
+            the whole map: pixels are drawn by their labels alone, and drawn ones whose embedding
+            does not count are not replaced by others. Default: None, the mean of all pixels.
         ignore_index (int): label of ignored pixels. If it is a class, the rings of that class stay
             empty. Default: 255.
         dtype (torch.dtype): dtype of the stored vectors: float32, bfloat16, float16 or float64.

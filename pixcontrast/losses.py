@@ -116,8 +116,8 @@ class PixelContrastLoss(ContrastLoss):
     Raises:
         ValueError, TypeError: if an option or argument is invalid. The message names it. With a
             bank, labels of its `num_classes` or more raise on the CPU; on a GPU such pixels are
-            ignored, unless `validate=True`. The same holds for labels above 16,777,215, the largest
-            that the samplers support.
+            ignored, unless `validate=True`. Labels above 16,777,215, the largest that the samplers
+            support, raise on the CPU and are ignored on a GPU.
         RuntimeError: if the bank would be updated during a backward pass (call the loss outside of
             checkpointed regions); if a loss with a bank is called by a replica of nn.DataParallel;
             if `backend="triton"` cannot run; if ranks that gather are in different calls.
@@ -153,9 +153,9 @@ class RegionContrastLoss(ContrastLoss):
         contrast_with (sequence of str, optional): the contrast entries, out of `"batch"` (the
             regions of this batch, one for each image and class, detached; the anchor's own pixel is
             part of its region) and `"regions"` (the bank's). Without a bank, an image has the
-            regions of its 256 lowest labels. With a bank that has `pixels_per_region`, a region of
-            this batch is the mean of as many random pixels, as in the bank. Default: None, which is
-            `("batch",)` without a bank, and both with one.
+            regions of its 256 lowest labels. If the bank has `pixels_per_region` and a region
+            queue, a region of this batch is the mean of as many random pixels, as in the bank.
+            Default: None, which is `("batch",)` without a bank, and both with one.
 
     Example:
         >>> import torch

@@ -47,6 +47,29 @@ class AnchorSampler(Protocol):
     ) -> AnchorSample: ...
 
 
+def check_sample(sample: object, num_pixels: int, *, validate: bool) -> AnchorSample:
+    """Accept what an anchor sampler returned for a batch of B·P pixels.
+
+    Values are read on the CPU, and with `validate` on other devices too.
+    """
+    if not isinstance(sample, AnchorSample):
+        got = check.kind_of(sample)
+        check.refuse(
+            "anchor_sampler", "a callable that returns an AnchorSample", got, "", TypeError
+        )
+    name, of_labels = (f"{column} of the anchor_sampler" for column in ("indices", "labels"))
+    indices = check.check_tensor(name, sample.indices, "an index")
+    if indices.ndim != 1:
+        check.refuse(name, "shape (K,)", indices.shape)
+    if indices.numel() > 0 and (check.values_can_be_seen(indices) or validate):
+        lowest, highest = (int(end) for end in indices.aminmax())
+        if lowest < 0 or highest >= num_pixels:
+            expected = f"indices from 0 to {num_pixels - 1} into the pixels of the batch"
+            check.refuse(name, expected, f"indices from {lowest} to {highest}")
+    labels = check.check_vector_labels(of_labels, sample.labels, f"the {name}", indices)
+    return AnchorSample(indices, labels)
+
+
 class _GroupSampler:
     """Base class of the samplers. Without a `hard_fraction`, no pixel is hard."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixcontrast._distributed import Ranks, agree, gather, pad
 from pixcontrast._pixels import groups, regions
-from pixcontrast._pixels.maps import take_pixels
+from pixcontrast._pixels.take_pixels import take_pixels
 from pixcontrast._tensors import at_least_float32, unit_length
 from pixcontrast._triton import takes_kernels
 
@@ -107,9 +107,12 @@ class EntryMaker:
         unit = unit.view(*valid.shape, unit.shape[1])
         new_pixels = new_regions = None
         if self.pixels:
-            # Copy: a view would keep the pixels of the regions in memory until the update.
-            kept = unit[:, :, : self.pixels].contiguous()
-            new_pixels = (kept, valid[:, :, : self.pixels])
+            kept, of_kept = unit, valid
+            if valid.shape[2] > self.pixels:
+                # The first valid ones: some that were drawn may not count.
+                first = (~valid).to(torch.uint8).argsort(dim=2, stable=True)[:, :, : self.pixels]
+                kept, of_kept = unit.take_along_dim(first[..., None], 2), valid.gather(2, first)
+            new_pixels = (kept, of_kept)
         if drawn.regions is not None:
             new_regions = (drawn.regions.means[:, :, None], drawn.regions.present[:, :, None])
         elif self.region_pixels:

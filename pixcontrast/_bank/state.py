@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pixcontrast import _check as check
 from pixcontrast._bank.ring import BUFFERS, QUEUES, WHOLE, Rings, Shard, slots_below
+from pixcontrast._tensors import at_least_float32
 
 UNIT_TOLERANCE = 2**-7
 """Tolerance of unit length. Rounding to bfloat16 changes a length by at most 2^-9."""
@@ -75,9 +76,26 @@ class BankBuffers(nn.Module):
             return iter(list(super().named_buffers(*args, **kwargs)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BankBuffers:
+        without_values = [name for name in self._own if getattr(self, name).is_meta]
         with self._registered():
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._clear(name for name in without_values if not getattr(self, name).is_meta)
         return self
+
+    def reset_parameters(self) -> None:
+        """Empty the bank. Deferred initialization calls this after it has allocated the buffers."""
+        self._clear(self._own)
+
+    def _clear(self, names: Iterable[str]) -> None:
+        for name in names:
+            buffer: Tensor = getattr(self, name)
+            buffer.zero_()
+            if name == "shard":
+                buffer += torch.tensor(self._shard, device=buffer.device)
+
+    def get_buffer(self, target: str) -> Tensor:
+        with self._registered():
+            return super().get_buffer(target)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         with self._registered():
@@ -180,7 +198,7 @@ def _faults_of_rings(
     # A ring that is not full is written in the order of its slots.
     follows = (count == slots) | (count == slots_below(next_position, shard))
     follows &= (next_position >= 0) & (next_position < length)
-    norms = torch.linalg.vector_norm(vectors.to(torch.float64), dim=2)
+    norms = torch.linalg.vector_norm(vectors, dim=2, dtype=at_least_float32(vectors))
     written = torch.arange(slots, device=count.device) < count[:, None]
     is_unit = (norms - 1).abs() <= UNIT_TOLERANCE  # False for NaN
     got = f"counts {count.tolist()} and next slots {next_position.tolist()}"

@@ -25,7 +25,7 @@ from pixcontrast._pixels import maps
 from pixcontrast._tensors import IGNORED, mark_ignored
 from pixcontrast._triton import choose
 from pixcontrast.bank import MemoryBank
-from pixcontrast.samplers import AnchorSample, draw_seed
+from pixcontrast.samplers import AnchorSample, check_sample, draw_seed
 
 
 class ContrastLoss(LossOptions):
@@ -63,12 +63,10 @@ class ContrastLoss(LossOptions):
         sample = self.anchor_sampler(
             batch.labels, batch.preds, ignore_index=self.ignore_index, generator=generator
         )
-        sampled = check.check_vector_labels(
-            "anchor_labels", sample.labels, "the sampled indices", sample.indices
-        )
-        seed = draw_seed(self.negative_sampler, sampled.device, generator)
+        sample = check_sample(sample, batch.labels.numel(), validate=self.validate)
+        seed = draw_seed(self.negative_sampler, sample.labels.device, generator)
         drawn = self._draw_for_bank(batch, bank_to_update, generator)
-        anchors, new_entries = self._embed(batch, sample.indices, sampled, drawn)
+        anchors, new_entries = self._embed(batch, sample.indices, sample.labels, drawn)
         contrast, result = self._contrast(batch, anchors, new_entries, seed)
         loss = self._reduce(result.loss, len(anchors.labels))
         if bank_to_update is not None and new_entries is not None:

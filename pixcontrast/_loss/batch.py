@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pixcontrast import _check as check
 from pixcontrast._bank.new_entries import DrawnPixels
-from pixcontrast._pixels.maps import take_pixels
 from pixcontrast._pixels.regions import Embed
+from pixcontrast._pixels.take_pixels import take_pixels
 
 
 class Anchors(NamedTuple):

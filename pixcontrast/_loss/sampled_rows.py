@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._info_nce.once_differentiable import once_differentiable
-from pixcontrast._pixels.maps import run_late, take_pixels
+from pixcontrast._pixels.take_pixels import run_late, take_pixels
 from pixcontrast._tensors import IGNORED, mark_ignored, unit_length
 from pixcontrast._triton import Backend, choose, takes_kernels
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,95 +174,3 @@ def _nearest_indices(old: int, new: int, device: torch.device) -> Tensor:
     """Return the (new,) indices into `old` pixels that PyTorch's nearest resizing selects."""
     indices = torch.arange(old, dtype=torch.float32, device=device)
     return F.interpolate(indices[None, None], size=new, mode="nearest")[0, 0].to(torch.int64)
-
-
-def take_pixels(emb_map: Tensor, indices: Tensor) -> Tensor:
-    """Return the pixels (K, D) of a map (B, D, *S) at flat indices (K,), which may repeat."""
-    if torch.compiler.is_compiling():
-        # torch.compile (PyTorch 2.7 to 2.13) computes a wrong gradient of an index into the map if
-        # most pixels are taken and then normalized. For rows the gradient is correct.
-        return emb_map.flatten(2).transpose(1, 2).flatten(0, 1)[indices]
-    taken: Tensor = TakePixels.apply(emb_map, indices)  # type: ignore[no-untyped-call]
-    run_late(taken.grad_fn)
-    return taken
-
-
-def run_late(node: Any) -> None:
-    """Let autograd run this node after others that are ready, to reduce peak memory.
-
-    The node allocates a map of zeros. When it runs last, the buffers of other losses are freed.
-    Autograd runs nodes in descending order of this number, which is not part of its public API.
-    """
-    if hasattr(node, "_set_sequence_nr"):
-        node._set_sequence_nr(0)
-
-
-class TakePixels(torch.autograd.Function):
-    """Indexing whose backward allocates one map of zeros and writes the gradient rows to it.
-
-    On a GPU, PyTorch's own backward permutes the map and copies it twice, because an index may
-    occur twice.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(emb_map: Tensor, indices: Tensor) -> Tensor:
-        return emb_map[_index(emb_map.shape, indices)]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        emb_map, indices = inputs
-        ctx.save_for_backward(indices)
-        ctx.shape = emb_map.shape
-        # Dense strides in the memory format of the map, for example channels_last.
-        ctx.strides = torch.empty_like(emb_map, device="meta").stride()
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        (indices,) = ctx.saved_tensors
-        gradient: Tensor = _PutPixels.apply(grad_output, indices, ctx.shape, ctx.strides)  # type: ignore[no-untyped-call]
-        return gradient, None
-
-
-class _PutPixels(torch.autograd.Function):
-    """The transpose of `TakePixels`: add rows to a map of zeros with the given strides."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        rows: Tensor, indices: Tensor, shape: Sequence[int], strides: Sequence[int]
-    ) -> Tensor:
-        # Equal indices all write the sum of their rows, so the result is deterministic.
-        ascending, sums = _sum_equal(indices, rows)
-        emb_map = rows.new_empty_strided(shape, strides).zero_()
-        emb_map[_index(shape, ascending)] = sums
-        return emb_map
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
-        (indices,) = ctx.saved_tensors
-        rows: Tensor = TakePixels.apply(grad_output, indices)  # type: ignore[no-untyped-call]
-        return rows, None, None, None
-
-
-def _sum_equal(indices: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort indices (K,), and return for each one the sum of all rows (K, D) of that index."""
-    ascending, order = indices.sort(stable=True)
-    first = torch.searchsorted(ascending, ascending)
-    sums = torch.zeros_like(rows).index_put((first,), rows[order], accumulate=True)
-    return ascending, sums[first]
-
-
-def _index(shape: Sequence[int], indices: Tensor) -> tuple[Tensor | slice, ...]:
-    """Convert flat pixel indices to an index into a map of this shape (B, D, *S)."""
-    spatial: list[Tensor] = []
-    for size in reversed(shape[2:]):
-        spatial.insert(0, indices % max(size, 1))
-        indices = indices // max(size, 1)
-    return indices, slice(None), *spatial

@@ -78,19 +78,24 @@ def sums_in_chunks(
     `flat` is the map (B, D, P); `slots` (B, P) is as in `region_means`.
     """
     embed = _identity if embed is None else embed  # PyTorch 2.7 cannot compile `or`
-    like = embed(flat[:, :, :0])
-    size = (flat.shape[0], num_slots, like.shape[1])
-    sums = like.new_zeros(size, dtype=at_least_float32(like))
-    usable = torch.zeros_like(slots, dtype=torch.bool)
+
+    def allocate(embeddings: Tensor) -> Tensor:
+        size = (flat.shape[0], num_slots, embeddings.shape[1])
+        return embeddings.new_zeros(size, dtype=at_least_float32(embeddings))
+
+    sums, usable = None, torch.zeros_like(slots, dtype=torch.bool)
     for images, pixels in _chunks(flat):
-        vectors, factor = unit_factors(embed(flat[images, :, pixels]))
+        embeddings = embed(flat[images, :, pixels])
+        sums = allocate(embeddings) if sums is None else sums
+        vectors, factor = unit_factors(embeddings)
         usable[images, pixels] = factor > 0
         slot = slots[images, pixels]
         members = factor.new_zeros(factor.shape[0], num_slots, factor.shape[1])
         members.scatter_(1, slot.clamp(min=0)[:, None], (factor * (slot != IGNORED))[:, None])
         # Autocast does not affect in-place products. It would round the operands to 16 bits.
         sums[images].baddbmm_(members, vectors.transpose(1, 2))
-    return sums, usable
+    # Without a pixel the projection has to tell the number of dimensions.
+    return allocate(embed(flat[:, :, :0])) if sums is None else sums, usable
 
 
 def _fused_means(flat: Tensor, slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor, Tensor]:

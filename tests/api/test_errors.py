@@ -31,6 +31,11 @@ def every_pixel(labels, preds, *, ignore_index, generator):
     return AnchorSample(torch.arange(labels.numel()), labels.flatten())
 
 
+def sampler_of(indices):
+    sample = AnchorSample(indices, torch.zeros(3, dtype=torch.int64))
+    return PixelContrastLoss(anchor_sampler=lambda *_, **__: sample)
+
+
 def bank(**options):
     return MemoryBank(**{"num_classes": 3, "dim": 4, **options})
 
@@ -172,6 +177,13 @@ CASES = {
     "views beyond 64 bits": (lambda: HardAnchorSampler(max_views=2**63), ValueError, ["max_views", "64-bit", str(2**63)]),
     "temperature of a loss": (lambda: PixelContrastLoss(temperature=0), ValueError, ["temperature", "above 0", "0"]),
     "base temperature": (lambda: PixelContrastLoss(base_temperature=-1), ValueError, ["base_temperature", "above 0", "-1"]),
+    "a sampler returns a tuple": (lambda: call(EMB, LABELS, loss=PixelContrastLoss(anchor_sampler=lambda *_, **__: (THREE, THREE))), TypeError, ["anchor_sampler", "AnchorSample", "tuple"]),
+    "a sampler returns a mask": (lambda: call(EMB, LABELS, loss=sampler_of(THREE > 0)), TypeError, ["indices of the anchor_sampler", "int64", "bool"]),
+    "a sampler returns bytes": (lambda: call(EMB, LABELS, loss=sampler_of(THREE.byte())), TypeError, ["indices of the anchor_sampler", "int64", "uint8"]),
+    "a sampler returns a map": (lambda: call(EMB, LABELS, loss=sampler_of(THREE[None])), ValueError, ["indices of the anchor_sampler", "(K,)", "(1, 3)"]),
+    "a sampler goes too far": (lambda: call(EMB, LABELS, loss=sampler_of(THREE + 60)), ValueError, ["indices of the anchor_sampler", "0 to 59", "60 to 60"]),
+    "a sampler goes below": (lambda: call(EMB, LABELS, loss=sampler_of(THREE - 1)), ValueError, ["indices of the anchor_sampler", "0 to 59", "-1"]),
+    "a sampler with few labels": (lambda: call(EMB, LABELS, loss=sampler_of(THREE[:2])), ValueError, ["labels of the anchor_sampler", "(2,)", "(3,)"]),
     "sampler is a class": (lambda: PixelContrastLoss(anchor_sampler=HardAnchorSampler), TypeError, ["anchor_sampler", "HardAnchorSampler(...)"]),
     "sampler is a name": (lambda: PixelContrastLoss(anchor_sampler="hard"), TypeError, ["anchor_sampler", "callable", "'hard'"]),
     "negatives are a name": (lambda: PixelContrastLoss(negative_sampler="hard"), TypeError, ["negative_sampler", "HardNegativeSampler", "'hard'"]),

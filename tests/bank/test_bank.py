@@ -415,6 +415,24 @@ def test_arguments_are_not_changed_and_no_graph_is_kept():
     assert not bank.regions.requires_grad
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("way", ["to_empty", "reset_parameters"])
+def test_deferred_initialization_makes_an_empty_bank(persistent, way):
+    with torch.device("meta"):
+        loss = PixelContrastLoss(
+            bank=MemoryBank(3, 8, persistent=persistent), contrast_with=("pixels", "regions")
+        )
+    loss.to_empty(device="cpu")
+    if way == "reset_parameters":
+        for buffer in loss.bank.buffers():
+            buffer.fill_(7)
+        loss.bank.reset_parameters()
+    assert not any(buffer.any() for buffer in loss.bank.buffers())
+    labels = torch.randint(0, 3, (2, 6, 6))
+    assert float(loss(torch.randn(2, 8, 6, 6), labels)) == 0
+    assert loss.bank.get_buffer("pixels") is loss.bank.pixels
+
+
 def test_autocast_does_not_round_what_is_stored():
     emb, labels = scene()
     banks = MemoryBank(3, 4), MemoryBank(3, 4)

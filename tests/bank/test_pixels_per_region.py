@@ -44,6 +44,20 @@ def test_with_enough_pixels_a_region_is_the_mean_of_all(region):
         assert torch.equal(getattr(every, counter), getattr(few, counter))
 
 
+@pytest.mark.parametrize("per_region", [30, 10**12])
+def test_pixels_that_count_are_stored_before_others(per_region):
+    emb, _ = scene()
+    emb.flatten(2)[:, :, ::2] = torch.tensor(BAD).repeat(3)
+    labels = torch.zeros(2, 5, 6, dtype=torch.int64)
+    every, few = bank_of(None), bank_of(per_region)
+    for bank in (every, few):
+        bank.update(emb, labels, generator=seeded())
+        assert bank.pixel_count.tolist() == [6, 0, 0]
+        torch.testing.assert_close(bank.pixels[0, :6].norm(dim=1), torch.ones(6))
+    taken = {tuple(pixel.tolist()) for pixel in few.pixels[0, :6]}
+    assert len(taken) == 6
+
+
 @pytest.mark.parametrize("pixels_per_image", [0, 1, 3, 8])
 def test_a_region_is_the_mean_of_some_pixels_of_its_class(pixels_per_image):
     emb = one_direction_a_pixel()

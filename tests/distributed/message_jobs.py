@@ -76,6 +76,21 @@ def fill(group: Any, rank: int, step: Step, updates: int) -> tuple[int, int]:
     return int(bank.pixel_count.sum() + bank.region_count.sum()), size
 
 
+def with_default_device(group: Any, rank: int, step: Step, device: str | None) -> list[Tensor]:
+    """The loss, its gradient and the bank of a step on the CPU, with another default device."""
+    torch.manual_seed(rank)
+    loss, (emb, labels) = make_loss(group, step), draw(step, step.images)
+    torch.set_default_device(device)
+    try:
+        value = loss(emb, labels)
+        value.backward()
+    finally:
+        torch.set_default_device(None)
+    assert loss.bank is not None
+    assert emb.grad is not None
+    return [value.detach(), emb.grad, *loss.bank.buffers()]
+
+
 def run_text(group: Any, rank: int, text: str) -> None:
     """A program, as a page of the docs has it."""
     exec(compile(text, "page", "exec"), {})

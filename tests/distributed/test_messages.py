@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from pool import Pool
 
 from benchmarks._ranks.costs import Step, bank_bytes, messages, slots
@@ -43,6 +44,18 @@ def test_messages_are_those_that_are_computed(pool: Pool, step: Step) -> None:
     expected = [(message.collective, message.parcel) for message in messages(step)]
     assert len(expected) >= 2
     assert counted(pool, step, [step.images] * step.ranks) == [expected] * step.ranks
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_another_default_device_changes_nothing(pool: Pool, sharded: bool) -> None:
+    step = replace(STEP, sharded=sharded)
+    found, expected = (
+        pool.run("message_jobs.with_default_device", step.ranks, step, device)
+        for device in ("meta", None)
+    )
+    for of_rank, tensors in zip(found, expected, strict=True):
+        assert len(of_rank) >= 2 + 6
+        assert all(torch.equal(*pair) for pair in zip(of_rank, tensors, strict=True))
 
 
 def test_one_rank_sends_nothing(pool: Pool) -> None:

@@ -16,6 +16,15 @@ MILLION = 1_000_000
 
 
 @each_backend
+@pytest.mark.parametrize("count", [4, 2500])
+def test_a_temperature_whose_inverse_is_no_float32(backend, count):
+    """Zero vectors have similarities of 0 at any temperature."""
+    given = torch.arange(count) % 2
+    loss = info_nce(torch.zeros(count, 3), given, temperature=3e-39, backend=backend)
+    assert float(loss) == pytest.approx(math.log(count // 2 + 1))
+
+
+@each_backend
 @each_denominator
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("temperature", [0.005, 0.01, 0.07, 1.0, 10.0, 100.0])

@@ -181,6 +181,18 @@ def test_labels_far_apart(single):
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("upstream", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize(("count", "is_single"), [(12, True), (2500, False)])
+def test_a_gradient_scaler_sees_an_overflow(single, upstream, count, is_single):
+    """The gradient of a pair that is far apart is 0, and 0 times infinity must not become 0."""
+    given = torch.arange(count) % 2
+    anchors = torch.nn.functional.one_hot(given, 2).float().mul(9).requires_grad_()
+    loss = info_nce(anchors, given, temperature=0.1, backend="tiled")
+    loss.backward(torch.tensor(upstream))
+    assert single == [is_single]
+    assert not anchors.grad.isfinite().any()
+
+
 def test_a_compiled_call_agrees(single):
     """The compiler is given the operators, which sort their tiles."""
     anchors = vectors(40, 6, torch.Generator().manual_seed(0), torch.float32).requires_grad_()

@@ -256,6 +256,7 @@ def test_autocast(dtype):
     ],
 )
 def test_compiled_as_one_graph(form, bank):
+    torch.compiler.reset()  # of what other tests have compiled
     results = []
     torch.manual_seed(0)
     start = ProjectionHead(CHANNELS, DIM)
@@ -300,6 +301,22 @@ def test_a_wrong_output_is_named(change, words):
     with pytest.raises((ValueError, TypeError), match="the output of projection") as caught:
         loss(*batch_of((6, 5))[:2])
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("form", [PixelContrastLoss, RegionContrastLoss])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.reshape(len(rows), DIM, -1).mean(2),
+        lambda rows: rows[:, :DIM] / rows.detach().abs().max(),
+    ],
+)
+def test_a_projection_need_not_take_calls_without_a_row(form, change):
+    features = torch.randn(2, 2 * DIM, 6, 5, requires_grad=True)
+    loss = form(projection=Wrong(change), bank=MemoryBank(CLASSES, DIM), anchor_sampler=SAMPLER)
+    labels = torch.arange(60).view(2, 6, 5) % CLASSES
+    loss(features, labels).backward()
+    assert loss.bank.region_count.tolist() == [2, 2, 2]
 
 
 def test_wrong_options_are_named():

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pixcontrast._pixels.maps import TakePixels, flat_predictions, resize_nearest, take_pixels
+from pixcontrast._pixels.maps import flat_predictions, resize_nearest
+from pixcontrast._pixels.take_pixels import TakePixels, take_pixels
 from pixcontrast._tensors import unit_length
 
 

@@ -143,9 +143,11 @@ class _OneTile(torch.autograd.Function):
             saved[2 * num_others :],
         )
         with without_autocast(rows.device):
-            # Finite, because 0 · inf is NaN.
+            # Finite, because 0 · inf is NaN, unless the upstream gradient is not: then a gradient
+            # scaler has to see that.
             limit = torch.finfo(upstream.dtype).max
-            scale = (upstream * ctx.inverse_temperature).clamp_(-limit, limit)[:, None]
+            scale = (upstream * ctx.inverse_temperature).clamp_(-limit, limit)
+            scale = torch.where(upstream.isfinite(), scale, upstream)[:, None]
             unscaled_grad, grad_logits = grad_logits, grad_logits * scale
             by_anchors = [product * scale for product in fixed]
             for columns in ctx.own_columns:

@@ -55,6 +55,7 @@ class Similarities:
         """Decide from bounds of the norms of the anchors and of each contrast tensor's entries."""
         self._scale = problem.inverse_temperature
         self._limit = problem.logit_limit
+        self._largest = torch.finfo(problem.compute_dtype).max
         scaled_norm = row_norm * self._scale
         self.bounded = scaled_norm * max(norms, default=0.0) <= BOUNDED_LOGIT[problem.compute_dtype]
         # A library may scale the rows before the product or the results after it, and neither may
@@ -76,7 +77,7 @@ class Similarities:
         self, logits: Tensor, rows: Tensor, entries: Tensor, index: int, factor: float = 1.0
     ) -> None:
         """Overwrite `logits` (R, T) by `factor` · similarities of rows with entries of a tensor."""
-        scale = self._scale * factor
+        scale = min(self._scale * factor, self._largest)
         if self.may_saturate[index]:
             torch.mm(rows, entries.T, out=logits)
             logits.mul_(scale).clamp_(-self._limit, self._limit)
