@@ -88,6 +88,11 @@ SCENARIOS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "heldout",
         {"wrong": 0.3, "label_smoothing": 0.3},
     ),
+    "wrong-30-generalized": (
+        "30% wrong labels, generalized cross entropy",
+        "heldout",
+        {"wrong": 0.3, "generalized": 0.7},
+    ),
     "dilated": ("Masks of labels dilated by 2 pixels", "heldout", {"dilated": 2}),
     "sgd": ("SGD as in the paper", "heldout", {**PAPERS_OPTIMIZER, "learning_rate": 0.1}),
     "600-steps": ("600 steps", "heldout", {"steps": 600}),
@@ -199,6 +204,15 @@ REGIMES = {
     **{name: _screening(name) for name in SCENARIOS},
     **{name: _screening(name, _by_weight([0.1])) for name in ONE_WEIGHT},
     "supervised-val": _confirmation("supervised", 0.1, MORE_STEPS),
+    # What gained beyond two standard errors in the table `options`.
+    "options-val": replace(
+        _confirmation("supervised", 0.1),
+        rows={
+            **ALONE,
+            "temperature 0.07": {"weight": 0.1, "temperature": 0.07},
+            "within each image": {"weight": 0.1, "sources": ("image",)},
+        },
+    ),
     # These are scores of the same runs.
     **{
         f"{name}-val": _confirmation(name, 0.1, MORE_STEPS)

@@ -59,6 +59,7 @@ CONFIRMED = (
         "recipe",
         "best",
         "best-again",
+        "options-val",
         "best-new-sequence",
         "wrong-30-both",
         "wrong-30-again",
