@@ -142,6 +142,10 @@ SMOOTHING: Rows = {
     "label smoothing 0.3": {"sources": (), "label_smoothing": 0.3},
     "label smoothing 0.3, weight 0.1": {"label_smoothing": 0.3, "weight": 0.1},
 }
+GENERALIZED: Rows = {
+    "generalized cross entropy, q 0.7": {"sources": (), "generalized": 0.7},
+    "generalized cross entropy, q 0.7, weight 0.1": {"generalized": 0.7, "weight": 0.1},
+}
 EXPLAINED = {"gains": ("best", "weight 0.1"), "loses": ("weights", "weight 1")}
 """Table and row of a gain and of a loss, which docs/effects.md explains."""
 REGIMES = {
@@ -254,6 +258,10 @@ REGIMES = {
                 for q in (0.3, 0.7)
             },
         },
+    ),
+    "wrong-30-generalized-val": _confirmation("wrong-30-generalized", 0.1, MORE_STEPS),
+    "wrong-30-generalized-baseline": replace(
+        _confirmation("wrong-30", 0.1), rows={**ALONE, **GENERALIZED}
     ),
     "wrong-30-baseline-val": replace(_confirmation("wrong-30", 0.1), rows={**ALONE, **SMOOTHING}),
     # Of an earlier screening, before the rate was tuned.
