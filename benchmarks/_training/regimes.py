@@ -260,6 +260,11 @@ REGIMES = {
         },
     ),
     "wrong-30-generalized-val": _confirmation("wrong-30-generalized", 0.1, MORE_STEPS),
+    # Eight of its pairs had been seen, with a gain on the sequence that was left out, but none on
+    # val: whether it is found again.
+    "wrong-30-generalized-again": replace(
+        _confirmation("wrong-30-generalized", 0.1, seeds=REPLICATED), scored="other"
+    ),
     "wrong-30-generalized-baseline": replace(
         _confirmation("wrong-30", 0.1), rows={**ALONE, **GENERALIZED}
     ),

@@ -60,6 +60,7 @@ CONFIRMED = (
         "best",
         "best-again",
         "options-val",
+        "wrong-30-generalized-again",
         "wrong-30-generalized-baseline",
         "best-new-sequence",
         "wrong-30-both",
