@@ -34,6 +34,7 @@ def launch(
     variant: Hashable,
     num_warps: int = 4,
     num_stages: int = 3,
+    maxnreg: int | None = None,
     **options: Any,
 ) -> None:
     """Launch a kernel on the current device.
@@ -56,6 +57,8 @@ def launch(
         compiled[(*grid, 1, 1)[:3]](*arguments, *constants)
         return
     options = {**LAUNCH_OPTIONS, "num_warps": num_warps, "num_stages": num_stages, **options}
+    if maxnreg is not None:
+        options["maxnreg"] = maxnreg
     compiled = kernel[grid](*arguments, *constants, **options)
     # The interpreter returns None, as Triton does if a hook prevents the launch.
     if aligned and hasattr(type(compiled), "__getitem__"):

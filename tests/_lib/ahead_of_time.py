@@ -151,6 +151,8 @@ def compile_kernel(
         ),
     }
     warps = {"num_warps": configuration.warps, "num_stages": configuration.stages}
+    if configuration.maxnreg is not None:
+        warps["maxnreg"] = configuration.maxnreg
     values = {
         "TILES": 1,
         "SPLITS": 16,

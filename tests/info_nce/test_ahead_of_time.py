@@ -34,6 +34,11 @@ from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
 from pixcontrast._info_nce.fused.kernels.blocks import index_kernel, survey_kernel  # noqa: E402
 from pixcontrast._info_nce.fused.kernels.radix_select import LARGEST_PROGRAM  # noqa: E402
 from pixcontrast._info_nce.fused.layout import Labels, Vectors  # noqa: E402
+from pixcontrast._info_nce.fused.thresholds import (  # noqa: E402
+    COLUMNS,
+    COLUMNS_OF_RANKS,
+    search_tile,
+)
 
 KINDS = ("16", "mixed", "tf32", "ieee")
 DIMS = (64, 128, 256, 512)
@@ -152,9 +157,15 @@ def test_a_few_anchors_against_themselves(row, name):
 @pytest.mark.parametrize("option", ["WEIGHTED", "BOUNDED", "ALL"])
 def test_the_kernels_that_merge_compile(name, option):
     constants = {"WEIGHTED": False, option: True}
-    # A row of the search has 2,048 numbers.
-    configuration = Configuration(2, 1, 8, 3) if name == "advance" else Configuration(32, 16, 4, 3)
+    configuration = search_tile(COLUMNS) if name == "advance" else Configuration(32, 16, 4, 3)
     made = compile_kernel(name, configuration, "16", 100, 90, **constants)
+    assert made.stack == 0
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+def test_a_search_over_ranks_compiles(by_key):
+    configuration, constants = search_tile(COLUMNS_OF_RANKS), {"COLUMNS": COLUMNS_OF_RANKS}
+    made = compile_kernel("advance", configuration, "16", 100, 90, BY_KEY=by_key, **constants)
     assert made.stack == 0
 
 

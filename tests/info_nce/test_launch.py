@@ -95,11 +95,14 @@ def test_it_is_the_kernel_that_triton_selects(launched, monkeypatch):
         for index in drawn.sample(range(len(CHOICES)), 2):
             arguments[index] = drawn.choice(CHOICES[index])
         block, warps = drawn.choice([16, 32]), drawn.choice([4, 8])
+        registers = {"maxnreg": 255} if warps == 8 else {}
         by_triton.clear()
-        variant = (0, block, warps)
-        _launch.launch(example_kernel, (3,), arguments, (block,), variant, num_warps=warps)
+        variant = (0, block, warps, *registers)
+        chosen = {"num_warps": warps, **registers}
+        _launch.launch(example_kernel, (3,), arguments, (block,), variant, **chosen)
         direct += not by_triton
-        options = {**_launch.LAUNCH_OPTIONS, "num_warps": warps, "num_stages": 3}
+        # The order is part of Triton's key.
+        options = {**_launch.LAUNCH_OPTIONS, "num_warps": warps, "num_stages": 3, **registers}
         example_kernel[(3,)](*arguments, block, **options)
         found, expected = launched[-2:]
         assert len(found) == len(expected)

@@ -191,10 +191,6 @@ def launch_entries_gradient(
     One split has the dtype of the result, more than one that of its sum.
     """
     problem, configuration = layout.problem, layout.configurations.entries
-    in_float32 = problem.product_dtype == torch.float16
-    if in_float32:
-        # The converted tile takes the registers of a second stage.
-        configuration = configuration._replace(stages=1)
     dtype = problem.entries_gradient_dtype if num_splits == 1 else torch.float32
     shape = num_splits, len(tensor), problem.anchors.shape[1]
     gradients = upstream.new_empty(shape, dtype=dtype)
@@ -215,6 +211,6 @@ def launch_entries_gradient(
                 gradients,
             ),
             has_both_roles(layout, tensor),
-            in_float32,
+            problem.product_dtype == torch.float16,
         )
     return gradients

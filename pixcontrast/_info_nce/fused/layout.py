@@ -17,6 +17,7 @@ from pixcontrast._info_nce.fused.configurations import (
     INTERPRETED,
     Configurations,
     configurations_for,
+    for_float32_product,
     for_mining,
 )
 from pixcontrast._info_nce.fused.kernels.blocks import SURVEY_ROWS, index_kernel, survey_kernel
@@ -140,6 +141,9 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
     configurations = INTERPRETED if IS_INTERPRETED else _configurations(problem)
     if problem.negative_sampler is not None:
         configurations = for_mining(configurations)
+    elif problem.product_dtype == torch.float16 and not IS_INTERPRETED:
+        tile = for_float32_product(configurations.entries)
+        configurations = configurations._replace(entries=tile)
     block_size = configurations.denominator.columns
     # Labels descend, so that ignored anchors are last.
     anchor_labels, order = problem.labels.sort(stable=True, descending=True)

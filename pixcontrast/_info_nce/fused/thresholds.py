@@ -26,6 +26,11 @@ COLUMNS, COLUMNS_OF_RANKS = 2048, 256
 """Numbers of each anchor: its histogram, or stored candidates. Ranks send the smaller one."""
 
 
+def search_tile(num_columns: int) -> Configuration:
+    """Return the tile of the kernel that advances a search; with more rows it spills registers."""
+    return Configuration(max(2, 2048 // num_columns), 1, 8, 3)
+
+
 class Source(NamedTuple):
     """Anchors and their candidates on this rank.
 
@@ -131,7 +136,7 @@ class _Candidates:
             elif ranks is not None:
                 summed = numbers[: (num_columns + 1) * num_rows]
                 summed.copy_(add_up(ranks, summed))
-            tile = Configuration(max(1, 4096 // num_columns), 1, 8, 3)
+            tile = search_tile(num_columns)
             most_stored = num_columns if ranks is None else 0
             launch_rows(
                 advance_kernel,
