@@ -27,8 +27,8 @@ from benchmarks._tables.text import TextTable
 from benchmarks._training.data import IGNORE_INDEX
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.protocol import LARGE
-from benchmarks._training.recipe import Recipe
-from benchmarks._training.regimes import BANK, SGD, TUNED
+from benchmarks._training.recipe import BANK, SGD, Recipe
+from benchmarks._training.regimes import TUNED
 from benchmarks._training.training import Arm
 from benchmarks._ways.batches import BatchShape, draw_patches, fill_bank
 

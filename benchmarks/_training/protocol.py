@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks._training.recipe import RECIPES, Recipe
-from benchmarks._training.regimes import ADAMW, BANK, REGIMES, SGD
+from benchmarks._training.recipe import ADAMW, BANK, RECIPES, SGD, Recipe
+from benchmarks._training.regimes import REGIMES
 from benchmarks._training.table import ALONE, FRESH_SEEDS, Rows, Table, sweep
 
 LARGE = replace(

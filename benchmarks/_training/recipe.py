@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -188,3 +188,15 @@ RECIPES = {
         seeds=5,
     ),
 }
+SGD = replace(RECIPES["camvid"], steps=500)
+BANK: dict[str, Any] = {"bank": 100, "pixels_per_image": 2}
+ADAMW = replace(SGD, optimizer="adamw", learning_rate=0.002, weight_decay=0.01, schedule="cosine")
+EMBEDDING = replace(
+    ADAMW,
+    size=(96, 128),
+    steps=300,
+    network="lite0",
+    learning_rate=0.001,
+    weight=0.5,
+    projected="samples",
+)

@@ -14,7 +14,8 @@ from benchmarks._tables.pairs import ablation_table, lines_of, readings_table
 from benchmarks._training import experiment, training
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.protocol import TABLES
-from benchmarks._training.regimes import SCENARIOS, SGD
+from benchmarks._training.recipe import SGD
+from benchmarks._training.regimes import SCENARIOS
 from benchmarks._training.runs import append_run, load_runs
 from benchmarks._training.scenes import load_scenes
 from benchmarks._training.table import ALONE, Table
@@ -60,9 +61,11 @@ CONFIRMED = (
         "best",
         "best-again",
         "options-val",
-        "wrong-30-generalized-again",
         "wrong-30-generalized-baseline",
-        "best-new-sequence",
+        "best-val",
+        "wrong-30-smoothing-both",
+        "wrong-30-smoothing-again",
+        "wrong-30-smoothing-new-sequence",
         "wrong-30-both",
         "wrong-30-again",
         "wrong-30-baseline-val",

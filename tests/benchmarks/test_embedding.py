@@ -15,10 +15,11 @@ from benchmarks import ablation
 from benchmarks._tables import embedding as tables
 from benchmarks._training import embedding, experiment
 from benchmarks._training.data import CORRUPTIONS, IGNORE_INDEX, corrupted
+from benchmarks._training.embedding_tables import NEW_CLASSES
 from benchmarks._training.network import SegmentationNetwork
 from benchmarks._training.pretrained import Lite0
 from benchmarks._training.protocol import TABLES
-from benchmarks._training.regimes import EMBEDDING, NEW_CLASSES
+from benchmarks._training.recipe import EMBEDDING
 from benchmarks._training.runs import load_runs
 
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks._training.augmentation import crop, recolor
 from benchmarks._training.data import IGNORE_INDEX, SegmentationData, Split
 from benchmarks._training.network import SegmentationNetwork
-from benchmarks._training.regimes import EMBEDDING, SGD
+from benchmarks._training.recipe import EMBEDDING, SGD
 from benchmarks._training.teacher import MOMENTUM, Teacher
 from benchmarks._training.training import Arm, all_batches, batches, main_loss, train_arm
 
