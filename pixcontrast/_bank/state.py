@@ -89,9 +89,10 @@ class BankBuffers(nn.Module):
     def _clear(self, names: Iterable[str]) -> None:
         for name in names:
             buffer: Tensor = getattr(self, name)
-            buffer.zero_()
             if name == "shard":
-                buffer += torch.tensor(self._shard, device=buffer.device)
+                buffer.copy_(torch.tensor(self._shard, device=buffer.device))
+            else:
+                buffer.zero_()
 
     def get_buffer(self, target: str) -> Tensor:
         with self._registered():
@@ -201,11 +202,13 @@ def _faults_of_rings(
     norms = torch.linalg.vector_norm(vectors, dim=2, dtype=at_least_float32(vectors))
     written = torch.arange(slots, device=count.device) < count[:, None]
     is_unit = (norms - 1).abs() <= UNIT_TOLERANCE  # False for NaN
+    # Not by `norms`, because squares of small numbers are 0.
+    is_zero = torch.linalg.vector_norm(vectors, torch.inf, dim=2) == 0
     got = f"counts {count.tolist()} and next slots {next_position.tolist()}"
     for name, ok, expected in (
         (names[1], (count >= 0) & (count <= slots), f"counts from 0 to {slots}"),
         (names[2], follows, f"the slot after the last one written, below {length}"),
-        (names[0], is_unit | (~written & (norms == 0)), "unit length if written, else zeros"),
+        (names[0], is_unit | (~written & is_zero), "unit length if written, else zeros"),
     ):
         if not bool(ok.all()):
             return [

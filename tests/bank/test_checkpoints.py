@@ -49,6 +49,7 @@ CASES = {
     "a longer vector": (change("pixels", (0, 0), 1.0), ["pixels", "unit length"]),
     "a written zero": (change("regions", (1, 1), 0.0), ["regions", "unit length"]),
     "NaN where nothing is": (change("pixels", (2, 3, 0), float("nan")), ["pixels", "zeros"]),
+    "a small number where nothing is": (change("pixels", (2, 3, 0), 1e-30), ["pixels", "zeros"]),
     "counts as floats": (replace("pixel_count", torch.Tensor.float), ["pixel_count", "float32"]),
     "counts of 32 bits": (replace("pixel_next", torch.Tensor.int), ["pixel_next", "int32"]),
     "vectors as integers": (replace("regions", torch.Tensor.long), ["regions", "floating"]),

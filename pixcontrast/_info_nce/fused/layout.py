@@ -141,7 +141,7 @@ def lay_out(problem: Problem, *, index_blocks: bool = True) -> Layout:
     configurations = INTERPRETED if IS_INTERPRETED else _configurations(problem)
     if problem.negative_sampler is not None:
         configurations = for_mining(configurations)
-    elif problem.product_dtype == torch.float16 and not IS_INTERPRETED:
+    elif problem.product_dtype == torch.float16:
         tile = for_float32_product(configurations.entries)
         configurations = configurations._replace(entries=tile)
     block_size = configurations.denominator.columns
