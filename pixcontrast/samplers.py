@@ -141,8 +141,8 @@ class HardAnchorSampler(_GroupSampler):
 
     Args:
         max_anchors (int): largest number of anchors of a batch, at least 1. Default: 1024.
-        max_views (int): largest number of anchors of a group, at least 1. About 0.3% of the pixels
-            of an embedding map is a good start. Default: 100.
+        max_views (int): largest number of anchors of a group, at least 1. Small maps need fewer,
+            for example 6 at 36×48. Default: 100.
         hard_fraction (float): fraction of hard pixels, in [0, 1]. Default: 0.5.
         min_pixels (int): smallest size of a group that gives anchors, at least 1. Default: 1.
         max_per_class (int, optional): largest number of anchors of one class over the batch, at

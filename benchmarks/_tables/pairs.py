@@ -15,7 +15,7 @@ from benchmarks._training.runs import Run, Runs
 from benchmarks._training.table import Table
 
 ABLATION = ("", "mean IoU", "difference", "positive", "pairs", "gradient ratio", "seconds a run")
-COMPARISON = ("regime", "row", "cross entropy", "difference", "positive", "pairs", "time")
+COMPARISON = ("regime", "row", "without contrast", "difference", "positive", "pairs", "time")
 MOMENTS = (0, 4, 9)
 """Indices of the samples after a tenth of a run, after half of it, and at its end."""
 READINGS = ("positive_similarity", "negative_similarity", "hard_share", "bank_occupancy")

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks._training.data import CORRUPTIONS
 from benchmarks._training.embedding_tables import EMBEDDING_TABLES
 from benchmarks._training.recipe import BANK, EMBEDDING, SGD
-from benchmarks._training.table import ALONE, Rows, Table
+from benchmarks._training.table import ALONE, WITHOUT, Rows, Table
 
 BALANCED: dict[str, Any] = {"max_per_class": 24}
 """Half of the anchors that a class has if it is in every image."""
@@ -74,7 +74,7 @@ CONFIRMED, REPLICATED = range(200, 212), range(220, 228)
 
 
 def _by_weight(weights: Iterable[float]) -> Rows:
-    return {**ALONE, **{f"weight {weight:g}": {"weight": weight} for weight in weights}}
+    return {**WITHOUT, **{f"weight {weight:g}": {"weight": weight} for weight in weights}}
 
 
 def _screening(
@@ -165,7 +165,8 @@ REGIMES = {
     "wrong-30-baseline": _screening(
         "wrong-30",
         {
-            **_by_weight([0.1]),
+            **ALONE,
+            "weight 0.1": {"weight": 0.1},
             "label smoothing 0.1": {"sources": (), "label_smoothing": 0.1},
             "label smoothing 0.3": {"sources": (), "label_smoothing": 0.3},
             "rate 0.002": {"sources": (), "learning_rate": 0.002},

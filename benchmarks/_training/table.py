@@ -17,6 +17,8 @@ FRESH_SEEDS = (100, 101, 102, 103, 104, 105, 106, 107)
 Rows = dict[str, dict[str, Any]]
 """Names of the rows of a table, each with the changes it makes to the table's recipe."""
 ALONE: Rows = {"cross entropy alone": {"sources": ()}}
+WITHOUT: Rows = {"without contrast": {"sources": ()}}
+"""The same row where both arms may have another loss than cross entropy."""
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ def main() -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1  # torchvision's 0.01 needs more steps than this script takes
 
-    # Output of the backbone: {"low": (B, 40, H/8, W/8), "high": (B, 960, H/16, W/16)}.
+    # The output of the backbone has "low", (B, 40, H/8, W/8), and "high", (B, 960, H/16, W/16).
     captured: dict[str, torch.Tensor] = {}
     handle = model.backbone.register_forward_hook(
-        lambda module, args, output: captured.update(output)
+        lambda module, args, output: captured.update(low=output["low"])
     )
 
     # Used in training only. Labels and logits may have another resolution than the features.
@@ -49,7 +49,8 @@ def main() -> None:
         images, labels = scenes(BATCH)
         logits = model(images)["out"]
         segmentation = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
-        contrast = contrast_loss(captured["low"], labels, logits)
+        # Taken out, because it keeps the graph of the step in memory.
+        contrast = contrast_loss(captured.pop("low"), labels, logits)
         optimizer.zero_grad()
         (segmentation + 0.1 * contrast).backward()
         optimizer.step()
@@ -57,7 +58,6 @@ def main() -> None:
             print(f"step {step}: cross entropy {segmentation:.3f}, contrast {contrast:.3f}")
 
     handle.remove()
-    captured.clear()  # free the graph of the last batch
     model.eval()
     images, labels = scenes(32)
     with torch.no_grad():

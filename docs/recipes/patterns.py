@@ -102,8 +102,8 @@ def gradient_accumulation(micro_batches: int = 2) -> PixelContrastLoss:
 def temperature_schedule(start: float = 0.2, end: float = 0.07) -> PixelContrastLoss:
     """Lower the temperature during training.
 
-    `base_temperature` keeps the size of the gradient. A compiled loss is compiled again for each
-    new value, so change it once an epoch there.
+    With `base_temperature` a lower temperature does not give a larger gradient. A compiled loss is
+    compiled again for each new value, so change it once an epoch there.
     """
     network, contrast_loss = nn.Conv2d(3, WIDTH, 3, padding=1), make_loss()
     optimizer = SGD([*network.parameters(), *contrast_loss.parameters()], 0.1)

@@ -34,9 +34,8 @@ def variants():
         (BANK, ANCHORS), (False, True), (False, True)
     ):
         common = {"BOUNDED": bounded, "ALL": everything, **tensor}
-        weighted = {"WEIGHTED": False} if tensor is ANCHORS else {}
-        yield "denominator", {**common, **weighted}
-        yield "positives", {**common, **weighted}
+        # The gradient of the anchors themselves is left to the backward.
+        yield from forward_variants(common, (False,) if tensor is ANCHORS else (True, False))
         yield from entries_variants({**common, "BOTH_ROLES": tensor is ANCHORS})
 
 
@@ -45,11 +44,16 @@ def mined_variants():
     for tensor, bounded in itertools.product((BANK, ANCHORS), (False, True)):
         for everything in (False, True):
             common = {"MINED": True, "BOUNDED": bounded, "ALL": everything, **tensor}
-            yield "denominator", common
-            yield "positives", common
+            yield from forward_variants(common, (True, False))
             yield from entries_variants({**common, "BOTH_ROLES": False})
         for rule in ({}, {"BY_KEY": True}, {"BY_KEY": True, "POOLED": True}):
             yield "selection", {"BOUNDED": bounded, **tensor, **rule}
+
+
+def forward_variants(common, weighted):
+    """The passes of the forward, with a gradient and without one."""
+    for name, is_weighted in itertools.product(("denominator", "positives"), weighted):
+        yield name, {**common, "WEIGHTED": is_weighted}
 
 
 def entries_variants(common):
