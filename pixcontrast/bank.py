@@ -48,8 +48,8 @@ class MemoryBank(BankBuffers):
             does not count are not replaced by others. Default: None, the mean of all pixels.
         ignore_index (int): label of ignored pixels. If it is a class, the rings of that class stay
             empty. Default: 255.
-        dtype (torch.dtype): dtype of the stored vectors: float32, bfloat16, float16 or float64.
-            Default: torch.float32.
+        dtype (torch.dtype): dtype of the stored vectors: float32, bfloat16, float16 or float64,
+            of which the kernels make a float32 copy in every call. Default: torch.float32.
         persistent (bool): if True, `state_dict` has the buffers. A state that no bank has saved,
             for example of other options or averaged, raises an error when it is loaded; with
             `strict=False` it is skipped with a warning. False suits moving averages over

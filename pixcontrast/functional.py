@@ -189,7 +189,7 @@ def _pairs(
                 f"{type(contrast_labels).__name__}"
             )
         return [("contrast", contrast, contrast_labels)]
-    if not isinstance(contrast, Sequence):
+    if not isinstance(contrast, Sequence) or isinstance(contrast, str):
         raise TypeError(
             f"contrast: expected a tensor, a sequence of tensors and None, or None; got "
             f"{type(contrast).__name__}"

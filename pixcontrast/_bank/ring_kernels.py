@@ -32,11 +32,16 @@ def append_entries(appends: Sequence[tuple[Tensor, ...]], shard: tuple[int, int]
     dim = first[0].shape[2]
     sizes = [(append[0].shape[1], append[4].shape[2]) for append in (first, last)]
     grid = (ceil_div(num_images * most, ENTRIES), num_classes, len(appends))
+    rings_and_new = (
+        tensor if index < 3 else tensor.contiguous()  # the rings are written in place
+        for append in (first, last)
+        for index, tensor in enumerate(append)
+    )
     launch_on(
         previous,
         append_kernel,
         grid,
-        *(tensor.contiguous() for append in (first, last) for tensor in append),
+        *rings_and_new,
         *(previous, num_images, dim, *sizes[0], *sizes[1], *shard),
         BLOCK=BLOCK,
         BLOCK_D=BLOCK_D,

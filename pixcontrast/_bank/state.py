@@ -110,22 +110,32 @@ class BankBuffers(nn.Module):
         if not faults:
             with self._registered():
                 super()._load_from_state_dict(state_dict, *args)
-        elif _is_strict():
+            for name, buffer in buffers.items():
+                # With assign=True PyTorch keeps the dtype and the strides of the state.
+                loaded: Tensor = getattr(self, name)
+                setattr(self, name, loaded.to(buffer.dtype).contiguous())
+            return
+        strict, depth = _running_load()
+        if strict:
             error_msgs.extend([*faults, "(strict=False leaves the bank as it is)"])
         else:
             missing_keys.extend(prefix + name for name in buffers)
             message = "MemoryBank: not loaded, the bank stays as it is: " + "; ".join(faults)
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(message, stacklevel=depth)
 
 
-def _is_strict() -> bool:
-    """Return the `strict` of the running `load_state_dict`, which PyTorch does not pass on."""
-    frame = sys._getframe()
+def _running_load() -> tuple[bool, int]:
+    """Return the `strict` of the running `load_state_dict`, which PyTorch does not pass on.
+
+    The second number is the `stacklevel` of a warning to its caller, given by the calling function.
+    """
+    frame, depth = sys._getframe(1), 1
     while frame.f_back is not None:
+        depth += 1
         if frame.f_code is nn.Module.load_state_dict.__code__:
-            return bool(frame.f_locals["strict"])
+            return bool(frame.f_locals["strict"]), depth
         frame = frame.f_back
-    return True
+    return True, 1
 
 
 def faults_of_state(
@@ -178,7 +188,7 @@ def _faults(state: Mapping[str, Any], name: str, buffer: Tensor) -> list[str]:
     elif value.shape != buffer.shape:
         got = f"the shape {list(value.shape)}"
         fix = " (build the bank with the options of the saved one)"
-    elif not (value.is_floating_point() if is_floating else value.dtype == buffer.dtype):
+    elif not (value.dtype in check.FLOATING if is_floating else value.dtype == buffer.dtype):
         got = check.short_dtype(value.dtype)
     else:
         return []

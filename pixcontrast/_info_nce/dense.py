@@ -11,12 +11,15 @@ from torch.nn import functional as F
 
 from pixcontrast._info_nce.derivative import Masks
 from pixcontrast._info_nce.problem import ContrastTensor, Problem
-from pixcontrast._info_nce.thresholds import select_from_rows
+from pixcontrast._info_nce.thresholds import PairKeys, select_from_rows
 from pixcontrast._tensors import IGNORED
 
 
-def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return the losses (M,), 0 without a positive, and whether each anchor has a positive (M,)."""
+def dense_losses(problem: Problem, entry_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the losses (M,), 0 without a positive, and whether each anchor has a positive (M,).
+
+    `entry_ids` (N,) are used instead of those of the contrast tensors.
+    """
     anchors = _zero_ignored(_operand(problem, problem.anchors), problem.labels)
     entries = torch.cat(
         [anchors[:0], *(_entries(problem, tensor, anchors) for tensor in problem.contrast)]
@@ -36,8 +39,13 @@ def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
             positive[:, first : first + len(anchors)].diagonal().fill_(False)  # j is not i itself
         first += tensor.labels.numel()
     if problem.negative_sampler is not None:
+        keys = None
+        if problem.seed is not None:
+            anchor_ids = problem.first_anchor_id + _count(problem.labels)
+            ids = contrast_ids(problem) if entry_ids is None else entry_ids
+            keys = PairKeys.of(problem.seed, anchor_ids, ids).all()
         positive, negative = select_from_rows(
-            problem.negative_sampler, logits.detach(), Masks(positive, negative), problem.seed
+            problem.negative_sampler, logits.detach(), Masks(positive, negative), keys
         )
 
     num_positives = positive.sum(dim=1)
@@ -53,6 +61,16 @@ def dense_losses(problem: Problem) -> tuple[Tensor, Tensor]:
         losses = losses + (losses.clamp(min=0.0) - losses).detach()
     has_positive = num_positives > 0
     return torch.where(has_positive, losses, 0.0), has_positive
+
+
+def contrast_ids(problem: Problem) -> Tensor:
+    """Return the ids (N,) of the entries of all contrast tensors."""
+    ids = [tensor.first_id + _count(tensor.labels) for tensor in problem.contrast]
+    return torch.cat([problem.labels[:0], *ids])
+
+
+def _count(like: Tensor) -> Tensor:
+    return torch.arange(like.shape[0], device=like.device)
 
 
 def _product(anchors: Tensor, entries: Tensor) -> Tensor:

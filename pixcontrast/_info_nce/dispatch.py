@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixcontrast._distributed import Ranks, gather, ranks_named
-from pixcontrast._info_nce.dense import dense_losses
+from pixcontrast._info_nce.dense import contrast_ids, dense_losses
 from pixcontrast._info_nce.operators import compute_losses
 from pixcontrast._info_nce.problem import Problem
 from pixcontrast._info_nce.reduction import Reduction, reduce_losses
@@ -82,4 +82,16 @@ def _gather_shards(problem: Problem, ranks: Ranks) -> Losses:
         entry_labels=[*problem.entry_labels, *labels],
         is_anchors=[*problem.is_anchors, *num_shards * [False]],
     )
-    return Losses(*dense_losses(whole), (torch.cat(labels) != IGNORED).sum())
+    ids = torch.cat([contrast_ids(problem), *_shard_ids(problem, ranks.size)])
+    return Losses(*dense_losses(whole, ids), (torch.cat(labels) != IGNORED).sum())
+
+
+def _shard_ids(problem: Problem, num_ranks: int) -> list[Tensor]:
+    """Return the ids of each shard tensor's entries on all ranks, rank by rank."""
+    device, offset, ids = problem.labels.device, 0, []
+    firsts = torch.tensor([problem.first_shard_id(rank) for rank in range(num_ranks)]).to(device)
+    for labels in problem.shard_labels:
+        own = torch.arange(offset, offset + labels.numel(), device=device)
+        ids.append((firsts[:, None] + own).flatten())
+        offset += labels.numel()
+    return ids

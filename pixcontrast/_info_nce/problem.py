@@ -127,6 +127,11 @@ class Problem:
         The other arguments are the attributes.
         """
         pairs = list(contrast)
+        shard_entries = [] if shards is None else [e.detach() for e in shards.entries]
+        if form == "triton":
+            # Tiles of float64 do not fit in the shared memory of a GPU.
+            pairs = [(None if e is None else _not_float64(e), names) for e, names in pairs]
+            shard_entries = list(map(_not_float64, shard_entries))
         first_anchor_id = 0
         if shards is not None:
             first_anchor_id = shards.ranks.rank * labels.numel()
@@ -140,7 +145,7 @@ class Problem:
             seed=seed,
             entries=[entries for entries, _ in pairs if entries is not None],
             entry_labels=[names for _, names in pairs if names is not None],
-            shard_entries=[] if shards is None else [e.detach() for e in shards.entries],
+            shard_entries=shard_entries,
             shard_labels=[] if shards is None else list(shards.labels),
             is_anchors=[entries is None for entries, _ in pairs],
             first_entry_id=0,
@@ -193,6 +198,10 @@ class Problem:
             tensors.append(ContrastTensor(entries, labels, own, first_id))
             first_id += labels.shape[0]
         return tuple(tensors)
+
+    def first_shard_id(self, rank: int) -> int:
+        """Return the id of the first shard entry of a rank: negative, and different on each."""
+        return -(rank + 1) * sum(labels.numel() for labels in self.shard_labels)
 
     @property
     def is_self_contrast(self) -> bool:
@@ -248,6 +257,14 @@ class Problem:
             return vectors
         # In the wider dtype: bfloat16 would round the limit of float16 up.
         return vectors.to(self.compute_dtype).clamp(-limit, limit)
+
+
+def _not_float64(entries: Tensor) -> Tensor:
+    """Convert float64 to float32, without overflow."""
+    if entries.dtype != torch.float64:
+        return entries
+    limit = torch.finfo(torch.float32).max
+    return entries.clamp(-limit, limit).to(torch.float32)
 
 
 _FIELDS = tuple(name for name in Problem.__dataclass_fields__ if name != "negative_sampler")

@@ -61,13 +61,13 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
     assert problem.group is not None
     ranks = ranks_named(problem.group)
     num_anchors = problem.labels.numel()
+    zero = problem.labels.new_zeros(())
+    num_entries = sum(((shard != IGNORED).sum() for shard in problem.shard_labels), zero)
     if num_anchors == 0:  # on every rank
         result = allocate_forward(problem)
         none = None if problem.negative_sampler is None else allocate_thresholds(problem)
-        return result, none, problem.labels.sum()
+        return result, none, gather(ranks, [num_entries])[0].sum()
     anchors, labels = gather(ranks, [problem.anchors, problem.labels])
-    # The ids of the shard are negative and differ from those of every other rank.
-    num_ids = sum(own_labels.numel() for own_labels in problem.shard_labels)
     all_anchors = replace(
         problem,
         anchors=anchors.flatten(0, 1),
@@ -75,7 +75,7 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
         entries=problem.shard_entries,
         entry_labels=problem.shard_labels,
         is_anchors=[False] * len(problem.shard_entries),
-        first_entry_id=-num_ids * (ranks.rank + 1),
+        first_entry_id=problem.first_shard_id(ranks.rank),
         first_anchor_id=0,
     )
     thresholds = None
@@ -90,8 +90,6 @@ def sharded_forward(problem: Problem) -> tuple[ForwardResult, Thresholds | None,
     of_all = of_shard.denominator()
     of_own = own.denominator()
     denominator = merge_denominators([*_send_to_owners(ranks, of_all), of_own])
-    zero = labels.new_zeros(())
-    num_entries = sum(((shard != IGNORED).sum() for shard in problem.shard_labels), zero)
     all_lse, all_num_entries = gather(ranks, [denominator.lse, num_entries])
     positives_of_all = of_shard.positives(all_lse.flatten())
     own_positives = own.positives(denominator.lse)

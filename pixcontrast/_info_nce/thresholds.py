@@ -172,11 +172,9 @@ def thresholds_of_rows(
 
 
 def select_from_rows(
-    sampler: HardNegativeSampler, logits: Tensor, masks: Masks, seed: Tensor | None
+    sampler: HardNegativeSampler, logits: Tensor, masks: Masks, keys: Tensor | None
 ) -> Masks:
-    """Return the selected candidates of the complete similarities (M, N)."""
-    anchor_ids, entry_ids = (torch.arange(size, device=logits.device) for size in logits.shape)
-    keys = None if seed is None else PairKeys.of(seed, anchor_ids, entry_ids).all()
+    """Return the selected candidates of the complete similarities and keys (M, N)."""
     thresholds = thresholds_of_rows(sampler, logits, masks, keys)
     return apply_thresholds(thresholds, logits, masks, keys)
 

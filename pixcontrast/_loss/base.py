@@ -73,7 +73,8 @@ class ContrastLoss(LossOptions):
             bank_to_update._store(new_entries)
         self._warnings.see_logits(preds, self.ignore_index)
         if self.denominator == "negatives" and contrast.shards is None:
-            self._warnings.see_labels(anchors.labels, [labels for _, labels in contrast.tensors])
+            of_contrast = [labels for _, labels in contrast.tensors]
+            self._warnings.see_labels(anchors.labels, of_contrast, anchors.images)
         self._call = self._record(batch, sample, anchors, contrast, result)
         return (loss, sample) if return_anchors else loss
 
@@ -104,7 +105,11 @@ class ContrastLoss(LossOptions):
             if self.projection is None:
                 self.bank.check_fits(emb)
             if check.values_can_be_seen(labels) or self.validate:
-                self.bank.check_label_range(labels)
+                counted = labels
+                if weight is not None:
+                    resized = maps.flat_map(weight, labels.shape[1:]).reshape(labels.shape)
+                    counted = labels[resized != 0]
+                self.bank.check_label_range(counted)
         features = maps.as_map(emb)
         size = features.shape[2:]
         weight = None if weight is None else maps.flat_map(weight, size)

@@ -135,14 +135,16 @@ class LabelWarnings:
                 f"pixels of class 255 are ignored (pass another ignore_index, for example -1)"
             )
 
-    def see_labels(self, anchors: Tensor, contrast: Sequence[Tensor | None]) -> None:
+    def see_labels(
+        self, anchors: Tensor, contrast: Sequence[Tensor | None], images: Tensor | None
+    ) -> None:
         """Warn if no anchor had a negative in several calls in a row. Only on the CPU.
 
         `contrast` has the labels of each contrast tensor, None for the anchors. Labels are marked.
         """
         if not check.values_can_be_seen(anchors) or anchors.numel() == 0:
             return
-        if _any_negative(anchors, contrast):
+        if _any_negative(anchors, contrast, images):
             self._calls_without_negative = 0
             return
         self._calls_without_negative += 1
@@ -159,16 +161,29 @@ class LabelWarnings:
             warnings.warn(message, UserWarning, stacklevel=6)
 
 
-def _any_negative(anchors: Tensor, contrast: Sequence[Tensor | None]) -> bool:
-    """Return whether an anchor and a contrast entry have different labels."""
-    valid = anchors[anchors != IGNORED]
+def _any_negative(
+    anchors: Tensor, contrast: Sequence[Tensor | None], images: Tensor | None
+) -> bool:
+    """Return whether an anchor and a contrast entry have different labels.
+
+    With `images`, an anchor is contrasted with those of the anchors that are of its own image.
+    """
+    is_valid = anchors != IGNORED
+    valid = anchors[is_valid]
     if valid.numel() == 0:
         return False
     low, high = (int(bound) for bound in valid.aminmax())
     for labels in contrast:
         if labels is None:
-            if low != high:
+            if low != high and (images is None or _any_differ(valid, images[is_valid])):
                 return True
         elif bool(((labels != IGNORED) & ((labels != low) | (low != high))).any()):
             return True
     return False
+
+
+def _any_differ(labels: Tensor, images: Tensor) -> bool:
+    """Return whether two labels of one image differ."""
+    order = images.argsort()
+    labels, images = labels[order], images[order]
+    return bool(((labels[1:] != labels[:-1]) & (images[1:] == images[:-1])).any())

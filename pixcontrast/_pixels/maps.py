@@ -82,7 +82,8 @@ def _pixel_map(name: str, value: Tensor, emb: Tensor) -> Tensor:
     if value.ndim == emb.ndim and value.shape[1] == 1:
         value = value.squeeze(1)
     if value.ndim != emb.ndim - 1:
-        fix = f"for one-hot {name} pass {name}.argmax(1)" if value.ndim == emb.ndim else ""
+        is_one_hot = value.ndim == emb.ndim and name != "weight"
+        fix = f"for one-hot {name} pass {name}.argmax(1)" if is_one_hot else ""
         refuse(name, f"{_map_shape(emb)} for emb {shape_of(emb)}", value.shape, fix)
     if value.shape[0] != emb.shape[0]:
         unit = "points" if emb.ndim == 2 else "images"

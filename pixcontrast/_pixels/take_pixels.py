@@ -51,7 +51,10 @@ def _put(rows: Tensor, indices: Tensor, shape: Sequence[int], strides: Sequence[
     # Equal indices all write the sum of their rows, so the result is deterministic.
     ascending, sums = _sum_equal(indices, rows)
     emb_map = rows.new_empty_strided(shape, strides).zero_()
-    emb_map[_index(shape, ascending)] = sums
+    # Adjacent indices: with others, vmap's rule of this operation transposes the values.
+    images, _, *pixels = _index(shape, ascending)
+    at = (images, *pixels)
+    emb_map.movedim(1, -1)[at] = sums
     return emb_map
 
 

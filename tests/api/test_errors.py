@@ -73,6 +73,7 @@ CASES = {
     "a number of labels for pieces": (vectors(ANCHORS, THREE, [ANCHORS], 3), TypeError, ["contrast_labels", "sequence of 1", "int"]),
     "a list of labels for one tensor": (vectors(ANCHORS, THREE, ANCHORS, [THREE]), TypeError, ["contrast_labels", "one tensor", "list"]),
     "contrast is a number": (vectors(ANCHORS, THREE, 3, THREE), TypeError, ["contrast", "tensor", "int"]),
+    "contrast is text": (vectors(ANCHORS, THREE, "abc", THREE), TypeError, ["contrast", "sequence of tensors", "str"]),
     "temperature 0": (vectors(ANCHORS, THREE, temperature=0), ValueError, ["temperature", "above 0", "0"]),
     "temperature below 0": (vectors(ANCHORS, THREE, temperature=-0.1), ValueError, ["temperature", "above 0", "-0.1"]),
     "temperature infinite": (vectors(ANCHORS, THREE, temperature=float("inf")), ValueError, ["temperature", "finite", "inf"]),
@@ -313,3 +314,9 @@ def test_a_temperature_may_be_any_real_number():
         one(EMB, labels, generator=g) for one, g in zip((loss, expected), generators, strict=True)
     ]
     torch.testing.assert_close(*losses)
+
+
+def test_a_weight_is_never_one_hot():
+    with pytest.raises(ValueError, match=r"^weight: ") as caught:
+        PixelContrastLoss()(EMB, LABELS, weight=ONE_HOT.float())
+    assert "argmax" not in str(caught.value)

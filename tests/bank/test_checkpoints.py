@@ -270,3 +270,31 @@ def test_nothing_in_the_package_unpickles():
                 in_kernels = path.parent.name == "kernels" and called in {"load", "tile.load"}
                 of_triton = called == "tl.load" or in_kernels
                 assert name not in calls or of_triton, f"{path}:{node.lineno}"
+
+
+def test_an_assigned_state_has_the_dtype_and_the_layout_of_the_bank():
+    saved = filled().state_dict()
+    odd = {name: value.to(torch.bfloat16) for name, value in saved.items() if value.ndim == 3}
+    odd = {name: value.mT.contiguous().mT for name, value in odd.items()}
+    bank = MemoryBank(3, 2, pixel_slots=4, region_slots=3, pixels_per_image=2)
+    bank.load_state_dict({**saved, **odd}, assign=True)
+    for name, value in bank.state_dict().items():
+        assert value.is_contiguous()
+        assert value.dtype == saved[name].dtype
+    bank.update(torch.randn(1, 2, 3), torch.full((1, 3), 2))
+    assert bank.pixel_count.tolist() == [4, 4, 2]
+
+
+def test_a_state_in_a_dtype_that_no_bank_has():
+    saved = filled().state_dict()
+    state = {**saved, "pixels": saved["pixels"].to(torch.float8_e4m3fn)}
+    with pytest.raises(RuntimeError, match="pixels: expected a dense floating tensor"):
+        filled().load_state_dict(state)
+    with pytest.warns(UserWarning, match="not loaded") as told:
+        filled().load_state_dict(state, strict=False)
+    assert told[0].filename == __file__
+    with pytest.warns(UserWarning, match="not loaded") as told:
+        PixelContrastLoss(bank=filled()).load_state_dict(
+            {f"bank.{name}": value for name, value in state.items()}, strict=False
+        )
+    assert told[0].filename == __file__

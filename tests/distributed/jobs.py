@@ -22,6 +22,7 @@ from pixcontrast._info_nce.operators import losses_operator
 from pixcontrast._info_nce.problem import Problem, Shards
 from pixcontrast._info_nce.sharded import MinedPasses
 from pixcontrast._info_nce.thresholds import Thresholds
+from pixcontrast._triton import Backend
 from pixcontrast.samplers import Strategy
 
 LOSSES = {"pixels": PixelContrastLoss, "regions": RegionContrastLoss}
@@ -133,6 +134,7 @@ def loss_step(
     steps: int = 1,
     gather: bool = True,
     project: bool = False,
+    seed: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Losses of some steps, the last one's gradients, and the bank after it.
@@ -149,7 +151,8 @@ def loss_step(
     for step in range(steps):
         emb, labels, weight = Batch(step, dtype).share(sizes, rank)
         emb = emb.clone().requires_grad_()
-        value = loss(emb, labels, weight=weight if weighted else None)
+        generator = None if seed is None else torch.Generator().manual_seed(seed + step)
+        value = loss(emb, labels, weight=weight if weighted else None, generator=generator)
         gradient, *of_head = torch.autograd.grad(value.sum(), (emb, *loss.parameters()))
         losses.append(value.detach())
     state = {} if memory is None else memory.state_dict()
@@ -161,6 +164,17 @@ def loss_step(
         "bank": state,
         "entries": entries,
     }
+
+
+def entries_beside_no_pixel(group: Any, rank: int, sharded: bool, backend: Backend) -> int:
+    """The entries of a call in which no rank has an image, after a call with images."""
+    bank = make_bank(group, torch.float32, pixel_slots=6, region_slots=6, sharded=sharded)
+    loss = PixelContrastLoss(bank=bank, process_group=group, backend=backend)
+    emb, labels, _ = Batch(0, torch.float32).share([2] * 2, rank)
+    loss(emb, labels)
+    loss(emb[:0], labels[:0])
+    assert loss.stats is not None
+    return int(loss.stats.entries)
 
 
 def count_selected(

@@ -184,3 +184,15 @@ def test_every_shape_and_dtype(
 @pytest.mark.parametrize("mined", [False, True])
 def test_opcheck_of_shards(pool: Pool, mined: bool) -> None:
     assert pool.run("jobs.opcheck_of_shards", 2, mined) == [None, None]
+
+
+@pytest.mark.parametrize("strategy", ["semi-hard", "random"])
+def test_the_textbook_formula_draws_the_same_over_shards(pool: Pool, strategy: str) -> None:
+    sampler = HardNegativeSampler(strategy, num_negatives=5, num_positives=3)
+    bank = {"pixel_slots": 8, "region_slots": 4, "sharded": True}
+    options = {"bank": bank, "negative_sampler": sampler, "steps": 3, "seed": 7}
+    tiled, dense = (
+        pool.run("jobs.loss_step", 2, "pixels", [4, 2], torch.float64, backend=backend, **options)
+        for backend in ("tiled", "dense")
+    )
+    assert_alike(over_ranks(tiled), over_ranks(dense), torch.float64)

@@ -26,3 +26,14 @@ def test_no_image_on_any_rank(pool: Pool, kind: str, bank: str | None, gather: b
             assert all(float(loss) == 0 for loss in answer["losses"])
             assert answer["gradient"].shape == (0, 8, 3, 4)
             assert answer["gradient"].dtype == dtype
+
+
+@pytest.mark.parametrize("backend", ["tiled", "dense"])
+def test_entries_of_the_bank_are_counted(pool: Pool, backend: str) -> None:
+    """Of the shards of all ranks, as many as in a bank that every rank holds."""
+    whole, sharded = (
+        pool.run("jobs.entries_beside_no_pixel", 2, of_shards, backend)
+        for of_shards in (False, True)
+    )
+    assert whole[0] == whole[1] > 0
+    assert sharded[0] == sharded[1] > whole[0]

@@ -23,7 +23,6 @@ from triton.backends.nvidia.compiler import CUDABackend  # noqa: E402
 from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from pixcontrast._info_nce.fused.configurations import (  # noqa: E402
-    LARGEST_DIM,
     TABLE,
     Configuration,
     configurations_for,
@@ -39,6 +38,7 @@ from pixcontrast._info_nce.fused.thresholds import (  # noqa: E402
     COLUMNS_OF_RANKS,
     search_tile,
 )
+from pixcontrast._triton import MAX_DIM  # noqa: E402
 
 KINDS = ("16", "mixed", "tf32", "ieee")
 DIMS = (64, 128, 256, 512)
@@ -230,7 +230,7 @@ def test_the_table_is_whole():
                 # An atomic addition needs a number for every thread.
                 largest = max(configurations.mined.rows, 32 * configurations.mined.warps)
                 assert largest <= LARGEST_PROGRAM.value
-    assert DIMS[-1] == LARGEST_DIM
+    assert DIMS[-1] == MAX_DIM
 
 
 def test_the_probe_of_auto_compiles():
@@ -252,6 +252,6 @@ def test_an_unknown_generation_takes_what_fits_everywhere():
 
 
 def test_any_number_of_components_has_a_row():
-    for dim in range(1, LARGEST_DIM + 1):
+    for dim in range(1, MAX_DIM + 1):
         chosen = configurations_for(90, "16", dim)
         assert all(isinstance(one, Configuration) for one in chosen)

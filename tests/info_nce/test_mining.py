@@ -8,7 +8,7 @@ from problems import IGNORE, error_of_loss, labels, vectors
 
 from pixcontrast import HardNegativeSampler
 from pixcontrast._info_nce.derivative import Masks
-from pixcontrast._info_nce.thresholds import select_from_rows
+from pixcontrast._info_nce.thresholds import PairKeys, select_from_rows
 from pixcontrast._info_nce.tiled import row_blocks
 from pixcontrast.functional import info_nce
 from pixcontrast.samplers import draw_seed
@@ -31,7 +31,10 @@ def hardest(similarity, candidate, count, sign):
 
 
 def select(sampler, similarity, positive, negative, seed):
-    return select_from_rows(sampler, similarity, Masks(positive, negative), seed)
+    keys = None
+    if seed is not None:
+        keys = PairKeys.of(seed, *(torch.arange(size) for size in similarity.shape)).all()
+    return select_from_rows(sampler, similarity, Masks(positive, negative), keys)
 
 
 def chosen(mask):

@@ -163,3 +163,29 @@ def test_vectors_known_to_be_of_unit_length(pieces, denominator, monkeypatch):
     bounded = loss_and_gradients("triton", *arguments, denominator=denominator)
     assert seen == [True]
     assert worst_error(bounded, plain) < BOUND
+
+
+@pytest.mark.parametrize("mining", [None, MININGS["hardest"]], ids=["all", "mined"])
+def test_float64_entries_are_converted_before_the_kernels(mining, monkeypatch):
+    """A tile of them does not fit in the shared memory of a GPU."""
+    seen, compute_losses = [], dispatch.compute_losses
+
+    def look(problem):
+        seen.extend(problem.entries)
+        return compute_losses(problem)
+
+    monkeypatch.setattr(dispatch, "compute_losses", look)
+    anchors, labels, entries, names = draw("bank")
+    wide, names = entries.double(), names.clone()
+    wide[0], names[0] = 1e300 * wide[0].sign(), IGNORE
+    wide.requires_grad_()
+    options = {"ignore_index": IGNORE, "negative_sampler": mining}
+    loss = info_nce(anchors, labels, wide, names, backend="triton", **options)
+    (gradient,) = torch.autograd.grad(loss, wide)
+    truth = info_nce(anchors, labels, wide, names, backend="dense", **options)
+    (expected,) = torch.autograd.grad(truth, wide)
+    assert seen[0].dtype == torch.float32
+    assert torch.isfinite(seen[0]).all()
+    assert gradient.dtype == torch.float64
+    torch.testing.assert_close(loss, truth)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-8)

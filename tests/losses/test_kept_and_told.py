@@ -117,3 +117,33 @@ def test_to_moves_what_stats_are_made_of(kind, with_bank):
     loss = kind(bank=MemoryBank(2, 8) if with_bank else None)
     loss(EMB, mask_of(0, 1))
     assert {value.device.type for value in loss.to("meta").stats} == {"meta"}
+
+
+@pytest.mark.parametrize("classes", [(0, 1), (0, 0)])
+def test_images_of_one_class_each_have_no_negative(classes):
+    """Under `"image"`, anchors of other images are not entries."""
+    mask = torch.tensor(classes)[:, None, None].expand(2, 6, 6)
+    loss = PixelContrastLoss(contrast_with=("image",))
+    ((number, words, _),) = told(loss, 12, EMB, mask)
+    assert number == 9
+    assert "no anchor had a negative" in words
+    assert not told(PixelContrastLoss(contrast_with=("image",)), 12, EMB, mask_of(0, 1))
+
+
+@pytest.mark.parametrize("size", [(6, 6), (12, 12), (3, 3)], ids=str)
+def test_a_pixel_of_weight_0_may_have_any_label(size):
+    labels = mask_of(0, 1)
+    labels[:, :2] = 99
+    weight = (labels != 99).float()[:, None]
+    weight = torch.nn.functional.interpolate(weight, size, mode="nearest")[:, 0]
+    loss = PixelContrastLoss(bank=MemoryBank(2, 8))
+    expected = PixelContrastLoss(bank=MemoryBank(2, 8))
+    marked = labels.masked_fill(labels == 99, 255)
+    results = [
+        of(EMB, names, weight=weight, generator=torch.Generator().manual_seed(0))
+        for of, names in ((loss, labels), (expected, marked))
+    ]
+    assert torch.equal(*results)
+    assert torch.equal(loss.bank.pixels, expected.bank.pixels)
+    with pytest.raises(ValueError, match="labels: expected classes below num_classes = 2"):
+        loss(EMB, labels, weight=torch.ones(2, 6, 6))

@@ -54,3 +54,14 @@ def test_compiled_pixels_are_those_of_eager_mode(memory_format, dynamic):
     found, expected = (gradient(take, emb, indices, upstream) for take in (compiled, take_pixels))
     assert torch.equal(found, expected)
     assert found.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("num_gradients", [1, 3, 6], ids=str)
+def test_several_gradients_at_once(num_gradients):
+    """As many as rows, too: PyTorch's rule of vmap for an index with a slice between transposes."""
+    emb, indices = torch.randn(2, 6, 4, 5), torch.tensor([3, 39, 3, 20, 3, 38])
+    upstreams = torch.randn(num_gradients, 6, 6)
+    _, gradient_of = torch.func.vjp(lambda pixels: take_pixels(pixels, indices), emb)
+    found = torch.func.vmap(lambda upstream: gradient_of(upstream)[0])(upstreams)
+    expected = torch.stack([gradient(take_pixels, emb, indices, one) for one in upstreams])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -46,7 +46,6 @@ class Configurations(NamedTuple):
 C, K = Configurations, Configuration
 KINDS = ("16", "mixed", "tf32", "ieee")
 DIMS = (64, 128, 256, 512)
-LARGEST_DIM = DIMS[-1]
 
 # By compute capability (ten times major and minor), kind of product and largest D. "mixed" is
 # 16-bit products with entries in float32, such as a float32 bank under autocast. No GPU has a

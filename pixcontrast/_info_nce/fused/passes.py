@@ -77,8 +77,9 @@ def fused_forward(
     """Compute the losses and, if requested, the gradient of the anchors.
 
     The backward computes the gradient of the anchors against themselves. The statistics are those
-    of the sorted anchors. Z in them and the thresholds (None without a negative sampler) are to the
-    base 2. The layout is None if there is nothing to contrast.
+    of the sorted anchors, or in the caller's order if the problem is small. Z in them and the
+    thresholds (None without a negative sampler) are to the base 2. The layout is None if there is
+    nothing to contrast.
     """
     if is_small(problem):
         result, layout = small_forward(problem)

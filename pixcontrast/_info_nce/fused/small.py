@@ -63,6 +63,8 @@ def _lay_out(problem: Problem) -> Layout:
     configurations = INTERPRETED if IS_INTERPRETED else Configurations(tile, tile, tile, tile)
     labels = problem.labels.contiguous()
     anchors = Vectors(values, labels, None)
+    # This kernel compares labels, so there is no order and no survey. The layout reads only the
+    # length and the device of the order.
     survey = labels.new_empty(0, 1)
     tensor = SurveyedTensor(anchors, is_anchors=True, survey=survey)
     return Layout(problem, configurations, anchors, labels, (tensor,))
