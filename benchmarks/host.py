@@ -1,10 +1,11 @@
 """Host time of the fused form: `info_nce`, forward and backward, with kernels that do nothing.
 
     python -m benchmarks.host
-    python -m benchmarks.host --before CHECKOUT
+    python -m benchmarks.host --before CHECKOUT --out benchmarks/results
 
 Needs no GPU. Triton binds the arguments of every launch as for an H100, but neither compiles nor
-runs a kernel. With `--before`, processes of that checkout of pixcontrast and of this one alternate.
+runs a kernel. With `--before`, processes of that checkout of pixcontrast and of this one alternate,
+and `--out` writes `host.json`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._measure.arguments import command_parser
+from benchmarks._measure.command import write_record
 from benchmarks._measure.timers import now
 
 HERE = Path(__file__).parents[1]
@@ -29,15 +31,20 @@ WARM_UP, CALLS, PROCESSES = 30, 300, 5
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the median time and the number of launches of each case."""
+    """Print the median time and the number of launches of each case, or compare two checkouts."""
     parser = command_parser("host", __doc__)
     add = parser.add_argument
     add("--package", type=Path, default=HERE, metavar="CHECKOUT", help="what to measure")
     add("--before", type=Path, metavar="CHECKOUT", help="what to compare with")
+    add("--out", type=Path, metavar="FOLDER", help="with --before: where to write host.json")
     options = parser.parse_args(arguments)
     if options.before is None:
         _measure(options.package)
         return
+    # It imports pixcontrast, which `_measure` has to import from another checkout.
+    from benchmarks._measure.environment import describe_environment
+
+    environment, rows = describe_environment(), []
     found: dict[Path, list[list[float]]] = {options.before: [], options.package: []}
     for _ in range(PROCESSES):
         for checkout, runs in found.items():
@@ -51,12 +58,27 @@ def main(arguments: list[str] | None = None) -> None:
             printed = subprocess.run(command, cwd=HERE, check=True, stdout=subprocess.PIPE).stdout
             runs.append([float(line.split()[0]) for line in printed.splitlines()])
     for index, case in enumerate(CASES):
-        before, after = (statistics.median(r[index] for r in runs) for runs in found.values())
-        print(f"{before:.3f} ms before, {after:.3f} ms after, {after / before:.2f}, against {case}")
+        before, after = ([run[index] for run in runs] for runs in found.values())
+        slow, fast = statistics.median(before), statistics.median(after)
+        ratio = fast / slow
+        rows.append({"case": case, "before": before, "after": after, "ratio_of_medians": ratio})
+        print(f"{slow:.3f} ms before, {fast:.3f} ms after, {ratio:.2f}, against {case}")
+    if options.out is not None:
+        commit = _commit_of(options.before)
+        record = {"environment": environment, "before": commit, "unit": "ms", "rows": rows}
+        write_record(options.out / "host.json", record)
+
+
+def _commit_of(checkout: Path) -> str:
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def _measure(package: Path) -> None:
     sys.path.insert(0, str(package))
+    import pixcontrast
+
+    assert package.resolve() in Path(pixcontrast.__file__).resolve().parents
     torch.set_num_threads(1)
     launches = pretend_h100()
     for case, run in zip(CASES, _runs(), strict=True):
