@@ -1,6 +1,7 @@
 """The tables of docs/performance.md say what the committed records say."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_tables_are_those_of_the_records(lines):
     assert len(expected) > 3
     text = TEXT.replace("|  |", "| |")
     assert "\n".join(expected) in text, "\n".join(expected)
+
+
+def test_the_host_time_is_that_of_the_record():
+    found = record("host.json")
+    cells = []
+    for row in found["rows"]:
+        before, after = (statistics.median(row[when]) for when in ("before", "after"))
+        cells.append(
+            f"{before:.2f} → {after:.2f} ms against {row['case']} ({row['ratio_of_medians']:.2f})"
+        )
+    assert found["before"] == "ea039f8"
+    assert f"in `host.json`: {', '.join(cells)}, with" in TEXT
 
 
 def test_the_head_is_that_of_the_record():
