@@ -40,6 +40,7 @@ PAGE_NAMES = (
 )
 PAGES = tuple(ROOT / "docs" / name for name in PAGE_NAMES)
 RESULTS = COMMITTED.parent
+LARGER = TABLES["embedding-larger-val"], TABLES["embedding-larger"]
 TABLE = re.compile(r"(<!-- table: (\w+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -87,9 +88,9 @@ def _price_of_contrast() -> float:
     return ratio
 
 
-def _rows(name: str) -> TextTable:
+def _rows(name: str, layer: str = "") -> TextTable:
     table, _, scene = name.rpartition("-")
-    return embedding.rows_table(table, scene, load_runs(runs_file(table)))
+    return embedding.rows_table(table, scene, load_runs(runs_file(table)), layer)
 
 
 KINDS: dict[str, Callable[[str], TextTable]] = {
@@ -108,7 +109,14 @@ KINDS: dict[str, Callable[[str], TextTable]] = {
         embedding.HEADLINES,
     ),
     "splits": lambda name: embedding.splits_table(name, load_runs(runs_file("embedding"))),
+    "larger": lambda name: embedding.study_table(
+        name, load_runs(runs_file("embedding")), *LARGER[:1], embedding.HEADLINES, *LARGER[1:]
+    ),
+    "largersplits": lambda name: embedding.splits_table(
+        name, load_runs(runs_file("embedding")), *LARGER
+    ),
     "rows": _rows,
+    "decoder": lambda name: _rows(name, "decoder"),
     "price": lambda name: price_table(_record(name)["rows"]),
     "ranks": lambda name: ranks_table(_record(name)["losses"]),
 }

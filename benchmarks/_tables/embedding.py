@@ -108,16 +108,20 @@ def _of_pairs(plain: dict[int, float], contrast: dict[int, float], seeds: list[i
 
 
 def study_table(
-    name: str, runs: Runs, table: Table = STUDY, scores: Sequence[str] = SCORES
+    name: str,
+    runs: Runs,
+    table: Table = STUDY,
+    scores: Sequence[str] = SCORES,
+    tuning: Table = TUNING,
 ) -> TextTable:
-    """Compare cross entropy and contrast, each at its best among the rows of a table.
+    """Compare cross entropy and contrast, each at its best on `tuning` among the rows of a table.
 
     `name` is a scene, or a layer and a scene, as in `"decoder-other"`.
     """
     layer, _, scene = name.rpartition("-")
     rows = []
     for score in scores:
-        bests = [best_of(arm, scene, score, runs, layer=layer) for arm in _arms(table)]
+        bests = [best_of(arm, scene, score, runs, tuning, layer) for arm in _arms(table)]
         found = [values(table, best, scene, score, runs) for best in bests]
         plain, contrast, cells = _compared(*found)
         names = ["" if best is None else f"{best.row}: {best.variant}" for best in bests]
@@ -126,28 +130,29 @@ def study_table(
     return TextTable((NAMES[scene], *arms, "difference", "positive"), rows)
 
 
-def splits_table(name: str, runs: Runs) -> TextTable:
+def splits_table(name: str, runs: Runs, study: Table = STUDY, tuning: Table = TUNING) -> TextTable:
     """Compare both at their best in the main scores, by the classes that are left out.
 
     `name` is that of a `study_table`.
     """
     layer, _, scene = name.rpartition("-")
     rows = []
-    for index, classes in enumerate(STUDY.class_splits):
-        seeds = [seed for seed in STUDY.seeds if seed % NUM_SPLITS == index]
+    for index, classes in enumerate(study.class_splits):
+        seeds = [seed for seed in study.seeds if seed % NUM_SPLITS == index]
         cells = []
         for score in HEADLINES:
-            bests = (best_of(arm, scene, score, runs, layer=layer) for arm in _arms(STUDY))
-            found = [values(STUDY, best, scene, score, runs, seeds) for best in bests]
+            bests = (best_of(arm, scene, score, runs, tuning, layer) for arm in _arms(study))
+            found = [values(study, best, scene, score, runs, seeds) for best in bests]
             cells.append(_compared(*found)[2][0])
         rows.append([", ".join(classes), *cells])
     return TextTable((f"left out, {NAMES[scene]}", *HEADLINES), rows)
 
 
-def rows_table(name: str, scene: str, runs: Runs) -> TextTable:
+def rows_table(name: str, scene: str, runs: Runs, layer: str = "") -> TextTable:
     """Tabulate the main scores of every row of a table, each in its best variant.
 
-    The variants of the study are chosen on tuning, those of the other tables on the table itself.
+    `layer` limits the variants to the transforms of a layer. The variants of the study are chosen
+    on tuning, those of the other tables on the table itself.
     """
     table, chosen_on = (STUDY, TUNING) if name == "embedding" else (TABLES[name], TABLES[name])
     rows = []
@@ -155,7 +160,7 @@ def rows_table(name: str, scene: str, runs: Runs) -> TextTable:
         own = runs_of(table, row, runs).values()
         cells: list[str] = []
         for score in HEADLINES:
-            best = best_of([row], scene, score, runs, chosen_on)
+            best = best_of([row], scene, score, runs, chosen_on, layer)
             found = values(table, best, scene, score, runs)
             cells.append(number(fmean(found.values())) if found else "not run")
         ious = [mean_iou(replace(table, scored=scene), run) for run in own]

@@ -72,6 +72,14 @@ EMBEDDING_TABLES = {
     "embedding-larger": _embedding(
         "What the gain depends on: 180×240", {**ALONE, **CONTRAST}, (0, 1, 2), size=(180, 240)
     ),
+    # What had gained there, confirmed with fresh seeds.
+    "embedding-larger-val": _embedding(
+        "180×240, on val and a new sequence",
+        {**ALONE, **CONTRAST},
+        tuple(range(112, 124)),
+        "val",
+        size=(180, 240),
+    ),
     "embedding": _study({**ALONE, **CONTRAST}),
     "embedding-lower": _study(LOWER),
 }

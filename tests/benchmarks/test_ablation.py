@@ -54,6 +54,7 @@ CONFIRMED = (
         "camvid",
         "digits",
         "embedding",
+        "embedding-larger-val",
         "embedding-lower",
         "gpu",
         "gpu-pretrained",
