@@ -40,7 +40,7 @@ PAGE_NAMES = (
 )
 PAGES = tuple(ROOT / "docs" / name for name in PAGE_NAMES)
 RESULTS = COMMITTED.parent
-LARGER = TABLES["embedding-larger-val"], TABLES["embedding-larger"]
+LARGER = {"table": TABLES["embedding-larger-val"], "tuning": TABLES["embedding-larger"]}
 TABLE = re.compile(r"(<!-- table: (\w+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -110,10 +110,10 @@ KINDS: dict[str, Callable[[str], TextTable]] = {
     ),
     "splits": lambda name: embedding.splits_table(name, load_runs(runs_file("embedding"))),
     "larger": lambda name: embedding.study_table(
-        name, load_runs(runs_file("embedding")), *LARGER[:1], embedding.HEADLINES, *LARGER[1:]
+        name, load_runs(runs_file("embedding")), scores=embedding.HEADLINES, **LARGER
     ),
     "largersplits": lambda name: embedding.splits_table(
-        name, load_runs(runs_file("embedding")), *LARGER
+        name, load_runs(runs_file("embedding")), **LARGER
     ),
     "rows": _rows,
     "decoder": lambda name: _rows(name, "decoder"),

@@ -130,19 +130,19 @@ def study_table(
     return TextTable((NAMES[scene], *arms, "difference", "positive"), rows)
 
 
-def splits_table(name: str, runs: Runs, study: Table = STUDY, tuning: Table = TUNING) -> TextTable:
+def splits_table(name: str, runs: Runs, table: Table = STUDY, tuning: Table = TUNING) -> TextTable:
     """Compare both at their best in the main scores, by the classes that are left out.
 
     `name` is that of a `study_table`.
     """
     layer, _, scene = name.rpartition("-")
     rows = []
-    for index, classes in enumerate(study.class_splits):
-        seeds = [seed for seed in study.seeds if seed % NUM_SPLITS == index]
+    for index, classes in enumerate(table.class_splits):
+        seeds = [seed for seed in table.seeds if seed % NUM_SPLITS == index]
         cells = []
         for score in HEADLINES:
-            bests = (best_of(arm, scene, score, runs, tuning, layer) for arm in _arms(study))
-            found = [values(study, best, scene, score, runs, seeds) for best in bests]
+            bests = (best_of(arm, scene, score, runs, tuning, layer) for arm in _arms(table))
+            found = [values(table, best, scene, score, runs, seeds) for best in bests]
             cells.append(_compared(*found)[2][0])
         rows.append([", ".join(classes), *cells])
     return TextTable((f"left out, {NAMES[scene]}", *HEADLINES), rows)
