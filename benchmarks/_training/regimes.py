@@ -133,6 +133,7 @@ REGIMES = {
     **{name: _screening(name) for name in SCENARIOS},
     **{name: _screening(name, _by_weight([0.1])) for name in ONE_WEIGHT},
     "supervised-val": _confirmation("supervised", 0.1, MORE_STEPS),
+    "larger-val": _confirmation("larger", 0.1, MORE_STEPS),
     # What gained beyond two standard errors in the table `options`.
     "options-val": replace(
         _confirmation("supervised", 0.1),
