@@ -338,7 +338,7 @@ def test_regimes_share_their_runs_and_differ_in_what_is_compared(tmp_path, seque
     ratios = {tuple(run["ratios"]) for key, run in runs.items() if key.recipe.weight == 0.1}
     assert len(ratios) == 3
     printed = capsys.readouterr().out.splitlines()
-    shown = [line.split()[3] for line in printed if line.startswith("cross entropy alone")]
+    shown = [line.split()[2] for line in printed if line.startswith("without contrast")]
     (measured,) = (
         run["measured"]
         for key, run in runs.items()
