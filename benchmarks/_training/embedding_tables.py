@@ -16,6 +16,7 @@ NEW_CLASSES = (
 """Every class is new in one of the splits."""
 CONTRAST: Rows = {"contrast, weight 0.5": {}}
 LOWER: Rows = {"rate 0.0005": {"sources": (), "learning_rate": 0.0005}}
+LONGER: Rows = {"twice the steps": {"sources": (), "steps": 600}}
 
 
 def _embedding(
@@ -40,7 +41,7 @@ EMBEDDING_TABLES = {
             **LOWER,
             "rate 0.002": {"sources": (), "learning_rate": 0.002},
             "label smoothing 0.1": {"sources": (), "label_smoothing": 0.1},
-            "twice the steps": {"sources": (), "steps": 600},
+            **LONGER,
             **{f"contrast, weight {weight:g}": {"weight": weight} for weight in (0.1, 0.5, 2)},
         },
         seeds=(0,),
@@ -62,7 +63,7 @@ EMBEDDING_TABLES = {
             **ALONE,
             **CONTRAST,
             "contrast, both banks": {**BANK, "pixels_per_region": 128},
-            "twice the steps": {"sources": (), "steps": 600},
+            **LONGER,
             "contrast, twice the steps": {"steps": 600},
             "crops and colors": {"sources": (), "crops": True},
             "contrast, crops and colors": {"crops": True},
@@ -70,7 +71,10 @@ EMBEDDING_TABLES = {
         seeds=(0, 1, 2),
     ),
     "embedding-larger": _embedding(
-        "What the gain depends on: 180×240", {**ALONE, **CONTRAST}, (0, 1, 2), size=(180, 240)
+        "What the gain depends on: 180×240",
+        {**ALONE, **CONTRAST, **LOWER, **LONGER},
+        seeds=(0, 1, 2),
+        size=(180, 240),
     ),
     # What had gained there, confirmed with fresh seeds.
     "embedding-larger-val": _embedding(
