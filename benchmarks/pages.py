@@ -9,6 +9,7 @@ so that no figure of a table is typed; a test compares the pages with the result
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ def _measures(name: str, row: str) -> TextTable:
     return measures_table(TABLES[name], row, load_runs(runs_file(name)))
 
 
+def _other(table: Table) -> Table:
+    """Return a table of the same runs, scored on the sequence that was left out."""
+    return replace(table, scored="other")
+
+
 def _price_of_contrast() -> float:
     """Return the time of a step of the pretrained network with contrast, relative to without."""
     (row,) = (row for row in _record("price")["rows"] if row["network"] == "lite0")
@@ -98,6 +104,12 @@ KINDS: dict[str, Callable[[str], TextTable]] = {
     "regimes": lambda name: regimes_table(
         _named(name), load_runs(runs_file("supervised")), _price_of_contrast()
     ),
+    "ablation_other": lambda name: ablation_table(_other(TABLES[name]), load_runs(runs_file(name))),
+    "regimes_other": lambda name: regimes_table(
+        [_other(table) for table in _named(name) if table.scored == "heldout"],
+        load_runs(runs_file("supervised")),
+        _price_of_contrast(),
+    ),
     "reading": lambda name: readings_table(TABLES[name], load_runs(runs_file(name))),
     "measures": lambda name: _measures(*EXPLAINED[name]),
     "classes": lambda name: classes_table(TABLES[name], load_runs(runs_file(name))),
@@ -108,6 +120,7 @@ KINDS: dict[str, Callable[[str], TextTable]] = {
         TABLES["embedding"],
         embedding.HEADLINES,
     ),
+    "layers": lambda scene: embedding.layers_table(scene, load_runs(runs_file("embedding"))),
     "splits": lambda name: embedding.splits_table(name, load_runs(runs_file("embedding"))),
     "larger": lambda name: embedding.study_table(
         name, load_runs(runs_file("embedding")), scores=embedding.HEADLINES, **LARGER

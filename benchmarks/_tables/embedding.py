@@ -23,6 +23,7 @@ TUNING = TABLES["embedding-tuning"]
 STUDY = replace(TABLES["embedding"], rows=TABLES["embedding"].rows | TABLES["embedding-lower"].rows)
 HEADLINES = ("retrieval", "new mean 5", "all mean 5", "unknown")
 NUM_SPLITS = len(STUDY.class_splits)
+LAYERS = ("1/4", "1/8", "1/16", "1/32", "decoder", "logits", "projection")
 NAMES = {"heldout": "known sequence", "other": "new sequence"}
 
 
@@ -146,6 +147,23 @@ def splits_table(name: str, runs: Runs, table: Table = STUDY, tuning: Table = TU
             cells.append(_compared(*found)[2][0])
         rows.append([", ".join(classes), *cells])
     return TextTable((f"left out, {NAMES[scene]}", *HEADLINES), rows)
+
+
+def layers_table(scene: str, runs: Runs) -> TextTable:
+    """Tabulate the main scores of every layer, without and with contrast.
+
+    Each arm has its best row and transform on tuning.
+    """
+    rows = []
+    for layer in LAYERS:
+        for name, arm in zip(("cross entropy", "contrast"), _arms(STUDY), strict=True):
+            bests = [best_of(arm, scene, score, runs, layer=layer) for score in HEADLINES]
+            found = [
+                values(STUDY, best, scene, score, runs)
+                for best, score in zip(bests, HEADLINES, strict=True)
+            ]
+            rows.append([layer, name, *(number(fmean(one.values())) for one in found)])
+    return TextTable((NAMES[scene], "", *HEADLINES), rows)
 
 
 def rows_table(name: str, scene: str, runs: Runs, layer: str = "") -> TextTable:

@@ -15,7 +15,10 @@ from benchmarks._training.runs import Run, Runs
 from benchmarks._training.table import Table
 
 ABLATION = ("", "mean IoU", "difference", "positive", "pairs", "gradient ratio", "seconds a run")
-COMPARISON = ("regime", "row", "without contrast", "difference", "positive", "pairs", "time")
+COMPARISON = (
+    *("regime", "row", "without contrast", "difference", "positive", "pairs", "time"),
+    "gradient ratio",
+)
 MOMENTS = (0, 4, 9)
 """Indices of the samples after a tenth of a run, after half of it, and at its end."""
 READINGS = ("positive_similarity", "negative_similarity", "hard_share", "bank_occupancy")
@@ -88,7 +91,8 @@ def mean_iou(table: Table, run: Run) -> float:
 def regimes_table(tables: Iterable[Table], runs: Runs, price: float) -> TextTable:
     """Tabulate every row of several tables, each beside the cross entropy of its table.
 
-    `price` is the time of a step with contrast relative to one without.
+    `price` is the time of a step with contrast relative to one without. The gradient ratio is that
+    after a tenth of a run, after half of it and at its end.
     """
     rows = []
     for table in tables:
@@ -101,7 +105,9 @@ def regimes_table(tables: Iterable[Table], runs: Runs, price: float) -> TextTabl
             time = recipe.steps / of_first.steps * (price if recipe.has_contrast else 1.0)
             difference = signed(line.compared.difference, line.compared.standard_error)
             cells = [f"{line.compared.plain:.2f}", difference, *_counts(line.differences)]
-            rows.append([table.title, line.name, *cells, f"{time:.2f}"])
+            ratios = [run["ratios"] for run in runs_of(table, line.name, runs).values()]
+            over_time = _over_time(ratios) if recipe.has_contrast else ""
+            rows.append([table.title, line.name, *cells, f"{time:.2f}", over_time])
     return TextTable(COMPARISON, rows)
 
 

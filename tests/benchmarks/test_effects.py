@@ -27,12 +27,13 @@ def test_rows_of_regimes_and_what_else_they_change():
     for seed, gain in ((200, 0.01), (201, 0.03)):
         for index, name in enumerate(names):
             found = {"measured": measured(0.4 + index * gain, 0.6 + 0.1 * index)}
-            runs[table.key(name, seed)] = {**found, "ratios": [], "seconds": 1.0}
+            ratios = [seed - 200.0 + moment for moment in range(10)]
+            runs[table.key(name, seed)] = {**found, "ratios": ratios, "seconds": 1.0}
     rows = [list(row) for row in regimes_table([table, TABLES["few-25-val"]], runs, 1.2).rows]
     # A table without runs has no rows. The last row has 15% more steps and no contrast.
     assert rows == [
-        [table.title, names[1], "40.00", "+2.00 ± 1.00", "2 of 2", "2", "1.20"],
-        [table.title, names[2], "40.00", "+4.00 ± 2.00", "2 of 2", "2", "1.15"],
+        [table.title, names[1], "40.00", "+2.00 ± 1.00", "2 of 2", "2", "1.20", "0.50, 4.50, 9.50"],
+        [table.title, names[2], "40.00", "+4.00 ± 2.00", "2 of 2", "2", "1.15", ""],
     ]
     found = {row[0]: list(row[1:]) for row in measures_table(table, names[1], runs).rows}
     assert found["similarity within a class"] == ["60.00", "70.00", "+10.00 ± 0.00"]

@@ -287,6 +287,30 @@ def test_both_arms_are_compared_at_their_best_on_tuning():
     assert by_split == [["+49.00 ± 0.00"] * 4] * 3
 
 
+def test_every_layer_has_its_best_row_and_transform_on_tuning():
+    runs = {}
+    for row, way in (("cross entropy alone", 0.1), ("contrast, weight 0.5", 0.3)):
+        values = {
+            layer + name: way + gain
+            for layer in tables.LAYERS
+            for name, gain in (("", 0.1 if layer == "logits" else 0.0), (", centered", 0.05))
+        }
+        runs[TABLES["embedding-tuning"].key(row, 0)] = scored_run(**values)
+        # The other transform is better in the study.
+        study = {
+            name: 0.9 if name == "logits, centered" else value for name, value in values.items()
+        }
+        for seed in (100, 101):
+            runs[TABLES["embedding"].key(row, seed)] = scored_run(**study)
+    rows = [list(row) for row in tables.layers_table("other", runs).rows]
+    expected = {("cross entropy", layer): "15.00" for layer in tables.LAYERS}
+    expected |= {("contrast", layer): "35.00" for layer in tables.LAYERS}
+    expected |= {("cross entropy", "logits"): "20.00", ("contrast", "logits"): "40.00"}
+    assert {(arm, layer): values for layer, arm, *values in rows} == {
+        key: [value] * 4 for key, value in expected.items()
+    }
+
+
 def test_few_and_wrong_labels(sequences):
     data = experiment.load_data("camvid", "val", (24, 24), sequences)
     few = data.with_few_labels(3, seed=1)
