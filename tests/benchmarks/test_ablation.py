@@ -71,6 +71,8 @@ CONFIRMED = (
     ),
     *(f"{name}-val" for name in SCENARIOS if f"{name}-val" in TABLES),
 )
+WITH_BASELINES = ("best", "best-again", "best-val", "wrong-30-losses")
+"""Tables with the baselines that reviews asked for: nothing is chosen among them."""
 SMALL = Table("Two rows", SGD, {**ALONE, "with it": {}}, seeds=(0, 1, 2))
 
 
@@ -125,7 +127,7 @@ def test_val_is_for_what_has_been_chosen():
         assert (table.split == "val") == (name in CONFIRMED)
         if name not in ("camvid", "digits") and name in CONFIRMED:
             assert not set(table.seeds) & set(ablation.TABLES["small"].seeds)
-            assert len(table.rows) <= 3
+            assert name in WITH_BASELINES or len(table.rows) <= 3
 
 
 def test_the_gpu_table_at_a_tiny_size(tmp_path, camvid):
