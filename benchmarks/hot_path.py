@@ -156,10 +156,16 @@ class _HotPath:
         row["correct"] = all(ours) if ours else None
 
     def _weigh(self, case: Case, name: str, run: Run) -> float | None:
-        """Return the MB that a run needs; on the CPU in a process of its own."""
+        """Return the MB that a run needs; on the CPU in a process of its own.
+
+        None for what has its memory from the first run on, so that later runs allocate nothing:
+        captured runs, and on a GPU the plain products.
+        """
         if not self.options.memory:
             return None
         if self.on_gpu:
+            if ways.way_of(name) != name or name in ways.PRODUCTS:
+                return None
             found = attempt(partial(measured_peak, run, self.device), self.device)
             return None if isinstance(found, str) else found
         return peak_memory(runs_to_weigh, case, name)

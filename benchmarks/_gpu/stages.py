@@ -100,18 +100,18 @@ class Stages:
     def verdict(self) -> tuple[bool | None, list[str]]:
         """Return whether the results are right, and the cases that are wrong, after their stage.
 
-        Every record may say that something is wrong. That nothing is, only the records of the
-        stages that judge say, once these are done; None where one of them is missing.
+        Every record may say that something is wrong. That nothing is, only the last stage that
+        judges says, which has the cases of those before it; None where it is not done.
         """
         failed: list[str] = []
-        answers: list[bool | None] = []
+        answer: bool | None = None
         for stage in self.stages:
             record = self.record_of(stage)
             wrong = record.get("failed") or ["correct is false"] * (record.get("correct") is False)
             failed += [f"{stage.name}: {case}" for case in wrong]
             if stage.judges:
-                answers.append(record.get("correct") if self.status(stage) == DONE else None)
-        return False if failed else True if answers and all(answers) else None, failed
+                answer = record.get("correct") if self.status(stage) == DONE else None
+        return False if failed else answer, failed
 
     def complete(self) -> bool:
         """Return whether every stage is done."""

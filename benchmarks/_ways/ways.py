@@ -27,7 +27,9 @@ COMPILED_WAYS = ("flex", "compiled")
 WAYS = (*PHASES[0], *PHASES[1], *COMPILED_WAYS)
 CPU_WAYS = ("floor", "tiled", "mined", "compiled", "dense", "authors")
 CUDA_WAYS = tuple(name for name in WAYS if name != "mined")
-UNCHECKED = ("square", "floor", "mined")
+PRODUCTS = ("square", "floor")
+"""Plain products, which other ways are compared with."""
+UNCHECKED = (*PRODUCTS, "mined")
 """The ways that have another result than the loss, or none."""
 OURS = ("info_nce", "unit length", "tiled")
 REFERENCES = ("floor", "tiled", "info_nce")

@@ -148,7 +148,10 @@ def test_records_of_an_earlier_run_are_removed(tmp_path):
         ("write(correct=True, failed=[])", "write(correct=None, failed=[])", None, []),
         ("write(correct=True, failed=[])", "sys.exit(1)", None, []),
         # A verdict from a process that did not end well is none, unless it is a bad one.
-        ("write(correct=True, failed=[]); sys.exit(1)", CHECKS, None, []),
+        ("write(correct=True, failed=[])", "write(correct=True); sys.exit(1)", None, []),
+        # The tests include what smoke did not finish.
+        ("write(correct=None, failed=[])", CHECKS, True, []),
+        ("sys.exit(1)", CHECKS, True, []),
         ("write(correct=False, failed=['a']); sys.exit(7)", CHECKS, False, ["smoke: a"]),
         ("write(correct=False, failed=['a', 'b']); sys.exit(1)",
          "write(correct=None, failed=['c'])", False, ["smoke: a", "smoke: b", "tests: c"]),
