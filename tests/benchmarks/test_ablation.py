@@ -64,6 +64,7 @@ CONFIRMED = (
         "options-val",
         "wrong-30-losses",
         "best-val",
+        "best-shorter",
         "wrong-30-smoothing-both",
         "wrong-30-smoothing-again",
         "wrong-30-both",
