@@ -42,6 +42,7 @@ PAGE_NAMES = (
 PAGES = tuple(ROOT / "docs" / name for name in PAGE_NAMES)
 RESULTS = COMMITTED.parent
 LARGER = {"table": TABLES["embedding-larger-val"], "tuning": TABLES["embedding-larger"]}
+LARGER_LOWER = {**LARGER, "table": TABLES["embedding-larger-lower"]}
 TABLE = re.compile(r"(<!-- table: (\w+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -124,6 +125,9 @@ KINDS: dict[str, Callable[[str], TextTable]] = {
     "splits": lambda name: embedding.splits_table(name, load_runs(runs_file("embedding"))),
     "larger": lambda name: embedding.study_table(
         name, load_runs(runs_file("embedding")), scores=embedding.HEADLINES, **LARGER
+    ),
+    "larger_lower": lambda name: embedding.study_table(
+        name, load_runs(runs_file("embedding")), scores=embedding.HEADLINES, **LARGER_LOWER
     ),
     "largersplits": lambda name: embedding.splits_table(
         name, load_runs(runs_file("embedding")), **LARGER

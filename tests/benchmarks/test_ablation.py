@@ -55,6 +55,7 @@ CONFIRMED = (
         "digits",
         "embedding",
         "embedding-larger-val",
+        "embedding-larger-lower",
         "embedding-lower",
         "gpu",
         "gpu-pretrained",
