@@ -41,8 +41,7 @@ PAGE_NAMES = (
 )
 PAGES = tuple(ROOT / "docs" / name for name in PAGE_NAMES)
 RESULTS = COMMITTED.parent
-LARGER = {"table": TABLES["embedding-larger-val"], "tuning": TABLES["embedding-larger"]}
-LARGER_LOWER = {**LARGER, "table": TABLES["embedding-larger-lower"]}
+LARGER, LARGER_TUNING = TABLES["embedding-larger-val"], TABLES["embedding-larger"]
 TABLE = re.compile(r"(<!-- table: (\w+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -95,6 +94,15 @@ def _price_of_contrast() -> float:
     return ratio
 
 
+def _regimes(tables: list[Table]) -> TextTable:
+    return regimes_table(tables, load_runs(runs_file("supervised")), _price_of_contrast())
+
+
+def _main_scores(name: str, table: Table, tuning: Table) -> TextTable:
+    runs = load_runs(runs_file("embedding"))
+    return embedding.study_table(name, runs, table, embedding.HEADLINES, tuning)
+
+
 def _rows(name: str, layer: str = "") -> TextTable:
     table, _, scene = name.rpartition("-")
     return embedding.rows_table(table, scene, load_runs(runs_file(table)), layer)
@@ -102,35 +110,24 @@ def _rows(name: str, layer: str = "") -> TextTable:
 
 KINDS: dict[str, Callable[[str], TextTable]] = {
     "ablation": lambda name: ablation_table(TABLES[name], load_runs(runs_file(name))),
-    "regimes": lambda name: regimes_table(
-        _named(name), load_runs(runs_file("supervised")), _price_of_contrast()
-    ),
+    "regimes": lambda name: _regimes(_named(name)),
     "ablation_other": lambda name: ablation_table(_other(TABLES[name]), load_runs(runs_file(name))),
-    "regimes_other": lambda name: regimes_table(
-        [_other(table) for table in _named(name) if table.scored == "heldout"],
-        load_runs(runs_file("supervised")),
-        _price_of_contrast(),
+    "regimes_other": lambda name: _regimes(
+        [_other(table) for table in _named(name) if table.scored == "heldout"]
     ),
     "reading": lambda name: readings_table(TABLES[name], load_runs(runs_file(name))),
     "measures": lambda name: _measures(*EXPLAINED[name]),
     "classes": lambda name: classes_table(TABLES[name], load_runs(runs_file(name))),
     "study": lambda name: embedding.study_table(name, load_runs(runs_file("embedding"))),
-    "pairs": lambda scene: embedding.study_table(
-        scene,
-        load_runs(runs_file("embedding")),
-        TABLES["embedding"],
-        embedding.HEADLINES,
-    ),
+    "pairs": lambda name: _main_scores(name, TABLES["embedding"], embedding.TUNING),
     "layers": lambda scene: embedding.layers_table(scene, load_runs(runs_file("embedding"))),
     "splits": lambda name: embedding.splits_table(name, load_runs(runs_file("embedding"))),
-    "larger": lambda name: embedding.study_table(
-        name, load_runs(runs_file("embedding")), scores=embedding.HEADLINES, **LARGER
+    "larger": lambda name: _main_scores(name, LARGER, LARGER_TUNING),
+    "larger_lower": lambda name: _main_scores(
+        name, TABLES["embedding-larger-lower"], LARGER_TUNING
     ),
-    "larger_lower": lambda name: embedding.study_table(
-        name, load_runs(runs_file("embedding")), scores=embedding.HEADLINES, **LARGER_LOWER
-    ),
-    "largersplits": lambda name: embedding.splits_table(
-        name, load_runs(runs_file("embedding")), **LARGER
+    "larger_splits": lambda name: embedding.splits_table(
+        name, load_runs(runs_file("embedding")), LARGER, LARGER_TUNING
     ),
     "rows": _rows,
     "decoder": lambda name: _rows(name, "decoder"),

@@ -3,8 +3,8 @@
     python -m benchmarks._gpu.run_tests --out FOLDER --budget SECONDS --processes 14
 
 pytest-xdist gives each process neighbouring tests, which launch the same kernels, and replaces a
-process that ends; pytest-timeout ends a process in which a test takes too long. Such a test is
-unfinished, since it may only be slow. All processes have one Triton cache. `--smoke` runs only
+process that crashes; pytest-timeout ends a process in which a test exceeds its limit. Such a test
+is unfinished, since it may only be slow. All processes have one Triton cache. `--smoke` runs only
 tests that compile what is timed next, and that tell if the kernels are right on this card at all;
 `--rehearse` runs a few tests on the CPU, with the tiled form in place of the kernels.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import math
 import os
 import sys
 import tempfile
@@ -72,6 +73,7 @@ class Recorder:
         self.ungated = Path(tempfile.gettempdir()) / f"ungated-{os.getpid()}.json"
         self.tests: list[str] = []
         self.outcomes: dict[str, tuple[str, str]] = {}
+        self._began: dict[str, float] = {}
         self._written = 0.0
         self._lock = threading.Lock()
 
@@ -79,9 +81,14 @@ class Recorder:
     def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
         self.tests = list(ids)  # The same from every process.
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._began[nodeid] = time.monotonic()
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == PROCESS_ENDED:
-            self.outcomes.setdefault(report.nodeid, ("unfinished", _last_line(report)))
+            seconds = time.monotonic() - self._began.get(report.nodeid, math.inf)
+            outcome = "unfinished" if seconds >= TEST_SECONDS else "failed"
+            self.outcomes.setdefault(report.nodeid, (outcome, _last_line(report)))
         elif report.outcome != "passed":
             self.outcomes[report.nodeid] = (report.outcome, _last_line(report))
         elif report.when == "teardown":

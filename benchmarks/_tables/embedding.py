@@ -157,12 +157,7 @@ def layers_table(scene: str, runs: Runs) -> TextTable:
     rows = []
     for layer in LAYERS:
         for name, arm in zip(("cross entropy", "contrast"), _arms(STUDY), strict=True):
-            bests = [best_of(arm, scene, score, runs, layer=layer) for score in HEADLINES]
-            found = [
-                values(STUDY, best, scene, score, runs)
-                for best, score in zip(bests, HEADLINES, strict=True)
-            ]
-            rows.append([layer, name, *(number(fmean(one.values())) for one in found)])
+            rows.append([layer, name, *_headlines(arm, scene, runs, STUDY, TUNING, layer)])
     return TextTable((NAMES[scene], "", *HEADLINES), rows)
 
 
@@ -176,11 +171,19 @@ def rows_table(name: str, scene: str, runs: Runs, layer: str = "") -> TextTable:
     rows = []
     for row in table.rows:
         own = runs_of(table, row, runs).values()
-        cells: list[str] = []
-        for score in HEADLINES:
-            best = best_of([row], scene, score, runs, chosen_on, layer)
-            found = values(table, best, scene, score, runs)
-            cells.append(number(fmean(found.values())) if found else "not run")
+        cells = _headlines([row], scene, runs, table, chosen_on, layer)
         ious = [mean_iou(replace(table, scored=scene), run) for run in own]
         rows.append([row, *cells, number(fmean(ious)) if ious else "not run", str(len(own))])
     return TextTable((NAMES[scene], *HEADLINES, "mean IoU", "runs"), rows)
+
+
+def _headlines(
+    rows: Sequence[str], scene: str, runs: Runs, table: Table, chosen_on: Table, layer: str
+) -> list[str]:
+    """Format the main scores of the rows' best row and variant, chosen on another table."""
+    cells = []
+    for score in HEADLINES:
+        best = best_of(rows, scene, score, runs, chosen_on, layer)
+        found = values(table, best, scene, score, runs)
+        cells.append(number(fmean(found.values())) if found else "not run")
+    return cells
